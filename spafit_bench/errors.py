@@ -1,0 +1,22 @@
+"""The one exception that is a message to the user rather than a bug."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input or environment: the message says what was wrong, where, and what to do.
+
+    The command line prints the message without a traceback and exits with code 2.
+    """
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Say what `name` may have been meant to be: the nearest match, else every choice."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}? (choices: {', '.join(known)})"
+    return f"choices: {', '.join(known)}"

@@ -1,0 +1,178 @@
+"""What a GLUE task is: one row of a table.
+
+Facts are those of the GLUE benchmark (Wang et al., arXiv:1804.07461) in the label order of the
+`nyu-mll/glue` data set. Nothing else in the package knows a task by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from spafit_bench.errors import UserError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """A split that is only predicted: its labels are never read."""
+
+    __test__ = False  # not a pytest class
+
+    split: str
+    submission: str
+    """Name of the GLUE server's file, without `.tsv`."""
+    config: str | None = None
+    """Hub configuration that holds the split, where it is not the task's own (AX)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One GLUE task."""
+
+    name: str
+    title: str
+    text_columns: tuple[str, ...]
+    """One column for single sentences, two for pairs."""
+    labels: tuple[str, ...] = ()
+    """Class names in label order; empty for a regression task."""
+    label_range: tuple[float, float] | None = None
+    """Inclusive range of a regression label."""
+    metrics: tuple[str, ...] = ("accuracy",)
+    """Reported metrics, in native scale; the task's score is their mean."""
+    dev_splits: tuple[str, ...] = ("validation",)
+    """Every metric is computed on each; the task's score is the mean over them."""
+    test_sets: tuple[TestSet, ...] = ()
+    rows: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Official number of rows of each split."""
+    note: str = ""
+    """What a reader of a score should know."""
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the label is a number rather than a class."""
+        return not self.labels
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the classifier: one for regression."""
+        return len(self.labels) or 1
+
+
+def _rows(**counts: int) -> MappingProxyType[str, int]:
+    return MappingProxyType(counts)
+
+
+def _test(submission: str, split: str = "test", config: str | None = None) -> TestSet:
+    return TestSet(split=split, submission=submission, config=config)
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_PAIR = ("sentence1", "sentence2")
+_QUESTIONS = ("question1", "question2")
+_MNLI_DEV = ("validation_matched", "validation_mismatched")
+
+_ALL = (
+    Task(
+        name="cola",
+        title="CoLA",
+        text_columns=("sentence",),
+        labels=("unacceptable", "acceptable"),
+        metrics=("matthews_correlation",),
+        test_sets=(_test("CoLA"),),
+        rows=_rows(train=8551, validation=1043, test=1063),
+    ),
+    Task(
+        name="sst2",
+        title="SST-2",
+        text_columns=("sentence",),
+        labels=("negative", "positive"),
+        test_sets=(_test("SST-2"),),
+        rows=_rows(train=67349, validation=872, test=1821),
+    ),
+    Task(
+        name="mrpc",
+        title="MRPC",
+        text_columns=_PAIR,
+        labels=("not_equivalent", "equivalent"),
+        metrics=("f1", "accuracy"),
+        test_sets=(_test("MRPC"),),
+        rows=_rows(train=3668, validation=408, test=1725),
+    ),
+    Task(
+        name="stsb",
+        title="STS-B",
+        text_columns=_PAIR,
+        label_range=(0.0, 5.0),
+        metrics=("pearson", "spearman"),
+        test_sets=(_test("STS-B"),),
+        rows=_rows(train=5749, validation=1500, test=1379),
+    ),
+    Task(
+        name="qqp",
+        title="QQP",
+        text_columns=_QUESTIONS,
+        labels=("not_duplicate", "duplicate"),
+        metrics=("f1", "accuracy"),
+        test_sets=(_test("QQP"),),
+        rows=_rows(train=363846, validation=40430, test=390965),
+    ),
+    Task(
+        name="mnli",
+        title="MNLI",
+        text_columns=("premise", "hypothesis"),
+        labels=("entailment", "neutral", "contradiction"),
+        dev_splits=_MNLI_DEV,
+        test_sets=(
+            _test("MNLI-m", "test_matched"),
+            _test("MNLI-mm", "test_mismatched"),
+            _test("AX", "test", config="ax"),
+        ),
+        rows=_rows(
+            train=392702,
+            validation_matched=9815,
+            validation_mismatched=9832,
+            test_matched=9796,
+            test_mismatched=9847,
+            ax=1104,
+        ),
+    ),
+    Task(
+        name="qnli",
+        title="QNLI",
+        text_columns=("question", "sentence"),
+        labels=_ENTAILMENT,
+        test_sets=(_test("QNLI"),),
+        rows=_rows(train=104743, validation=5463, test=5463),
+    ),
+    Task(
+        name="rte",
+        title="RTE",
+        text_columns=_PAIR,
+        labels=_ENTAILMENT,
+        test_sets=(_test("RTE"),),
+        rows=_rows(train=2490, validation=277, test=3000),
+    ),
+    Task(
+        name="wnli",
+        title="WNLI",
+        text_columns=_PAIR,
+        labels=("not_entailment", "entailment"),
+        test_sets=(_test("WNLI"),),
+        rows=_rows(train=635, validation=71, test=146),
+        note="the dev set is adversarial to train: a model that learns from train scores "
+        "below the majority class",
+    ),
+)
+
+TASKS: MappingProxyType[str, Task] = MappingProxyType({task.name: task for task in _ALL})
+
+
+def get_task(name: str) -> Task:
+    """Return the task called `name`.
+
+    Raises:
+        UserError: the name is not a task's; the message has the nearest match.
+    """
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}: {nearest(name, TASKS)}")
+    return TASKS[name]
