@@ -24,6 +24,11 @@ class TestSet:
     config: str | None = None
     """Hub configuration that holds the split, where it is not the task's own (AX)."""
 
+    @property
+    def key(self) -> str:
+        """Name of the split among the task's own: AX is `ax`, not another `test`."""
+        return self.config or self.split
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

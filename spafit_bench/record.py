@@ -1,0 +1,168 @@
+"""What one run leaves behind, as a typed record.
+
+The results half of the package (store, tables, statistics, plots) knows runs only through this
+module. Metrics are in native scale here (accuracy 0.84, not 84) and times 100 only in tables.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spafit_bench.errors import UserError
+
+SCHEMA_VERSION = 1
+
+Status = Literal["done", "diverged", "failed", "interrupted"]
+SplitMetrics = dict[str, dict[str, float]]
+"""Split -> metric -> value in native scale."""
+
+
+class Frozen(BaseModel):
+    """A typed value that cannot change and has no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+class Evaluation(Frozen):
+    """Every dev metric at one point of training."""
+
+    step: int
+    epoch: float
+    train_loss: float | None
+    """Mean training loss since the evaluation before, per example."""
+    metrics: SplitMetrics
+
+
+class StratumCount(Frozen):
+    """Parameters of one stratum: a group of layers, the embeddings or a part of the head."""
+
+    stratum: str
+    treatment: str
+    parameters: int
+    """Parameters of the base model in this stratum, adapters not counted."""
+    trainable: int
+    """What trains in it, adapters counted."""
+
+
+class DataProvenance(Frozen):
+    """Which text and labels a run was trained and scored on."""
+
+    source: str
+    fingerprint: str
+    """SHA-256 over text and labels of every split, test labels and `idx` left out."""
+    official_basis: str
+    """Why `official_split` is what it is: `fingerprint`, `row count`, or what differs."""
+    rows: dict[str, int]
+    """Rows used of each split (train after `--limit`)."""
+
+
+class ModelProvenance(Frozen):
+    """Which pretrained weights a run started from."""
+
+    revision: str | None
+    weights_sha256: str
+    architecture: str
+    num_layers: int
+    fresh_tensors: tuple[str, ...]
+    """Tensors that the checkpoint lacks and that were therefore initialised by the seed."""
+
+
+class Environment(Frozen):
+    """The machine and versions; never part of `run_id`, except precision and threads."""
+
+    host: str
+    device: str
+    device_name: str
+    precision: str
+    num_threads: int
+    python: str
+    packages: dict[str, str]
+    git_commit: str | None
+    command: str
+
+
+class RunRecord(Frozen):
+    """One run. Keys at the top level are a contract that other tools rely on."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str
+    status: Status
+    reason: str | None = None
+    """Why a run is not `done`."""
+    task: str
+    method: str
+    model: str
+    seed: int
+    official_split: bool
+    train_limit: int | None
+    select: Literal["last", "best"]
+    metrics: SplitMetrics = Field(default_factory=dict)
+    """Of the evaluation that `select` chose."""
+    score: float | None = None
+    """Mean over dev splits of the mean of the task's metrics, native scale."""
+    last: Evaluation | None = None
+    best: Evaluation | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    majority: SplitMetrics = Field(default_factory=dict)
+    """The same metrics for predicting train's most frequent class (or mean) everywhere."""
+    collapsed: bool = False
+    """Whether the chosen evaluation predicts a constant on any dev split."""
+    trainable_parameters: int
+    base_parameters: int
+    trainable_percent: float
+    strata: tuple[StratumCount, ...]
+    train_time_s: float | None = None
+    """Training steps only: no evaluation, no set-up."""
+    train_tokens: int | None = None
+    """Real (unpadded) tokens trained on, the first step included."""
+    train_tokens_per_s: float | None = None
+    eval_tokens_per_s: float | None = None
+    wall_time_s: float
+    peak_memory_bytes: int | None = None
+    stored_bytes: int | None = None
+    """Size of `adapter.safetensors`: what this task adds to the shared base model."""
+    started_at: str
+    """UTC, ISO 8601."""
+    config: dict[str, Any]
+    """The full resolved configuration."""
+    data: DataProvenance
+    weights: ModelProvenance
+    environment: Environment
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """Serialise with sorted structure kept and one key per line."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+def parse_record(text: str, where: str) -> RunRecord:
+    """Read a record back.
+
+    Args:
+        text: content of a `record.json`.
+        where: its path, for messages.
+
+    Raises:
+        UserError: the text is not a record, or one of a newer schema.
+    """
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not JSON ({error}); the record is damaged") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if not isinstance(version, int):
+        raise UserError(f"{where}: no schema_version; this is not a spafit-bench record")
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{where}: written by a newer spafit-bench (record schema {version}, this version "
+            f"reads up to {SCHEMA_VERSION}); upgrade spafit-bench"
+        )
+    try:
+        return RunRecord.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: {key}: {first['msg']}; the record is damaged") from None
