@@ -1,0 +1,291 @@
+"""The configuration of one run, and how the layers of settings become one.
+
+A later layer wins: shipped defaults, `--preset`, `--config`, `--set`, flags. Within one file its
+top level comes first, then `tasks: <task>:`, then `methods: <defaults key of the method>:`.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from spafit_bench.errors import UserError, nearest
+from spafit_bench.methods import Method, get_method
+from spafit_bench.record import Frozen
+from spafit_bench.shipped import config_folder, read_yaml
+from spafit_bench.tasks import TASKS, get_task
+from spafit_bench.treatments import parse_treatment
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+HeadTreatment = Literal["frozen", "bias", "full"]
+
+
+class MethodSettings(Frozen):
+    """A method by name, with overrides that apply to each of its LoRA treatments."""
+
+    name: str = "spafit"
+    rank: Count | None = None
+    alpha: Positive | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    rslora: bool | None = None
+    dora: bool | None = None
+    embeddings: HeadTreatment | None = None
+
+
+class HeadSettings(Frozen):
+    """What happens on top of the encoder; None leaves it to the method."""
+
+    pooler: HeadTreatment | None = None
+    pooler_init: Literal["pretrained", "fresh"] = "pretrained"
+
+
+class TrainSettings(Frozen):
+    """Optimisation of one run."""
+
+    learning_rate: Positive
+    epochs: Positive
+    batch_size: Count
+    """Examples per optimizer step."""
+    micro_batch_size: Count | None = None
+    """Examples per forward pass; gradients accumulate to `batch_size`. None: the whole batch."""
+    eval_batch_size: Count = 64
+    max_length: Annotated[int, Field(ge=8)]
+    warmup: NonNegative
+    """Fraction of all steps if below 1, else a number of steps."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """After warm-up: decay to zero, or stay."""
+    weight_decay: NonNegative
+    """Decoupled; never on biases and normalisations."""
+    max_grad_norm: Positive
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_eps: Positive
+
+
+class RunConfig(Frozen):
+    """Everything that one run needs to know."""
+
+    task: str
+    method: MethodSettings = MethodSettings()
+    model: str = "bert-large-cased"
+    revision: str | None = None
+    data: str = "hub"
+    offline: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    limit: Count | None = None
+    select: Literal["last", "best"] = "last"
+    predict_test: bool = True
+    save_weights: Literal["all", "best", "none"] = "best"
+    """Adapters kept: of every evaluation, of the chosen one, or none."""
+    head: HeadSettings = HeadSettings()
+    train: TrainSettings
+
+    def resolved_method(self) -> Method:
+        """Return the method with the overrides of `method` and `head` applied.
+
+        Raises:
+            UserError: unknown method, or LoRA settings for a method without LoRA.
+        """
+        method = get_method(self.method.name)
+        keys = ("rank", "alpha", "dropout", "rslora", "dora")
+        changes = {key: getattr(self.method, key) for key in keys}
+        changes = {key: value for key, value in changes.items() if value is not None}
+        if changes and method.loras:
+            method = method.with_lora(**changes)
+        parts = {"embeddings": self.method.embeddings, "pooler": self.head.pooler}
+        chosen: dict[str, Any] = {
+            part: parse_treatment(text) for part, text in parts.items() if text
+        }
+        return replace(method, **chosen)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of settings."""
+
+    where: str
+    """Named in messages."""
+    body: Mapping[str, Any]
+
+
+_SECTIONS = ("tasks", "methods")
+
+
+def load_layers(
+    *, preset: str | None, config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]
+) -> tuple[Layer, ...]:
+    """Collect and check every layer of settings, weakest first.
+
+    Args:
+        preset: name of a file in `configs/presets`.
+        config: a YAML file.
+        assignments: `key=value` texts of `--set`, keys with dots.
+        flags: nested settings from the command line.
+
+    Raises:
+        UserError: an unreadable file or an unknown key, with the nearest match.
+    """
+    layers = [_file_layer(config_folder() / "defaults.yaml", "defaults")]
+    if preset is not None:
+        names = sorted(path.stem for path in (config_folder() / "presets").glob("*.yaml"))
+        if preset not in names:
+            raise UserError(f"unknown preset {preset!r}: {nearest(preset, names)}")
+        layers.append(_file_layer(config_folder() / "presets" / f"{preset}.yaml", preset))
+    if config is not None:
+        layers.append(_file_layer(config, str(config)))
+    layers += [_assignment_layer(text) for text in assignments]
+    layers.append(Layer("the command line", flags))
+    return tuple(layers)
+
+
+def _file_layer(path: Path, where: str) -> Layer:
+    body = read_yaml(path)
+    for key, value in body.items():
+        if key in _SECTIONS:
+            _check_section(key, value, where)
+        else:
+            _check_key(RunConfig, key, value, where, "")
+    return Layer(where, body)
+
+
+def _check_section(section: str, value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {section!r} must be a mapping from names to settings")
+    for name, settings in value.items():
+        if section == "tasks":
+            get_task(str(name))
+        if not isinstance(settings, dict):
+            raise UserError(f"{where}: {section}.{name} must be a mapping of settings")
+        for key, inner in settings.items():
+            _check_key(RunConfig, key, inner, where, f"{section}.{name}.")
+
+
+def _check_key(model: type[BaseModel], key: Any, value: Any, where: str, path: str) -> None:
+    """Refuse a key that the model does not have, at any depth."""
+    choices = list(model.model_fields)
+    if key not in choices:
+        extra = _SECTIONS if model is RunConfig and not path else ()
+        raise UserError(
+            f"{where}: unknown key {path + str(key)!r}: {nearest(str(key), (*choices, *extra))}"
+        )
+    inner = _model_of(model.model_fields[key].annotation)
+    if inner is MethodSettings and isinstance(value, str):
+        return
+    if inner is not None:
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {path}{key} must be a mapping of settings, not {value!r}")
+        for inner_key, inner_value in value.items():
+            _check_key(inner, inner_key, inner_value, where, f"{path}{key}.")
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    candidates = (
+        typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    )
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _assignment_layer(text: str) -> Layer:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    where = f"--set {text}"
+    if not equals or not key.strip():
+        raise UserError(f"{where}: write key=value, e.g. --set method.rank=8")
+    try:
+        parsed = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{where}: the value is not valid YAML ({error})") from None
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    for first, inner in parsed.items():
+        if first in ("task", "seed"):
+            raise UserError(f"{where}: use --{first}")
+        _check_key(RunConfig, first, inner, where, "")
+    return Layer(where, parsed)
+
+
+def resolve(layers: Sequence[Layer], *, task: str, method: str, seed: int) -> RunConfig:
+    """Merge the layers into the configuration of one run.
+
+    Raises:
+        UserError: a value of the wrong type or out of range, naming the key and its source.
+    """
+    get_task(task)
+    family = get_method(method).defaults
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for layer in layers:
+        top = {key: value for key, value in layer.body.items() if key not in _SECTIONS}
+        _merge(merged, top, sources, layer.where)
+        for section, name in (("tasks", task), ("methods", family)):
+            settings = layer.body.get(section, {}).get(name, {})
+            _merge(merged, settings, sources, f"{layer.where}, {section}.{name}")
+    merged["task"], merged["seed"] = task, seed
+    settings = merged.get("method", {})
+    merged["method"] = (settings if isinstance(settings, dict) else {}) | {"name": method}
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise _invalid(error, sources) from None
+
+
+def _merge(
+    into: dict[str, Any],
+    settings: Mapping[str, Any],
+    sources: dict[str, str],
+    where: str,
+    path: str = "",
+) -> None:
+    for key, value in settings.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value, sources, where, f"{path}{key}.")
+            continue
+        into[key] = _copy(value)
+        for leaf in _leaves(value, f"{path}{key}"):
+            sources[leaf] = where
+
+
+def _copy(value: Any) -> Any:
+    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def _leaves(value: Any, path: str) -> list[str]:
+    if not isinstance(value, dict):
+        return [path]
+    return [leaf for key, inner in value.items() for leaf in _leaves(inner, f"{path}.{key}")]
+
+
+def _invalid(error: ValidationError, sources: Mapping[str, str]) -> UserError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    where = sources.get(key, "configuration")
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return UserError(f"{where}: {key} = {first.get('input')!r}: {message}")
+
+
+def named_method(layers: Sequence[Layer]) -> str | None:
+    """Return the method that the layers name, if any."""
+    found = None
+    for layer in layers:
+        value = layer.body.get("method")
+        found = (value if isinstance(value, str) else (value or {}).get("name")) or found
+    return found
+
+
+def task_names() -> tuple[str, ...]:
+    """Names of the nine tasks in the order of tables."""
+    return tuple(TASKS)

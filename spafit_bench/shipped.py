@@ -1,0 +1,43 @@
+"""The configuration files that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spafit_bench.errors import UserError
+
+
+def config_folder() -> Path:
+    """Return the folder of shipped configurations.
+
+    A wheel carries the repository's top-level `configs/` inside the package; in a checkout (and so
+    in an editable install) it stands beside the package.
+    """
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises:
+        UserError: missing, unreadable, not YAML, or not a mapping.
+    """
+    import yaml
+
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except (yaml.YAMLError, ValueError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML: {problem}") from None
+    if body is None:
+        return {}
+    if not isinstance(body, dict):
+        raise UserError(f"{path}: the top level must be a mapping (key: value), not {body!r:.60}")
+    return body
