@@ -79,7 +79,10 @@ class Method:
         owners: dict[int, Stratum] = {}
         strata = []
         for stratum in self.strata:
-            layers = parse_layers(stratum.layers, num_layers)
+            try:
+                layers = parse_layers(stratum.layers, num_layers)
+            except UserError as error:
+                raise UserError(f"method {self.name!r}: {error}") from None
             for layer in layers:
                 if layer in owners:
                     raise UserError(

@@ -64,6 +64,8 @@ class ModelProvenance(Frozen):
 
     revision: str | None
     weights_sha256: str
+    files_sha256: str
+    """Of configuration and tokenizer files together."""
     architecture: str
     num_layers: int
     fresh_tensors: tuple[str, ...]

@@ -1,0 +1,83 @@
+"""Carries a plan out on a real model: freezes, unfreezes and inserts adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from spafit_bench.checkpoint import generator
+from spafit_bench.lora import LoraLinear
+from spafit_bench.numerics import Numerics
+from spafit_bench.plan import Plan
+
+
+@dataclass(frozen=True)
+class AdaptedModel:
+    """A model in which exactly what its plan says can train."""
+
+    model: PreTrainedModel
+    plan: Plan
+    numerics: Numerics
+    """Where the model is, and how it computes."""
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Return what trains, by name: base tensors and adapters."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Copy what trains to the CPU: all that has to be stored for this task."""
+        return {n: p.detach().cpu().clone().contiguous() for n, p in self.trainable().items()}
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put a trained state back.
+
+        Args:
+            state: exactly the tensors of `trained_state`.
+        """
+        parameters = self.trainable()
+        assert parameters.keys() == state.keys(), parameters.keys() ^ state.keys()
+        for name, value in state.items():
+            parameters[name].copy_(value)
+
+
+def adapt(
+    model: PreTrainedModel, plan: Plan, *, numerics: Numerics, seed: int
+) -> AdaptedModel:
+    """Carry out a plan in place and move the model to its device.
+
+    Args:
+        model: in fp32, with the parameters that the plan was made for.
+        plan: what trains.
+        numerics: device and precision; frozen matrices are kept in the latter.
+        seed: for the adapters' first factor; each draws from a generator of its own name, so that
+            the adapters that two methods share start alike.
+    """
+    parameters = dict(model.named_parameters())
+    for tensor in plan.tensors:
+        parameters[tensor.name].requires_grad_(tensor.trains)
+        if tensor.lora is not None:
+            path = tensor.name.removesuffix(".weight")
+            linear = model.get_submodule(path)
+            assert isinstance(linear, nn.Linear), f"{path} is not a linear map"
+            adapted = LoraLinear(linear, tensor.lora, generator(seed, f"{path}.lora_A"))
+            model.set_submodule(path, adapted)
+    adapted_model = AdaptedModel(model, plan, numerics)
+    trains = sum(p.numel() for p in adapted_model.trainable().values())
+    assert trains == plan.trainable_parameters, (trains, plan.trainable_parameters)
+    _cast_frozen(model, numerics.dtype)
+    model.to(numerics.device)
+    return adapted_model
+
+
+def _cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Keep frozen matrices in the compute precision, once, instead of casting them each step.
+
+    Only linear maps: embeddings and vectors stay fp32, and so does everything that trains.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.to(dtype)

@@ -1,0 +1,164 @@
+"""Text into token ids, once, and token ids into batches without wasted padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spafit_bench.checkpoint import Checkpoint
+from spafit_bench.data import Split
+from spafit_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+POOL_BATCHES = 32
+"""Batches among which examples are sorted by length in training; see `training_batches`."""
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """A tokenised split: example `i` is `input_ids[offsets[i]:offsets[i + 1]]`."""
+
+    input_ids: np.ndarray
+    """(num_tokens,) int32, all examples end to end."""
+    token_type_ids: np.ndarray | None
+    """(num_tokens,) uint8, or None for an encoder without segments."""
+    offsets: np.ndarray
+    """(num_examples + 1,) int64."""
+    labels: np.ndarray | None
+    """(num_examples,) int64 classes or float32; None for a test set."""
+    pad_token_id: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def targets(self) -> np.ndarray:
+        """Labels of a split that has them."""
+        assert self.labels is not None, "a test set has no labels to learn or score"
+        return self.labels
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, (num_examples,)."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded to the longest of them."""
+
+    inputs: dict[str, Tensor]
+    """`input_ids`, `attention_mask` and, if the encoder has segments, `token_type_ids`; each
+    (batch, length) int64."""
+    labels: Tensor | None
+    """(batch,) int64 classes or float32."""
+    num_tokens: int
+    """Real tokens, padding left out."""
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self.inputs["input_ids"])
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """Load a checkpoint's tokenizer.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+    except Exception as error:  # tokenizers raises bare Exception on damaged files
+        reason = " ".join(str(error).split())
+        raise UserError(f"{checkpoint.path}: tokenizer cannot be loaded ({reason:.300})") from None
+
+
+def encode(split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> EncodedSplit:
+    """Tokenise a split.
+
+    Args:
+        split: one text column, or two for pairs.
+        tokenizer: the checkpoint's.
+        max_length: tokens of an example, special ones included; a pair's longer text is cut first.
+    """
+    columns = [list(column) for column in split.texts]
+    encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length)
+    input_ids: list[list[int]] = encoded["input_ids"]
+    segments = encoded.get("token_type_ids")
+    offsets = np.zeros(len(input_ids) + 1, dtype=np.int64)
+    np.cumsum([len(ids) for ids in input_ids], out=offsets[1:])
+    return EncodedSplit(
+        input_ids=_flat(input_ids, np.int32),
+        token_type_ids=None if segments is None else _flat(segments, np.uint8),
+        offsets=offsets,
+        labels=split.labels,
+        pad_token_id=int(tokenizer.pad_token_id or 0),
+    )
+
+
+def _flat(rows: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
+    return np.fromiter((value for row in rows for value in row), dtype=dtype)
+
+
+def collate(split: EncodedSplit, indices: np.ndarray, device: torch.device) -> Batch:
+    """Pad the chosen examples to the longest of them.
+
+    Args:
+        split: where they are.
+        indices: (batch,) example numbers.
+        device: where the batch goes.
+    """
+    lengths = split.lengths[indices]
+    shape = (len(indices), int(lengths.max()))
+    mask = np.arange(shape[1]) < lengths[:, None]
+    source = (split.offsets[indices][:, None] + np.arange(shape[1]))[mask]
+    ids = np.full(shape, split.pad_token_id, dtype=np.int64)
+    ids[mask] = split.input_ids[source]
+    inputs = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+    if split.token_type_ids is not None:
+        segments = np.zeros(shape, dtype=np.int64)
+        segments[mask] = split.token_type_ids[source]
+        inputs["token_type_ids"] = segments
+    labels = None if split.labels is None else torch.from_numpy(split.labels[indices])
+    return Batch(
+        inputs={key: torch.from_numpy(value).to(device) for key, value in inputs.items()},
+        labels=None if labels is None else labels.to(device),
+        num_tokens=int(lengths.sum()),
+    )
+
+
+def training_batches(
+    split: EncodedSplit, batch_size: int, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Draw one epoch: every example exactly once, in random batches of similar length.
+
+    A uniform permutation is cut into pools of `POOL_BATCHES` batches; each pool is sorted by length
+    and cut into batches, and all batches are shuffled. Which examples meet in a batch thus depends
+    on length within a random pool only, and batches come in uniformly random order.
+    """
+    order = rng.permutation(len(split))
+    lengths = split.lengths
+    batches: list[np.ndarray] = []
+    pool_size = batch_size * POOL_BATCHES
+    for start in range(0, len(order), pool_size):
+        pool = order[start : start + pool_size]
+        pool = pool[np.argsort(-lengths[pool], kind="stable")]
+        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
+    return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def evaluation_batches(split: EncodedSplit, batch_size: int) -> Iterator[np.ndarray]:
+    """Cut a split into batches of similar length, longest first."""
+    order = np.argsort(-split.lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,102 @@
+"""Predictions and scores of a model on the splits of a task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from spafit_bench.adapt import AdaptedModel
+from spafit_bench.encoding import EncodedSplit, collate, evaluation_batches
+from spafit_bench.record import SplitMetrics
+from spafit_bench.tasks import Task
+
+COLLAPSED_SPREAD = 1e-3
+"""A regression whose predictions span less than this share of the label range is collapsed."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of one split."""
+
+    logits: np.ndarray
+    """(num_examples, num_outputs) float32, in the order of the data."""
+    num_tokens: int
+    time_s: float
+
+    def labels(self, task: Task) -> np.ndarray:
+        """Return classes (num_examples,) int64, or scores (num_examples,) float32."""
+        return self.logits[:, 0] if task.is_regression else self.logits.argmax(axis=1)
+
+
+@torch.no_grad()
+def predict(adapted: AdaptedModel, split: EncodedSplit, *, batch_size: int) -> Predictions:
+    """Run the model over a split in evaluation mode.
+
+    Args:
+        adapted: the model.
+        split: labels are not looked at.
+        batch_size: examples per forward pass.
+    """
+    model, numerics = adapted.model.eval(), adapted.numerics
+    start = time.perf_counter()
+    pieces, order = [], []
+    for indices in evaluation_batches(split, batch_size):
+        batch = collate(split, indices, numerics.device)
+        with numerics.autocast():
+            pieces.append(model(**batch.inputs).logits.float())
+        order.append(indices)
+    together = torch.cat(pieces).cpu().numpy()
+    logits = np.empty_like(together)
+    logits[np.concatenate(order)] = together
+    return Predictions(logits, int(split.offsets[-1]), time.perf_counter() - start)
+
+
+def score_splits(
+    task: Task, predictions: Mapping[str, Predictions], splits: Mapping[str, EncodedSplit]
+) -> SplitMetrics:
+    """Compute every metric of every dev split, native scale."""
+    from spafit_bench.glue_metric import GlueMetric
+
+    metric = GlueMetric(task)
+    scores: SplitMetrics = {}
+    for name in task.dev_splits:
+        scores[name] = metric.compute(
+            predictions=predictions[name].labels(task).tolist(),
+            references=splits[name].targets.tolist(),
+        )
+    return scores
+
+
+def majority_scores(task: Task, splits: Mapping[str, EncodedSplit]) -> SplitMetrics:
+    """Score the prediction of train's most frequent class (or mean) for every example."""
+    train = splits["train"].targets
+    outputs = np.zeros(task.num_labels, dtype=np.float32)
+    if task.is_regression:
+        outputs[0] = train.mean()
+    else:
+        outputs[np.bincount(train).argmax()] = 1
+    predictions = {
+        name: Predictions(np.tile(outputs, (len(splits[name]), 1)), 0, 0.0)
+        for name in task.dev_splits
+    }
+    return score_splits(task, predictions, splits)
+
+
+def task_score(task: Task, metrics: SplitMetrics) -> float:
+    """Mean over dev splits of the mean of the task's metrics (GLUE's own average)."""
+    per_split = [np.mean([metrics[name][m] for m in task.metrics]) for name in task.dev_splits]
+    return float(np.mean(per_split))
+
+
+def is_collapsed(task: Task, predictions: Mapping[str, Predictions]) -> bool:
+    """Tell whether the predictions on any dev split are (nearly) one constant."""
+    for name in task.dev_splits:
+        spread = float(np.ptp(predictions[name].labels(task)))
+        low, high = task.label_range or (0.0, 0.0)
+        if spread <= COLLAPSED_SPREAD * (high - low):
+            return True
+    return False

@@ -1,0 +1,352 @@
+"""Carries out one prepared run, from weights to a record."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spafit_bench import memory
+from spafit_bench.adapt import AdaptedModel, adapt
+from spafit_bench.checkpoint import load_model
+from spafit_bench.encoding import EncodedSplit, encode, load_tokenizer
+from spafit_bench.evaluation import (
+    Predictions,
+    is_collapsed,
+    majority_scores,
+    predict,
+    score_splits,
+    task_score,
+)
+from spafit_bench.numerics import Numerics, device_name, seed_everything
+from spafit_bench.plan import Plan
+from spafit_bench.prepare import PreparedRun
+from spafit_bench.record import (
+    DataProvenance,
+    Environment,
+    Evaluation,
+    ModelProvenance,
+    RunRecord,
+    SplitMetrics,
+    Status,
+    StratumCount,
+)
+from spafit_bench.train import Diverged, Observer, TrainResult, train
+
+State = Mapping[str, np.ndarray]
+"""Trained tensors by name, as stored."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its record, and what is stored beside it."""
+
+    record: RunRecord
+    predictions: Mapping[str, Predictions]
+    """Of every dev and test split that was predicted."""
+    labels: Mapping[str, np.ndarray]
+    """Of the dev splits."""
+    states: Mapping[str, State]
+    """File name -> trained tensors."""
+
+
+@dataclass
+class _DevScores:
+    """Evaluates the dev splits whenever training asks, and remembers the evaluation to report."""
+
+    prepared: PreparedRun
+    adapted: AdaptedModel
+    splits: Mapping[str, EncodedSplit]
+    predictions: dict[str, Predictions] = field(default_factory=dict)
+    """Of the evaluation to report: the best so far, or the last."""
+    best: float = -np.inf
+    best_state: dict[str, Tensor] | None = None
+    """Trained tensors of the best evaluation, where that is the one to report."""
+    every_state: list[dict[str, Tensor]] = field(default_factory=list)
+    tokens: int = 0
+    time_s: float = 0.0
+
+    def __call__(self) -> SplitMetrics:
+        config, task = self.prepared.config, self.prepared.task
+        new = {
+            name: predict(self.adapted, self.splits[name], batch_size=config.train.eval_batch_size)
+            for name in task.dev_splits
+        }
+        self.tokens += sum(p.num_tokens for p in new.values())
+        self.time_s += sum(p.time_s for p in new.values())
+        if not all(np.isfinite(p.logits).all() for p in new.values()):
+            raise Diverged("the model's outputs are not finite; try a lower --lr")
+        metrics = score_splits(task, new, self.splits)
+        score = task_score(task, metrics)
+        if config.save_weights == "all":
+            self.every_state.append(self.adapted.trained_state())
+        if config.select == "last":
+            self.predictions = new
+        elif score > self.best:
+            self.predictions, self.best_state = new, self.adapted.trained_state()
+        self.best = max(self.best, score)
+        return metrics
+
+
+def execute(prepared: PreparedRun, observer: Observer) -> Outcome:
+    """Train and evaluate one run.
+
+    Args:
+        prepared: checked inputs.
+        observer: hears of progress.
+
+    Returns:
+        A record that is `done` or `diverged`, with predictions and trained tensors.
+
+    Raises:
+        UserError: the weights or the tokenizer cannot be loaded.
+    """
+    clock, started_at = time.perf_counter(), utc_now()
+    can_measure = memory.reset_peak_memory(prepared.numerics.device)
+    splits = encode_task(prepared)
+    adapted = build_model(prepared)
+    scores = _DevScores(prepared, adapted, splits)
+    result = train(
+        adapted,
+        splits["train"],
+        prepared.config.train,
+        seed=prepared.config.seed,
+        evaluate=scores,
+        observer=observer,
+    )
+    if scores.best_state is not None:
+        adapted.restore(scores.best_state)
+    finished = result.diverged is None
+    predictions = scores.predictions | _test_predictions(prepared, adapted, splits) if finished else {}
+    measured = {
+        "wall_time_s": round(time.perf_counter() - clock, 3),
+        "peak_memory_bytes": memory.peak_memory_bytes(prepared.numerics.device)
+        if can_measure
+        else None,
+        "majority": majority_scores(prepared.task, splits),
+        **_training_facts(result, scores),
+    }
+    if finished:
+        measured |= _chosen(prepared, result.evaluations) | {
+            "collapsed": is_collapsed(prepared.task, predictions)
+        }
+    record = blank_record(prepared, started_at, "done" if finished else "diverged")
+    return Outcome(
+        record=record.model_copy(update=measured),
+        predictions=predictions,
+        labels={name: splits[name].targets for name in prepared.task.dev_splits},
+        states=_states(prepared, adapted, scores) if finished else {},
+    )
+
+
+def utc_now() -> str:
+    """Return the time as records write it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+_ENCODED: dict[tuple[object, ...], dict[str, EncodedSplit]] = {}
+_MOST_ENCODED = 2
+
+
+def encode_task(prepared: PreparedRun) -> dict[str, EncodedSplit]:
+    """Tokenise every split that the run reads; kept for the next runs on the same task."""
+    config = prepared.config
+    key = (
+        prepared.data.fingerprint,
+        prepared.files_sha256,
+        config.train.max_length,
+        config.limit,
+        config.predict_test,
+    )
+    if key not in _ENCODED:
+        while len(_ENCODED) >= _MOST_ENCODED:
+            _ENCODED.pop(next(iter(_ENCODED)))
+        tokenizer = load_tokenizer(prepared.checkpoint)
+        wanted = ["train", *prepared.task.dev_splits, *(_test_splits(prepared))]
+        _ENCODED[key] = {
+            name: encode(
+                prepared.data.splits[name].head(config.limit if name == "train" else None),
+                tokenizer,
+                max_length=config.train.max_length,
+            )
+            for name in wanted
+        }
+    return _ENCODED[key]
+
+
+def _test_splits(prepared: PreparedRun) -> list[str]:
+    if not prepared.config.predict_test:
+        return []
+    return [test.key for test in prepared.task.test_sets if test.key in prepared.data.splits]
+
+
+def build_model(prepared: PreparedRun) -> AdaptedModel:
+    """Load the weights and carry out the plan; afterwards every generator is freshly seeded."""
+    config, numerics = prepared.config, prepared.numerics
+    model, fresh = load_model(
+        prepared.checkpoint,
+        prepared.task,
+        seed=config.seed,
+        fresh_pooler=config.head.pooler_init == "fresh",
+        attention="sdpa" if numerics.device.type == "cuda" else "eager",
+    )
+    assert fresh == prepared.plan.fresh, (fresh, prepared.plan.fresh)
+    adapted = adapt(model, prepared.plan, numerics=numerics, seed=config.seed)
+    seed_everything(config.seed)
+    return adapted
+
+
+def _test_predictions(
+    prepared: PreparedRun, adapted: AdaptedModel, splits: Mapping[str, EncodedSplit]
+) -> dict[str, Predictions]:
+    size = prepared.config.train.eval_batch_size
+    return {n: predict(adapted, splits[n], batch_size=size) for n in _test_splits(prepared)}
+
+
+def _chosen(prepared: PreparedRun, evaluations: tuple[Evaluation, ...]) -> dict[str, Any]:
+    """Report the last and the best evaluation, and the one that `select` asks for."""
+
+    def score(evaluation: Evaluation) -> float:
+        return task_score(prepared.task, evaluation.metrics)
+
+    last, best = evaluations[-1], max(evaluations, key=score)
+    chosen = best if prepared.config.select == "best" else last
+    return {"last": last, "best": best, "metrics": chosen.metrics, "score": score(chosen)}
+
+
+def _training_facts(result: TrainResult, scores: _DevScores) -> dict[str, Any]:
+    stored = sum(t.numel() * t.element_size() for t in scores.adapted.trainable().values())
+    return {
+        "reason": result.diverged,
+        "evaluations": result.evaluations,
+        "train_time_s": round(result.train_time_s, 3),
+        "train_tokens": result.train_tokens,
+        "train_tokens_per_s": round(result.train_tokens / result.train_time_s, 1),
+        "eval_tokens_per_s": round(scores.tokens / scores.time_s, 1) if scores.time_s else None,
+        "stored_bytes": stored,
+    }
+
+
+def _states(prepared: PreparedRun, adapted: AdaptedModel, scores: _DevScores) -> dict[str, State]:
+    """Return what `save_weights` keeps, by file name."""
+    if prepared.config.save_weights == "none":
+        return {}
+    states = {"adapter.safetensors": adapted.trained_state()}
+    for number, state in enumerate(scores.every_state, start=1):
+        states[f"adapter-evaluation-{number}.safetensors"] = state
+    return {
+        file: {name: tensor.numpy() for name, tensor in state.items()}
+        for file, state in states.items()
+    }
+
+
+def blank_record(
+    prepared: PreparedRun, started_at: str, status: Status, reason: str | None = None
+) -> RunRecord:
+    """Return a record of everything that is known without training."""
+    config, plan = prepared.config, prepared.plan
+    settings = config.model_dump(mode="json")
+    settings["method"]["spec"] = plan.method.spec
+    rows = {name: len(split) for name, split in prepared.data.splits.items()}
+    if config.limit is not None:
+        rows["train"] = min(rows["train"], config.limit)
+    return RunRecord(
+        run_id=prepared.run_id,
+        status=status,
+        reason=reason,
+        task=prepared.task.name,
+        method=prepared.method,
+        model=prepared.model,
+        seed=config.seed,
+        official_split=prepared.data.official_split,
+        train_limit=config.limit,
+        select=config.select,
+        trainable_parameters=plan.trainable_parameters,
+        base_parameters=plan.base_parameters,
+        trainable_percent=round(plan.trainable_percent, 4),
+        strata=stratum_counts(plan),
+        wall_time_s=0.0,
+        started_at=started_at,
+        config=settings,
+        data=DataProvenance(
+            source=config.data,
+            fingerprint=prepared.data.fingerprint,
+            official_basis=prepared.data.official_basis,
+            rows=rows,
+        ),
+        weights=ModelProvenance(
+            revision=prepared.checkpoint.revision,
+            weights_sha256=prepared.weights_sha256,
+            files_sha256=prepared.files_sha256,
+            architecture=prepared.checkpoint.architecture.model_type,
+            num_layers=plan.num_layers,
+            fresh_tensors=plan.fresh,
+        ),
+        environment=describe_environment(prepared.numerics),
+        warnings=prepared.warnings,
+    )
+
+
+def stratum_counts(plan: Plan) -> tuple[StratumCount, ...]:
+    """Count each stratum of a plan."""
+    counts = []
+    for name in plan.stratum_names():
+        tensors = [tensor for tensor in plan.tensors if tensor.stratum == name]
+        counts.append(
+            StratumCount(
+                stratum=name,
+                treatment=plan.treatment_of(name),
+                parameters=sum(tensor.num_parameters for tensor in tensors),
+                trainable=sum(tensor.num_trainable for tensor in tensors),
+            )
+        )
+    return tuple(counts)
+
+
+_PACKAGES = ("spafit-bench", "torch", "transformers", "tokenizers", "numpy", "evaluate", "datasets")
+
+
+def describe_environment(numerics: Numerics) -> Environment:
+    """Say where and with what a run computes."""
+    return Environment(
+        host=socket.gethostname(),
+        device=str(numerics.device),
+        device_name=device_name(numerics.device),
+        precision=numerics.precision,
+        num_threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        packages={name: importlib.metadata.version(name) for name in _PACKAGES},
+        git_commit=_git_commit(),
+        command=shlex.join(sys.argv),
+    )
+
+
+@lru_cache(maxsize=1)
+def _git_commit() -> str | None:
+    """Return the commit of the working folder, marked where it has uncommitted changes."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+            cwd=Path(__file__).parent,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

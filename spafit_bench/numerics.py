@@ -1,0 +1,100 @@
+"""Where and in which precision a run computes."""
+
+from __future__ import annotations
+
+import platform
+import random
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from spafit_bench.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """A device and a compute precision; what trains is fp32 in all of them."""
+
+    device: torch.device
+    precision: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of matrix products."""
+        return DTYPES[self.precision]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which forward passes run."""
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock can be read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def choose_numerics(device: str, precision: str) -> Numerics:
+    """Resolve `auto` on this machine.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
+        precision: `auto` (bf16 where the hardware computes it natively, else fp32), or a name.
+
+    Raises:
+        UserError: a device that is not there or cannot compute in the precision.
+    """
+    chosen = _device(device)
+    native_bf16 = _has_native_bf16(chosen)
+    if precision == "auto":
+        precision = "bf16" if native_bf16 else "fp32"
+    if precision == "bf16" and chosen.type == "cuda" and not native_bf16:
+        raise UserError(f"--precision bf16: {device_name(chosen)} has no bf16 units; use fp16")
+    return Numerics(chosen, precision)
+
+
+def _device(name: str) -> torch.device:
+    count = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda:0" if count else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not count:
+            raise UserError(f"--device {name}: no CUDA GPU is visible here; use --device cpu")
+        if (device.index or 0) >= count:
+            raise UserError(f"--device {name}: only {count} GPU(s) here, cuda:0-cuda:{count - 1}")
+        return torch.device("cuda", device.index or 0)
+    return device
+
+
+def _has_native_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capability = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(capability and capability())
+
+
+def device_name(device: torch.device) -> str:
+    """Return the processor's or GPU's own name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a library may draw from."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

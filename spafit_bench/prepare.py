@@ -1,0 +1,192 @@
+"""Everything about a run that is known before its weights are loaded: what it is, and its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from spafit_bench.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    fingerprint,
+    fresh_parameters,
+    parameter_shapes,
+    untrained_pooler,
+)
+from spafit_bench.config import RunConfig
+from spafit_bench.data import TaskData, load_task_data
+from spafit_bench.errors import UserError
+from spafit_bench.methods import Method
+from spafit_bench.numerics import Numerics, choose_numerics
+from spafit_bench.plan import Plan, make_plan
+from spafit_bench.tasks import Task, get_task
+
+_NOT_IN_RUN_ID = {"model", "revision", "data", "offline", "device", "predict_test", "save_weights"}
+"""Settings that do not change the result: places, and what is written down of it."""
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can start: every input has been found and checked."""
+
+    config: RunConfig
+    task: Task
+    data: TaskData
+    checkpoint: Checkpoint
+    weights_sha256: str
+    files_sha256: str
+    plan: Plan
+    numerics: Numerics
+    warnings: tuple[str, ...]
+
+    @property
+    def method(self) -> str:
+        """The method as the user named it."""
+        return self.config.method.name
+
+    @property
+    def model(self) -> str:
+        """The model's name without the folder it was in."""
+        name = self.config.model
+        return Path(name).expanduser().resolve().name if Path(name).is_dir() else name
+
+    @property
+    def run_id(self) -> str:
+        """A readable name that ends in a hash of everything that changes the result."""
+        settings = self.config.model_dump(mode="json", exclude=_NOT_IN_RUN_ID)
+        identity = settings | {
+            "method": self.plan.method.spec,
+            "head": self.config.head.pooler_init,
+            "weights": self.weights_sha256,
+            "files": self.files_sha256,
+            "data": self.data.fingerprint,
+            "precision": self.numerics.precision,
+            "device": self.numerics.device.type,
+            "threads": torch.get_num_threads() if self.numerics.device.type == "cpu" else None,
+        }
+        canonical = json.dumps(identity, sort_keys=True).encode()
+        digest = hashlib.sha256(canonical).hexdigest()[:10]
+        parts = (self.task.name, _slug(self.method), _slug(self.model.rpartition("/")[2]))
+        return f"{'-'.join(parts)}-s{self.config.seed}-{digest}"
+
+
+def _slug(text: str) -> str:
+    slug = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    return slug[:40].strip("-.") or "x"
+
+
+@dataclass
+class Preparer:
+    """Prepares runs, finding each data set and checkpoint once."""
+
+    data: dict[tuple[str, str], TaskData] = field(default_factory=dict)
+    checkpoints: dict[tuple[str, str | None], Checkpoint] = field(default_factory=dict)
+    shapes: dict[tuple[Path, int], dict[str, tuple[int, ...]]] = field(default_factory=dict)
+
+    def prepare(self, config: RunConfig) -> PreparedRun:
+        """Find and check everything that a run needs.
+
+        Raises:
+            UserError: anything that would keep the run from starting.
+        """
+        task = get_task(config.task)
+        method = config.resolved_method()
+        numerics = choose_numerics(config.device, config.precision)
+        checkpoint = self._checkpoint(config)
+        _check_length(config, checkpoint)
+        plan, warnings = self._plan(config, task, method, checkpoint)
+        data = self._data(config, task)
+        weights_sha256, files_sha256 = fingerprint(checkpoint)
+        return PreparedRun(
+            config=config,
+            task=task,
+            data=data,
+            checkpoint=checkpoint,
+            weights_sha256=weights_sha256,
+            files_sha256=files_sha256,
+            plan=plan,
+            numerics=numerics,
+            warnings=warnings,
+        )
+
+    def _checkpoint(self, config: RunConfig) -> Checkpoint:
+        key = (config.model, config.revision)
+        if key not in self.checkpoints:
+            self.checkpoints[key] = find_checkpoint(
+                config.model, revision=config.revision, offline=config.offline
+            )
+        return self.checkpoints[key]
+
+    def _data(self, config: RunConfig, task: Task) -> TaskData:
+        key = (task.name, config.data)
+        if key not in self.data:
+            self.data[key] = load_task_data(task, config.data, offline=config.offline)
+        return self.data[key]
+
+    def _plan(
+        self, config: RunConfig, task: Task, method: Method, checkpoint: Checkpoint
+    ) -> tuple[Plan, tuple[str, ...]]:
+        key = (checkpoint.path, task.num_labels)
+        if key not in self.shapes:
+            self.shapes[key] = parameter_shapes(checkpoint, task)
+        return plan_method(
+            method,
+            checkpoint,
+            self.shapes[key],
+            fresh_pooler=config.head.pooler_init == "fresh",
+        )
+
+
+def plan_method(
+    method: Method,
+    checkpoint: Checkpoint,
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    fresh_pooler: bool = False,
+) -> tuple[Plan, tuple[str, ...]]:
+    """Plan a method on a checkpoint, and say what a user should know about its head.
+
+    Args:
+        method: not yet resolved for the depth.
+        checkpoint: with or without weights.
+        shapes: every parameter of the model with a task's head.
+        fresh_pooler: the pooler will be drawn anew, so it counts as fresh.
+
+    Returns:
+        The plan and warnings.
+    """
+    architecture = checkpoint.architecture
+    fresh = set(fresh_parameters(checkpoint, list(shapes)))
+    pooler = [n for n in shapes if n.startswith(tuple(f"{p}." for p in architecture.pooler))]
+    if fresh_pooler:
+        fresh |= set(pooler)
+    plan = make_plan(
+        method, architecture, shapes, fresh=[name for name in shapes if name in fresh]
+    )
+    warnings = list(plan.warnings)
+    if fresh & set(pooler) and not fresh_pooler:
+        warnings.append(
+            f"{checkpoint.name} has no pooler: it starts from the seed and trains in full, "
+            "as --set head.pooler=full states"
+        )
+    elif pooler and plan.treatment_of("pooler") != "full" and untrained_pooler(checkpoint):
+        warnings.append(
+            f"the pooler of {checkpoint.name} was never trained (its bias is exactly 0), and "
+            f"{method.name} keeps its matrix frozen, which makes models predict one class; "
+            "use --set head.pooler=full"
+        )
+    return plan, tuple(warnings)
+
+
+def _check_length(config: RunConfig, checkpoint: Checkpoint) -> None:
+    positions = checkpoint.config.get("max_position_embeddings")
+    if isinstance(positions, int) and config.train.max_length > positions:
+        raise UserError(
+            f"--max-length {config.train.max_length}: {checkpoint.name} has only {positions} "
+            "positions"
+        )
