@@ -192,30 +192,29 @@ def _label_error(task: Task, table: Table, row: int, problem: str) -> UserError:
 def _class_ids(task: Task, table: Table) -> NDArray[np.int64]:
     """Ids of a label column that holds ids or class names."""
     cells = table.cells[-1]
-    ids: dict[tuple[type, Cell], int] = {}
-    keys = [(type(cell), cell) if type(cell) in (int, str) else None for cell in cells]
-    for key in dict.fromkeys(keys):
-        problem = _class_problem(task, key and key[1], cells[keys.index(key)])
+    labels = [str(cell) if type(cell) in (int, str) else None for cell in cells]
+    ids: dict[str | None, int] = {}
+    for label in dict.fromkeys(labels):
+        row = labels.index(label)
+        problem = _class_problem(task, label, cells[row])
         if problem:
-            raise _label_error(task, table, keys.index(key), problem)
-        assert key is not None
-        ids[key] = task.labels.index(key[1]) if key[1] in task.labels else int(key[1])
-    return np.fromiter((ids[key] for key in keys if key), dtype=np.int64, count=len(keys))
+            raise _label_error(task, table, row, problem)
+        ids[label] = task.labels.index(label) if label in task.labels else int(label or "")
+    return np.fromiter((ids[label] for label in labels), dtype=np.int64, count=len(labels))
 
 
-def _class_problem(task: Task, label: int | str | None, cell: Cell) -> str:
-    """Say what is wrong with one label, given as None where it is neither an id nor a name."""
+def _class_problem(task: Task, label: str | None, cell: Cell) -> str:
+    """Say what is wrong with a label; it is None where `cell` is neither integer nor text."""
     if cell is None or cell == "":
         return "no label"
     if label in task.labels:
         return ""
-    text = str(label)[:40]
-    if label is None or not re.fullmatch(r"[+-]?[0-9]{1,40}", text):
-        hint = f" ({nearest(text, task.labels)})" if isinstance(label, str) else ""
+    if label is None or not re.fullmatch("[+-]?[0-9]{1,40}", label):
+        hint = f" ({nearest(label[:40], task.labels)})" if label else ""
         return f"label {str(cell)[:40]!r} is neither a class id nor a class name{hint}"
-    if int(text) == -1:
+    if int(label) == -1:
         return "label -1: this looks like a test split, whose labels are not public"
-    return "" if 0 <= int(text) < len(task.labels) else f"label {text} is out of range"
+    return "" if 0 <= int(label) < len(task.labels) else f"label {label} is out of range"
 
 
 def _scores(task: Task, table: Table) -> NDArray[np.float32]:
