@@ -23,11 +23,26 @@ class TestSet:
     """Name of the GLUE server's file, without `.tsv`."""
     config: str | None = None
     """Hub configuration that holds the split, where it is not the task's own (AX)."""
+    tsv_files: tuple[str, ...] = ()
+    """Where a GLUE TSV folder may keep it, where that is not `<task folder>/<split>.tsv`."""
 
     @property
     def key(self) -> str:
         """Name of the split among the task's own: AX is `ax`, not another `test`."""
         return self.config or self.split
+
+
+@dataclass(frozen=True, kw_only=True)
+class TsvLayout:
+    """How the task looks in GLUE's own TSV files, in which quotes have no meaning."""
+
+    folder: str
+    text_columns: tuple[str, ...]
+    label_column: str = "label"
+    headerless: tuple[str, ...] = ()
+    """Columns of train and dev, where those files have no header line."""
+    torn_rows: bool = False
+    """Whether line breaks inside texts tear official rows apart; the hub leaves those rows out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +53,7 @@ class Task:
     title: str
     text_columns: tuple[str, ...]
     """One column for single sentences, two for pairs."""
+    tsv: TsvLayout
     labels: tuple[str, ...] = ()
     """Class names in label order; empty for a regression task."""
     label_range: tuple[float, float] | None = None
@@ -49,6 +65,8 @@ class Task:
     test_sets: tuple[TestSet, ...] = ()
     rows: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Official number of rows of each split."""
+    empty_texts: bool = False
+    """Whether a few official rows have an empty text."""
     note: str = ""
     """What a reader of a score should know."""
 
@@ -67,8 +85,8 @@ def _rows(**counts: int) -> MappingProxyType[str, int]:
     return MappingProxyType(counts)
 
 
-def _test(submission: str, split: str = "test", config: str | None = None) -> TestSet:
-    return TestSet(split=split, submission=submission, config=config)
+def _test(submission: str, split: str = "test") -> TestSet:
+    return TestSet(split=split, submission=submission)
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -81,6 +99,11 @@ _ALL = (
         name="cola",
         title="CoLA",
         text_columns=("sentence",),
+        tsv=TsvLayout(
+            folder="CoLA",
+            text_columns=("sentence",),
+            headerless=("source", "label", "annotation", "sentence"),
+        ),
         labels=("unacceptable", "acceptable"),
         metrics=("matthews_correlation",),
         test_sets=(_test("CoLA"),),
@@ -90,6 +113,7 @@ _ALL = (
         name="sst2",
         title="SST-2",
         text_columns=("sentence",),
+        tsv=TsvLayout(folder="SST-2", text_columns=("sentence",)),
         labels=("negative", "positive"),
         test_sets=(_test("SST-2"),),
         rows=_rows(train=67349, validation=872, test=1821),
@@ -98,6 +122,9 @@ _ALL = (
         name="mrpc",
         title="MRPC",
         text_columns=_PAIR,
+        tsv=TsvLayout(
+            folder="MRPC", text_columns=("#1 String", "#2 String"), label_column="Quality"
+        ),
         labels=("not_equivalent", "equivalent"),
         metrics=("f1", "accuracy"),
         test_sets=(_test("MRPC"),),
@@ -107,6 +134,7 @@ _ALL = (
         name="stsb",
         title="STS-B",
         text_columns=_PAIR,
+        tsv=TsvLayout(folder="STS-B", text_columns=_PAIR, label_column="score"),
         label_range=(0.0, 5.0),
         metrics=("pearson", "spearman"),
         test_sets=(_test("STS-B"),),
@@ -116,21 +144,31 @@ _ALL = (
         name="qqp",
         title="QQP",
         text_columns=_QUESTIONS,
+        tsv=TsvLayout(
+            folder="QQP", text_columns=_QUESTIONS, label_column="is_duplicate", torn_rows=True
+        ),
         labels=("not_duplicate", "duplicate"),
         metrics=("f1", "accuracy"),
         test_sets=(_test("QQP"),),
         rows=_rows(train=363846, validation=40430, test=390965),
+        empty_texts=True,
     ),
     Task(
         name="mnli",
         title="MNLI",
         text_columns=("premise", "hypothesis"),
+        tsv=TsvLayout(folder="MNLI", text_columns=_PAIR, label_column="gold_label"),
         labels=("entailment", "neutral", "contradiction"),
         dev_splits=_MNLI_DEV,
         test_sets=(
             _test("MNLI-m", "test_matched"),
             _test("MNLI-mm", "test_mismatched"),
-            _test("AX", "test", config="ax"),
+            TestSet(
+                split="test",
+                submission="AX",
+                config="ax",
+                tsv_files=("AX/diagnostic.tsv", "diagnostic/diagnostic.tsv"),
+            ),
         ),
         rows=_rows(
             train=392702,
@@ -145,6 +183,7 @@ _ALL = (
         name="qnli",
         title="QNLI",
         text_columns=("question", "sentence"),
+        tsv=TsvLayout(folder="QNLI", text_columns=("question", "sentence")),
         labels=_ENTAILMENT,
         test_sets=(_test("QNLI"),),
         rows=_rows(train=104743, validation=5463, test=5463),
@@ -153,6 +192,7 @@ _ALL = (
         name="rte",
         title="RTE",
         text_columns=_PAIR,
+        tsv=TsvLayout(folder="RTE", text_columns=_PAIR),
         labels=_ENTAILMENT,
         test_sets=(_test("RTE"),),
         rows=_rows(train=2490, validation=277, test=3000),
@@ -161,6 +201,7 @@ _ALL = (
         name="wnli",
         title="WNLI",
         text_columns=_PAIR,
+        tsv=TsvLayout(folder="WNLI", text_columns=_PAIR),
         labels=("not_entailment", "entailment"),
         test_sets=(_test("WNLI"),),
         rows=_rows(train=635, validation=71, test=146),
