@@ -249,7 +249,9 @@ def _scores_notes(group: Group, rows: Sequence[Row], averages: Sequence[_Average
     shared = {mark.name for cell in cells for mark in cell.marks if mark.share}
     for name, (symbol, meaning) in MARKS.items():
         if name in used:
-            yield f"{symbol} {meaning}" + (" (†1/3: in 1 of 3 seeds)." if name in shared else ".")
+            yield f"{symbol} {meaning}" + (
+                f" ({symbol}1/3: in 1 of 3 seeds)." if name in shared else "."
+            )
     pairs = [
         "/".join(_METRIC_TITLES.get(metric, metric) for metric in metrics)
         for metrics in dict.fromkeys(task.metrics for task in tasks if len(task.metrics) > 1)
@@ -278,7 +280,7 @@ def _average_notes(
         yield "An average has no spread where its tasks ran different seeds."
     if any(cell.value is None for row in methods for cell in row.cells):
         rule = "; a row that lacks a task has no average" if averages else ""
-        yield f"—: not run{rule}."
+        yield f"—: no finished run{rule}."
 
 
 def _left_out_notes(group: Group) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Records of runs that never took place, for tests of what reads records."""
+"""Records of runs that never took place, and a look into the tables made of them."""
 
 import math
 import random
@@ -11,6 +11,7 @@ from spafit_bench.record import (
     RunRecord,
     SplitMetrics,
 )
+from spafit_bench.tables import Cell, ResultTable, Row, build_tables
 from spafit_bench.tasks import TASKS, get_task
 
 METHODS = {"full": 333_581_314, "lora": 9_439_234, "spafit": 5_650_434, "bitfit": 274_434}
@@ -152,3 +153,26 @@ def matrix(seeds: int = 3, **fields: Any) -> list[RunRecord]:
                     )
                 )
     return records
+
+
+def scores(records: list[RunRecord]) -> ResultTable:
+    """Build the only scores table of some records."""
+    (table,) = [table for table in build_tables(records) if table.kind == "scores"]
+    return table
+
+
+def row(table: ResultTable, name: str, group: str = "") -> Row:
+    """Find a row."""
+    (found,) = [row for row in table.rows if row.name == name and row.group == group]
+    return found
+
+
+def cell(table: ResultTable, name: str, key: str, group: str = "") -> Cell:
+    """Find a cell by row and column."""
+    keys = [column.key for column in table.columns]
+    return row(table, name, group).cells[keys.index(key)]
+
+
+def notes(table: ResultTable) -> str:
+    """Join the notes."""
+    return "\n".join(table.notes)
