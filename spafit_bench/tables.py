@@ -1,0 +1,51 @@
+"""Run records -> tables of scores, parameters and cost, as typed values.
+
+Nothing here prints: `spafit_bench.render` writes a table for a terminal, a paper or a program.
+`spafit_bench.settings` says which runs share a table, a row and a mean.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from spafit_bench.cells import Cell, Column, Mark, Measurement, ResultTable, Row
+from spafit_bench.cost_tables import cost_table, parameters_table
+from spafit_bench.errors import UserError
+from spafit_bench.record import RunRecord
+from spafit_bench.score_table import scores_table, task_score
+from spafit_bench.settings import group_runs
+
+__all__ = [
+    "Cell",
+    "Column",
+    "Mark",
+    "Measurement",
+    "ResultTable",
+    "Row",
+    "build_tables",
+    "task_score",
+]
+
+
+def build_tables(records: Sequence[RunRecord]) -> tuple[ResultTable, ...]:
+    """Compute scores, parameters and cost for each model (and data set, where a task has several).
+
+    Raises:
+        UserError: no record is of a finished run; the message says how to make one.
+    """
+    groups = group_runs(records)
+    if not groups:
+        raise UserError(_nothing_to_show(records))
+    return tuple(
+        build(group) for group in groups for build in (scores_table, parameters_table, cost_table)
+    )
+
+
+def _nothing_to_show(records: Sequence[RunRecord]) -> str:
+    remedy = "make one with `spafit-bench run --task mrpc --method spafit --preset smoke`"
+    if not records:
+        return f"there are no runs to make a table of: {remedy}"
+    counts = Counter(record.status for record in records)
+    found = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    return f"no run has finished, so there is no table to make (found: {found}): {remedy}"

@@ -1,0 +1,332 @@
+"""Result tables: what is averaged, what is kept apart, and what a reader is told."""
+
+import ast
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from records import BASE, METHODS, cell, make_record, matrix, notes, row, scores
+
+from spafit_bench.errors import UserError
+from spafit_bench.record import RunRecord
+from spafit_bench.tables import build_tables, task_score
+from spafit_bench.tasks import TASKS, get_task
+
+
+def test_mean_and_spread_agree_with_numpy() -> None:
+    """A cell is the mean of a task's metrics over seeds, with the n - 1 spread, times 100."""
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0.5, 0.9, size=(5, 2))
+    records = [
+        make_record(seed=seed, metrics={"validation": {"f1": float(f1), "accuracy": float(acc)}})
+        for seed, (f1, acc) in enumerate(values)
+    ]
+    found = cell(scores(records), "spafit", "mrpc")
+    by_seed = 100 * values.mean(axis=1)
+    assert found.value == pytest.approx(by_seed.mean())
+    assert found.sd == pytest.approx(by_seed.std(ddof=1))
+    assert (found.n, found.text, found.spread) == (
+        5,
+        f"{by_seed.mean():.2f}",
+        f"{by_seed.std(ddof=1):.2f}",
+    )
+
+
+def test_one_seed_has_no_spread() -> None:
+    """A single seed gives a mean without sd, and the caption says so."""
+    table = scores([make_record()])
+    found = cell(table, "spafit", "mrpc")
+    assert (found.n, found.sd, found.spread) == (1, None, "")
+    assert "one seed, so no spread" in table.caption
+
+
+def test_columns_follow_the_paper() -> None:
+    """Tasks stand in the paper's order, MNLI twice, each with its metric, then the averages."""
+    columns = scores(matrix(seeds=1)).columns
+    assert [(column.title, column.subtitle) for column in columns] == [
+        ("CoLA", "MCC"),
+        ("SST-2", "Acc"),
+        ("MRPC", "F1/Acc"),
+        ("STS-B", "Pear/Spear"),
+        ("QQP", "F1/Acc"),
+        ("MNLI-m", "Acc"),
+        ("MNLI-mm", "Acc"),
+        ("QNLI", "Acc"),
+        ("RTE", "Acc"),
+        ("WNLI", "Acc"),
+        ("Avg", "9 tasks"),
+        ("Avg w/o WNLI", "8 tasks"),
+    ]
+
+
+def test_averages_count_mnli_once_and_spread_over_seeds() -> None:
+    """An average is of task scores; its spread is that of the averages of each seed."""
+    records = [record for record in matrix() if record.method == "lora"]
+    per_seed = np.zeros((3, len(TASKS)))
+    for record in records:
+        splits = [np.mean(list(values.values())) for values in record.metrics.values()]
+        per_seed[record.seed, list(TASKS).index(record.task)] = 100 * np.mean(splits)
+    table = scores(records)
+    for key, picked in (("avg", per_seed), ("avg_without_wnli", per_seed[:, :-1])):
+        found = cell(table, "lora", key)
+        assert found.value == pytest.approx(picked.mean())
+        assert found.sd == pytest.approx(picked.mean(axis=1).std(ddof=1))
+
+
+def test_mnli_task_score_is_the_mean_of_both_dev_sets() -> None:
+    """Each MNLI dev set has its own column and half of the task's score."""
+    metrics = {
+        "validation_matched": {"accuracy": 0.8},
+        "validation_mismatched": {"accuracy": 0.9},
+    }
+    table = scores([make_record("mnli", metrics=metrics), make_record("rte", metrics=0.65)])
+    assert cell(table, "spafit", "mnli_matched").value == pytest.approx(80)
+    assert cell(table, "spafit", "mnli_mismatched").value == pytest.approx(90)
+    assert cell(table, "spafit", "avg").value == pytest.approx(75)
+
+
+def test_average_without_common_seeds_has_no_spread() -> None:
+    """Tasks that ran different seeds still have an average, but no spread of it."""
+    records = [make_record("mrpc", seed=seed) for seed in (0, 1)]
+    records += [make_record("rte", seed=seed) for seed in (2, 3)]
+    table = scores(records)
+    assert cell(table, "spafit", "avg").value == pytest.approx(80)
+    assert cell(table, "spafit", "avg").sd is None
+    assert "no spread where its tasks ran different seeds" in notes(table)
+
+
+def test_a_row_that_lacks_a_task_has_no_average() -> None:
+    """Averages over different sets of tasks are never put in one column."""
+    records = [make_record(task, method) for task in ("mrpc", "rte") for method in METHODS]
+    table = scores([r for r in records if (r.task, r.method) != ("rte", "full")])
+    assert cell(table, "full", "rte").value is None
+    assert cell(table, "full", "avg").value is None
+    assert cell(table, "lora", "avg").value == pytest.approx(80)
+    assert "a row that lacks a task has no average" in notes(table)
+
+
+def test_average_says_which_tasks_are_missing() -> None:
+    """The average's coverage is in its heading and its note; one task has no average."""
+    table = scores([make_record(task) for task in ("cola", "mrpc")])
+    (average,) = [column for column in table.columns if column.key == "avg"]
+    assert average.subtitle == "2 of 9"
+    assert "2 of 9 tasks; missing SST-2, STS-B, QQP, MNLI, QNLI, RTE, WNLI" in notes(table)
+    assert [column.key for column in scores([make_record()]).columns] == ["mrpc"]
+
+
+def test_best_is_bold_and_second_underlined() -> None:
+    """Ranking leaves the majority row out, however good it is."""
+    values = {"full": 0.8, "lora": 0.9, "spafit": 0.7}
+    majority = {"validation": {"accuracy": 0.99}}
+    table = scores([make_record("rte", m, metrics=v, majority=majority) for m, v in values.items()])
+    ranks = {
+        row.name: (row.cells[0].bold, row.cells[0].underline, row.baseline) for row in table.rows
+    }
+    assert ranks == {
+        "full": (False, True, False),
+        "lora": (True, False, False),
+        "spafit": (False, False, False),
+        "majority class": (False, False, True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "bold", "underlined"),
+    [
+        ([0.9], set(), set()),
+        ([0.9, 0.8], {0}, set()),
+        ([0.9, 0.9], set(), set()),
+        ([0.9, 0.9, 0.8], {0, 1}, set()),
+        ([0.9, 0.8, 0.8], {0}, {1, 2}),
+        ([0.90001, 0.90002, 0.8], {0, 1}, set()),
+    ],
+)
+def test_ties(values: list[float], bold: set[int], underlined: set[int]) -> None:
+    """Values that read alike rank alike; a lone method and full ties are not ranked."""
+    methods = list(METHODS)[: len(values)]
+    table = scores([make_record("rte", m, metrics=v) for m, v in zip(methods, values, strict=True)])
+    cells = [cell(table, method, "rte") for method in methods]
+    assert {i for i, found in enumerate(cells) if found.bold} == bold
+    assert {i for i, found in enumerate(cells) if found.underline} == underlined
+
+
+def test_majority_row_shows_the_records_baseline() -> None:
+    """The baseline is the mean of the majority's metrics, from the largest training set."""
+    full = {"validation": {"f1": 0.8122, "accuracy": 0.6838}}
+    small = {"validation": {"f1": 0.0, "accuracy": 0.3162}}
+    records = [make_record(seed=0, majority=full)]
+    records.append(make_record(seed=1, majority=small, train_limit=10))
+    table = scores(records)
+    found = cell(table, "majority class", "mrpc")
+    assert found.value == pytest.approx((81.22 + 68.38) / 2)
+    assert (found.n, found.marks) == (0, ())
+    lines = {
+        line.metric: line.mean for line in table.measurements if line.method == "majority class"
+    }
+    assert lines["f1"] == pytest.approx(81.22)
+
+
+@pytest.mark.parametrize(
+    ("fields", "mark", "legend"),
+    [
+        ({"official_split": False}, "*", "not the official GLUE data"),
+        ({"train_limit": 100}, "‡", "part of the training set"),
+        ({"select": "best"}, "§", "chosen by its dev score"),
+        ({"collapsed": True}, "†", "collapsed"),
+    ],
+)
+def test_marks_and_legend(fields: dict[str, object], mark: str, legend: str) -> None:
+    """A mark stands at the value and at averages over it; the legend has only marks in use."""
+    table = scores([make_record("rte", **fields), make_record("mrpc")])
+    rte, avg = ([column.key for column in table.columns].index(key) for key in ("rte", "avg"))
+    methods = [row for row in table.rows if not row.baseline]
+    assert mark in {row.cells[rte].symbols for row in methods}
+    assert all(row.cells[avg].symbols in (mark, "") for row in methods)
+    assert "select" in fields or methods[0].cells[avg].symbols == mark
+    assert legend in notes(table)
+    plain = notes(scores([make_record("rte"), make_record("mrpc")]))
+    assert not any(symbol in plain for symbol in "*†‡§")
+
+
+def test_collapse_of_some_seeds_is_counted() -> None:
+    """One collapsed seed of three is marked as such and stays in the mean."""
+    values = [0.6, 0.6, 0.0]
+    records = [
+        make_record("cola", seed=seed, metrics=value, collapsed=value == 0)
+        for seed, value in enumerate(values)
+    ]
+    found = cell(scores(records), "spafit", "cola")
+    assert found.symbols == "†1/3"
+    assert found.value == pytest.approx(40)
+
+
+def test_wnli_note_only_with_wnli() -> None:
+    """The note on WNLI's dev set is shown where WNLI is."""
+    assert get_task("wnli").note in notes(scores([make_record("wnli")]))
+    assert "adversarial" not in notes(scores([make_record("rte")]))
+
+
+def test_long_labels_are_numbered_and_explained() -> None:
+    """A method written as strata gets a short label, a note and its full name in the data."""
+    strata = "0-4:frozen;5-9:bias;10-23:lora(query+key+value,r=64,alpha=128)+bias(ffn)"
+    table = scores([make_record(method=strata), make_record(method="full")])
+    (found,) = [row for row in table.rows if row.name == strata]
+    assert found.label == "custom [1]"
+    assert f"custom [1] is {strata}." in table.notes
+
+
+def test_cells_with_other_seed_counts_say_so() -> None:
+    """The caption names the usual number of seeds; a cell that differs names its own."""
+    records = [make_record(task, seed=s) for task in ("mrpc", "rte") for s in range(3)]
+    records += [make_record("cola", seed=0)]
+    table = scores(records)
+    assert "over 3 seeds, or n where given" in table.caption
+    assert cell(table, "spafit", "cola").aside == "n=1"
+    assert cell(table, "spafit", "mrpc").aside == ""
+
+
+def test_long_form_has_every_metric() -> None:
+    """Individual metrics, seeds and the task's score are listed in full precision."""
+    records = [
+        make_record(seed=s, metrics={"validation": {"f1": f1, "accuracy": 0.5}})
+        for s, f1 in ((0, 0.7), (4, 0.9))
+    ]
+    lines = {m.metric: m for m in scores(records).measurements if m.method == "spafit"}
+    assert lines["f1"].mean == pytest.approx(80)
+    assert lines["f1"].sd == pytest.approx(np.std([70, 90], ddof=1))
+    assert lines["f1"].seeds == (0, 4)
+    assert lines["score"].mean == pytest.approx(65)
+
+
+def test_missing_metric_is_a_missing_cell() -> None:
+    """A dev set without one of the task's metrics has no score, not a partial one."""
+    assert task_score(get_task("mrpc"), {"validation": {"f1": 0.9}}) is None
+    records = [make_record(metrics={"validation": {"f1": 0.9}})]
+    assert cell(scores(records), "spafit", "mrpc").value is None
+
+
+def test_parameters_by_head_size() -> None:
+    """Counts are given for two labels, one output and three labels, percent of the base model."""
+    table = build_tables(matrix(seeds=1))[1]
+    assert table.kind == "parameters"
+    assert [column.subtitle for column in table.columns] == [
+        "2 labels",
+        "2 labels",
+        "2 labels",
+        "1 output",
+        "3 labels",
+    ]
+    values = [found.value for found in row(table, "spafit").cells]
+    assert values == [
+        5_650_434,
+        pytest.approx(100 * 5_650_434 / BASE),
+        BASE,
+        5_650_434 - 1025,
+        5_650_434 + 1025,
+    ]
+    assert cell(table, "bitfit", "percent").text == "0.082"
+    assert "adapters are not counted in the base" in notes(table)
+
+
+def test_disagreeing_counts_are_a_range() -> None:
+    """A count is never a mean: runs that disagree show the range."""
+    table = build_tables([make_record(seed=0), make_record(seed=1, trainable_parameters=7)])[1]
+    found = cell(table, "spafit", "trainable")
+    assert (found.value, found.text) == (None, "7 to 5,650,434")
+
+
+def test_cost_is_per_method_and_task() -> None:
+    """Time is averaged over seeds of one task only; values stay in raw units."""
+    records = [make_record("mrpc", seed=s, train_time_s=t) for s, t in enumerate((10.0, 14.0))]
+    records += [make_record("rte", train_time_s=1000.0, peak_memory_bytes=None)]
+    table = build_tables(records)[2]
+    found = cell(table, "spafit", "train_time_s", group="MRPC")
+    assert (found.value, found.sd) == (pytest.approx(12), pytest.approx(np.std([10, 14], ddof=1)))
+    assert cell(table, "spafit", "train_time_s", group="RTE").text == "1,000"
+    assert cell(table, "spafit", "stored_bytes", group="RTE").value == 4 * 5_650_434
+    assert cell(table, "spafit", "stored_bytes", group="RTE").text == "22.6"
+    assert cell(table, "spafit", "peak_memory_bytes", group="RTE").value is None
+    assert "not measured" in notes(table)
+
+
+def test_cost_of_unlike_machines_is_not_averaged() -> None:
+    """Seeds that ran on different devices are separate rows of the cost table."""
+    cpu = {"device": "cpu", "device_name": "CPU", "num_threads": 2}
+    records = [make_record(seed=0), make_record(seed=1, environment=cpu)]
+    table = build_tables(records)[2]
+    assert {row.name for row in table.rows} == {
+        "spafit · NVIDIA H100",
+        "spafit · CPU, 2 threads",
+    }
+    assert cell(scores(records), "spafit", "mrpc").n == 2
+
+
+@pytest.mark.parametrize("records", [[], [make_record(status="failed")]])
+def test_nothing_to_show_says_how_to_make_a_run(records: list[RunRecord]) -> None:
+    """Without a finished run the message has a command that makes one."""
+    with pytest.raises(UserError, match="spafit-bench run --task mrpc --method spafit"):
+        build_tables(records)
+
+
+def test_unknown_task_is_named() -> None:
+    """A record of a task that this version does not know is the user's to sort out."""
+    record = make_record().model_copy(update={"task": "mprc"})
+    with pytest.raises(UserError, match="mrpc"):
+        build_tables([record])
+
+
+def test_order_of_the_records_does_not_matter() -> None:
+    """Tables are a function of the set of runs."""
+    records = matrix(seeds=2)
+    assert build_tables(records) == build_tables(records[::-1])
+
+
+def test_heavy_libraries_are_not_imported() -> None:
+    """The results half works without torch, pandas and, until a terminal is drawn, rich."""
+    code = (
+        "import sys, spafit_bench.tables, spafit_bench.render;"
+        "print([m for m in ('torch', 'pandas', 'rich', 'transformers') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ast.literal_eval(found.stdout) == []
