@@ -44,9 +44,7 @@ class AdaptedModel:
             parameters[name].copy_(value)
 
 
-def adapt(
-    model: PreTrainedModel, plan: Plan, *, numerics: Numerics, seed: int
-) -> AdaptedModel:
+def adapt(model: PreTrainedModel, plan: Plan, *, numerics: Numerics, seed: int) -> AdaptedModel:
     """Carry out a plan in place and move the model to its device.
 
     Args:
@@ -69,7 +67,7 @@ def adapt(
     trains = sum(p.numel() for p in adapted_model.trainable().values())
     assert trains == plan.trainable_parameters, (trains, plan.trainable_parameters)
     _cast_frozen(model, numerics.dtype)
-    model.to(numerics.device)
+    nn.Module.to(model, numerics.device)
     return adapted_model
 
 

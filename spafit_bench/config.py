@@ -6,6 +6,7 @@ top level comes first, then `tasks: <task>:`, then `methods: <defaults key of th
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -13,19 +14,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.methods import Method, get_method
 from spafit_bench.record import Frozen
 from spafit_bench.shipped import config_folder, read_yaml
-from spafit_bench.tasks import TASKS, get_task
+from spafit_bench.tasks import get_task
 from spafit_bench.treatments import parse_treatment
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 HeadTreatment = Literal["frozen", "bias", "full"]
+
+
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
+        raise ValueError("choices: auto, cpu, cuda, cuda:0, cuda:1, ...")
+    return name
 
 
 class MethodSettings(Frozen):
@@ -81,7 +88,7 @@ class RunConfig(Frozen):
     offline: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, AfterValidator(_known_device)] = "auto"
     limit: Count | None = None
     select: Literal["last", "best"] = "last"
     predict_test: bool = True
@@ -137,15 +144,19 @@ def load_layers(
     """
     layers = [_file_layer(config_folder() / "defaults.yaml", "defaults")]
     if preset is not None:
-        names = sorted(path.stem for path in (config_folder() / "presets").glob("*.yaml"))
-        if preset not in names:
-            raise UserError(f"unknown preset {preset!r}: {nearest(preset, names)}")
+        if preset not in preset_names():
+            raise UserError(f"unknown preset {preset!r}: {nearest(preset, preset_names())}")
         layers.append(_file_layer(config_folder() / "presets" / f"{preset}.yaml", preset))
     if config is not None:
         layers.append(_file_layer(config, str(config)))
     layers += [_assignment_layer(text) for text in assignments]
     layers.append(Layer("the command line", flags))
     return tuple(layers)
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names that `--preset` takes."""
+    return tuple(sorted(path.stem for path in (config_folder() / "presets").glob("*.yaml")))
 
 
 def _file_layer(path: Path, where: str) -> Layer:
@@ -273,19 +284,6 @@ def _invalid(error: ValidationError, sources: Mapping[str, str]) -> UserError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     where = sources.get(key, "configuration")
-    message = first["msg"][0].lower() + first["msg"][1:]
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return UserError(f"{where}: {key} = {first.get('input')!r}: {message}")
-
-
-def named_method(layers: Sequence[Layer]) -> str | None:
-    """Return the method that the layers name, if any."""
-    found = None
-    for layer in layers:
-        value = layer.body.get("method")
-        found = (value if isinstance(value, str) else (value or {}).get("name")) or found
-    return found
-
-
-def task_names() -> tuple[str, ...]:
-    """Names of the nine tasks in the order of tables."""
-    return tuple(TASKS)

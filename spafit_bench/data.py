@@ -43,6 +43,11 @@ class Split:
         """Rows."""
         return len(self.texts[0])
 
+    def head(self, num_rows: int | None) -> Split:
+        """Return the first rows, or all of them for None."""
+        labels = None if self.labels is None else self.labels[:num_rows]
+        return Split(tuple(column[:num_rows] for column in self.texts), labels)
+
 
 @dataclass(frozen=True)
 class TaskData:

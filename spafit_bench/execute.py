@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import shlex
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from spafit_bench import memory
 from spafit_bench.adapt import AdaptedModel, adapt
 from spafit_bench.checkpoint import load_model
 from spafit_bench.encoding import EncodedSplit, encode, load_tokenizer
+from spafit_bench.environment import describe_environment
 from spafit_bench.evaluation import (
     Predictions,
     is_collapsed,
@@ -32,12 +24,11 @@ from spafit_bench.evaluation import (
     score_splits,
     task_score,
 )
-from spafit_bench.numerics import Numerics, device_name, seed_everything
+from spafit_bench.numerics import seed_everything
 from spafit_bench.plan import Plan
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.record import (
     DataProvenance,
-    Environment,
     Evaluation,
     ModelProvenance,
     RunRecord,
@@ -131,7 +122,9 @@ def execute(prepared: PreparedRun, observer: Observer) -> Outcome:
     if scores.best_state is not None:
         adapted.restore(scores.best_state)
     finished = result.diverged is None
-    predictions = scores.predictions | _test_predictions(prepared, adapted, splits) if finished else {}
+    predictions = (
+        scores.predictions | _test_predictions(prepared, adapted, splits) if finished else {}
+    )
     measured = {
         "wall_time_s": round(time.perf_counter() - clock, 3),
         "peak_memory_bytes": memory.peak_memory_bytes(prepared.numerics.device)
@@ -261,7 +254,7 @@ def blank_record(
     config, plan = prepared.config, prepared.plan
     settings = config.model_dump(mode="json")
     settings["method"]["spec"] = plan.method.spec
-    rows = {name: len(split) for name, split in prepared.data.splits.items()}
+    rows = {name: split.num_rows for name, split in prepared.data.splits.items()}
     if config.limit is not None:
         rows["train"] = min(rows["train"], config.limit)
     return RunRecord(
@@ -283,7 +276,7 @@ def blank_record(
         started_at=started_at,
         config=settings,
         data=DataProvenance(
-            source=config.data,
+            source=prepared.data.source,
             fingerprint=prepared.data.fingerprint,
             official_basis=prepared.data.official_basis,
             rows=rows,
@@ -315,38 +308,3 @@ def stratum_counts(plan: Plan) -> tuple[StratumCount, ...]:
             )
         )
     return tuple(counts)
-
-
-_PACKAGES = ("spafit-bench", "torch", "transformers", "tokenizers", "numpy", "evaluate", "datasets")
-
-
-def describe_environment(numerics: Numerics) -> Environment:
-    """Say where and with what a run computes."""
-    return Environment(
-        host=socket.gethostname(),
-        device=str(numerics.device),
-        device_name=device_name(numerics.device),
-        precision=numerics.precision,
-        num_threads=torch.get_num_threads(),
-        python=platform.python_version(),
-        packages={name: importlib.metadata.version(name) for name in _PACKAGES},
-        git_commit=_git_commit(),
-        command=shlex.join(sys.argv),
-    )
-
-
-@lru_cache(maxsize=1)
-def _git_commit() -> str | None:
-    """Return the commit of the working folder, marked where it has uncommitted changes."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-            cwd=Path(__file__).parent,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return described.stdout.strip() or None

@@ -39,7 +39,7 @@ class Fetched:
     """Commit."""
 
 
-def fetch(  # noqa: PLR0913 - the six are one request
+def fetch(
     repo_id: str,
     *,
     repo_type: RepoType,

@@ -165,9 +165,7 @@ def plan_method(
     pooler = [n for n in shapes if n.startswith(tuple(f"{p}." for p in architecture.pooler))]
     if fresh_pooler:
         fresh |= set(pooler)
-    plan = make_plan(
-        method, architecture, shapes, fresh=[name for name in shapes if name in fresh]
-    )
+    plan = make_plan(method, architecture, shapes, fresh=[name for name in shapes if name in fresh])
     warnings = list(plan.warnings)
     if fresh & set(pooler) and not fresh_pooler:
         warnings.append(

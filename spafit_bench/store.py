@@ -83,12 +83,13 @@ class Store:
             UserError: the folder cannot be written.
         """
         final = self.runs / record.run_id
+        files = {**write, "record.json": record.to_json().encode()}
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.runs))
             try:
                 folder.chmod(0o777 & ~_umask())
-                for name, content in (write | {"record.json": record.to_json().encode()}).items():
+                for name, content in files.items():
                     _write_durably(folder / name, content)
                 self._put(folder, final)
             finally:

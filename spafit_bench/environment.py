@@ -1,0 +1,54 @@
+"""Where, with what, and from which state of the code a run computes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from spafit_bench.numerics import Numerics, device_name
+from spafit_bench.record import Environment
+
+_PACKAGES = ("spafit-bench", "torch", "transformers", "tokenizers", "numpy", "evaluate", "datasets")
+
+
+def describe_environment(numerics: Numerics) -> Environment:
+    """Say where and with what a run computes."""
+    return Environment(
+        host=socket.gethostname(),
+        device=str(numerics.device),
+        device_name=device_name(numerics.device),
+        precision=numerics.precision,
+        num_threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        packages={name: importlib.metadata.version(name) for name in _PACKAGES},
+        git_commit=_git_commit(),
+        command=shlex.join(sys.argv),
+    )
+
+
+@lru_cache(maxsize=1)
+def _git_commit() -> str | None:
+    """Return the commit of the checkout that this is, marked where it has uncommitted changes."""
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+            cwd=checkout,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip() or None

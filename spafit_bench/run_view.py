@@ -1,0 +1,74 @@
+"""One run in full, for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from spafit_bench.progress import format_metrics
+from spafit_bench.record import RunRecord
+
+
+def run_text(record: RunRecord, folder: Path) -> str:
+    """Describe a run.
+
+    Args:
+        record: the run.
+        folder: where its files are.
+    """
+    lines = [record.run_id, f"status      {record.status}" + _because(record)]
+    lines += _facts(record, folder)
+    if record.evaluations:
+        lines += ["", "epoch   step   train loss   dev"]
+        for e in record.evaluations:
+            loss = "-" if e.train_loss is None else f"{e.train_loss:.4f}"
+            lines.append(f"{e.epoch:<7g} {e.step:<6} {loss:<12} {format_metrics(e.metrics)}")
+    lines += ["", "stratum      treatment -> trainable of parameters"]
+    lines += [
+        f"{row.stratum:<12} {row.treatment} -> {row.trainable:,} of {row.parameters:,}"
+        for row in record.strata
+    ]
+    lines += ["", "configuration", *_settings(record.config, "  ")]
+    lines += [f"warning: {warning}" for warning in record.warnings]
+    return "\n".join(lines)
+
+
+def _because(record: RunRecord) -> str:
+    return f": {record.reason}" if record.reason else ""
+
+
+def _facts(record: RunRecord, folder: Path) -> list[str]:
+    basis = record.data.official_basis
+    official = "official" if record.official_split else "NOT official"
+    facts = {
+        "task": f"{record.task}, {official} split ({basis}), from {record.data.source}",
+        "method": record.method,
+        "model": f"{record.model} ({record.weights.architecture}, weights "
+        f"{record.weights.weights_sha256[:12]})",
+        "scores": format_metrics(record.metrics) + (" COLLAPSED" if record.collapsed else ""),
+        "majority": format_metrics(record.majority),
+        "trainable": f"{record.trainable_parameters:,} of {record.base_parameters:,} "
+        f"({record.trainable_percent:.3f} %)",
+        "time": f"{record.wall_time_s:.1f} s, training {record.train_time_s or 0:.1f} s at "
+        f"{record.train_tokens_per_s or 0:,.0f} tokens/s",
+        "memory": _bytes(record.peak_memory_bytes),
+        "stored": _bytes(record.stored_bytes),
+        "machine": f"{record.environment.device_name}, {record.environment.precision}, "
+        f"{record.environment.num_threads} threads",
+        "files": str(folder),
+    }
+    return [f"{name:<11} {value}" for name, value in facts.items() if value]
+
+
+def _bytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 1e6:,.1f} MB"
+
+
+def _settings(settings: dict[str, Any], indent: str) -> list[str]:
+    lines = []
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            lines += [f"{indent}{key}:", *_settings(value, indent + "  ")]
+        elif value is not None:
+            lines.append(f"{indent}{key}: {value}")
+    return lines
