@@ -38,6 +38,7 @@ class ProgressView:
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
     quiet: bool = False
     current: RunView | None = None
+    warned: set[str] = field(default_factory=set)
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line as it is, without markup."""
@@ -53,7 +54,9 @@ class ProgressView:
     def started(self, prepared: PreparedRun, number: int, total: int) -> RunView:
         """Announce a run."""
         for warning in prepared.warnings:
-            self.say(f"warning: {warning}", "yellow")
+            if warning not in self.warned:
+                self.say(f"warning: {warning}", "yellow")
+        self.warned.update(prepared.warnings)
         plan = prepared.plan
         label = f"[{number}/{total}] {prepared.task.name} · {prepared.method}"
         self.say(

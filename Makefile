@@ -1,0 +1,43 @@
+# Every target makes its own environment in .venv first, and only when something changed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+# Two workers of one thread each: PyTorch's own threads would fight over the cores.
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format tiny-bert clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
+		awk -F'|' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+setup: $(READY) ## Make the environment (.venv)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## Nine tasks x four methods on tiny BERT, offline, in minutes
+	$(BIN)/spafit-bench demo
+
+test: $(READY) ## Run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(READY) ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY) ## Rewrite the code in the house's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+tiny-bert: $(READY) ## Pretrain the shipped tiny BERT again (under 20 minutes on two cores)
+	$(BIN)/python scripts/pretrain_tiny.py
+
+clean: ## Remove the environment and caches
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
