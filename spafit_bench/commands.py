@@ -67,7 +67,7 @@ def _summary(records: Sequence[RunRecord], results: Path) -> str:
 
 
 def _rendered(tables: Sequence[Any], format_: str) -> str:
-    from spafit_bench.render import render
+    from spafit_bench.tables.render import render
 
     width = max(80, shutil.get_terminal_size((80, 24)).columns)
     return render(tables, format_, width, color=sys.stdout.isatty())
@@ -95,9 +95,9 @@ def dry_run(runs: Sequence[PreparedRun], results: Path, *, as_json: bool) -> str
 
 def table(results: Path, format_: str, out: Path | None) -> str:
     """Build the tables; without `out`, also renew `DIR/tables`."""
-    from spafit_bench.render import FORMATS, render, write_tables
     from spafit_bench.store import replacing
     from spafit_bench.tables import build_tables
+    from spafit_bench.tables.render import FORMATS, render, write_tables
 
     if format_ not in FORMATS:
         raise UserError(f"--format {format_}: {nearest(format_, FORMATS)}")

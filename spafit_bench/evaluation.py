@@ -86,12 +86,6 @@ def majority_scores(task: Task, splits: Mapping[str, EncodedSplit]) -> SplitMetr
     return score_splits(task, predictions, splits)
 
 
-def task_score(task: Task, metrics: SplitMetrics) -> float:
-    """Mean over dev splits of the mean of the task's metrics (GLUE's own average)."""
-    per_split = [np.mean([metrics[name][m] for m in task.metrics]) for name in task.dev_splits]
-    return float(np.mean(per_split))
-
-
 def is_collapsed(task: Task, predictions: Mapping[str, Predictions]) -> bool:
     """Tell whether the predictions on any dev split are (nearly) one constant."""
     for name in task.dev_splits:

@@ -22,7 +22,6 @@ from spafit_bench.evaluation import (
     majority_scores,
     predict,
     score_splits,
-    task_score,
 )
 from spafit_bench.numerics import seed_everything
 from spafit_bench.plan import Plan
@@ -82,7 +81,7 @@ class _DevScores:
         if not all(np.isfinite(p.logits).all() for p in new.values()):
             raise Diverged("the model's outputs are not finite; try a lower --lr")
         metrics = score_splits(task, new, self.splits)
-        score = task_score(task, metrics)
+        score = task.score(metrics) or 0.0
         if config.save_weights == "all":
             self.every_state.append(self.adapted.trained_state())
         if config.select == "last":
@@ -214,7 +213,7 @@ def _chosen(prepared: PreparedRun, evaluations: tuple[Evaluation, ...]) -> dict[
     """Report the last and the best evaluation, and the one that `select` asks for."""
 
     def score(evaluation: Evaluation) -> float:
-        return task_score(prepared.task, evaluation.metrics)
+        return prepared.task.score(evaluation.metrics) or 0.0
 
     last, best = evaluations[-1], max(evaluations, key=score)
     chosen = best if prepared.config.select == "best" else last

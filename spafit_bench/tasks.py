@@ -6,6 +6,8 @@ Facts are those of the GLUE benchmark (Wang et al., arXiv:1804.07461) in the lab
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -70,6 +72,14 @@ class Task:
     note: str = ""
     """What a reader of a score should know."""
 
+    def split_score(self, metrics: Mapping[str, Mapping[str, float]], split: str) -> float | None:
+        """Mean of the task's metrics on a split, native scale; None where one is missing."""
+        return mean_or_none([metrics.get(split, {}).get(metric) for metric in self.metrics])
+
+    def score(self, metrics: Mapping[str, Mapping[str, float]]) -> float | None:
+        """Mean over the dev splits of `split_score`: what GLUE's average averages."""
+        return mean_or_none([self.split_score(metrics, split) for split in self.dev_splits])
+
     @property
     def is_regression(self) -> bool:
         """Whether the label is a number rather than a class."""
@@ -79,6 +89,12 @@ class Task:
     def num_labels(self) -> int:
         """Outputs of the classifier: one for regression."""
         return len(self.labels) or 1
+
+
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """Mean of the values, or None where one is missing."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
 def _rows(**counts: int) -> MappingProxyType[str, int]:

@@ -80,6 +80,7 @@ def make_record(
         weights=ModelProvenance(
             revision=None,
             weights_sha256=weights,
+            files_sha256="0" * 64,
             architecture="bert",
             num_layers=24,
             fresh_tensors=(),

@@ -55,7 +55,7 @@ def message(task_name: str, root: Path) -> str:
     ],
 )
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_bad_cell_is_named(  # noqa: PLR0917 - parameters of the test
+def test_a_bad_cell_is_named(
     task_name: str, column: str, value: object, said: str, kind: str, tmp_path: Path
 ) -> None:
     """File, line (the header is line 1), column, what is wrong and what would be right."""

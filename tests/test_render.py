@@ -9,8 +9,8 @@ import pytest
 from records import METHODS, make_record, matrix
 
 from spafit_bench.errors import UserError
-from spafit_bench.render import FORMATS, render, write_tables
 from spafit_bench.tables import build_tables
+from spafit_bench.tables.render import FORMATS, render, write_tables
 
 TABLES = build_tables(matrix())
 SCORES = TABLES[:1]

@@ -10,7 +10,7 @@ from records import BASE, METHODS, cell, make_record, matrix, notes, row, scores
 
 from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
-from spafit_bench.tables import build_tables, task_score
+from spafit_bench.tables import build_tables
 from spafit_bench.tasks import TASKS, get_task
 
 
@@ -241,7 +241,7 @@ def test_long_form_has_every_metric() -> None:
 
 def test_missing_metric_is_a_missing_cell() -> None:
     """A dev set without one of the task's metrics has no score, not a partial one."""
-    assert task_score(get_task("mrpc"), {"validation": {"f1": 0.9}}) is None
+    assert get_task("mrpc").score({"validation": {"f1": 0.9}}) is None
     records = [make_record(metrics={"validation": {"f1": 0.9}})]
     assert cell(scores(records), "spafit", "mrpc").value is None
 
@@ -325,7 +325,7 @@ def test_order_of_the_records_does_not_matter() -> None:
 def test_heavy_libraries_are_not_imported() -> None:
     """The results half works without torch, pandas and, until a terminal is drawn, rich."""
     code = (
-        "import sys, spafit_bench.tables, spafit_bench.render;"
+        "import sys, spafit_bench.tables, spafit_bench.tables.render;"
         "print([m for m in ('torch', 'pandas', 'rich', 'transformers') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from spafit_bench.cells import Cell, ResultTable
+from spafit_bench.tables.cells import Cell, ResultTable
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from spafit_bench.cells import (
+from spafit_bench.record import RunRecord
+from spafit_bench.tables.cells import (
     MARKS,
     Cell,
     Column,
@@ -30,9 +31,8 @@ from spafit_bench.cells import (
     sample_of,
     shorten_labels,
 )
-from spafit_bench.record import RunRecord, SplitMetrics
-from spafit_bench.settings import Cells, Group, Setting
-from spafit_bench.tasks import TASKS, Task, get_task
+from spafit_bench.tables.settings import Cells, Group, Setting
+from spafit_bench.tasks import TASKS, Task, get_task, mean_or_none
 
 _METRIC_TITLES: Mapping[str, str] = MappingProxyType(
     {
@@ -45,21 +45,6 @@ _METRIC_TITLES: Mapping[str, str] = MappingProxyType(
 )
 _UNIT = "x100"
 MAJORITY = "majority class"
-
-
-def task_score(task: Task, metrics: SplitMetrics) -> float | None:
-    """Mean over dev splits of the mean of the task's metrics; None where one is missing."""
-    return _mean_or_none(_split_score(task, metrics, split) for split in task.dev_splits)
-
-
-def _split_score(task: Task, metrics: SplitMetrics, split: str) -> float | None:
-    return _mean_or_none(metrics.get(split, {}).get(metric) for metric in task.metrics)
-
-
-def _mean_or_none(values: Iterable[float | None]) -> float | None:
-    numbers = list(values)
-    known = [number for number in numbers if number is not None]
-    return statistics.fmean(known) if known and len(known) == len(numbers) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +85,11 @@ def _heads(tasks: Sequence[Task]) -> Iterator[tuple[Task, str, Column]]:
 
 
 def _split_sample(task: Task, split: str, runs: Iterable[RunRecord]) -> Sample:
-    return _percent(sample_of(runs, lambda run: _split_score(task, run.metrics, split)))
+    return _percent(sample_of(runs, lambda run: task.split_score(run.metrics, split)))
 
 
 def _task_sample(task: Task, runs: Iterable[RunRecord]) -> Sample:
-    return _percent(sample_of(runs, lambda run: task_score(task, run.metrics)))
+    return _percent(sample_of(runs, lambda run: task.score(run.metrics)))
 
 
 def _percent(sample: Sample) -> Sample:
@@ -210,15 +195,13 @@ def _majority_row(group: Group, tasks: Sequence[Task], averages: Sequence[_Avera
         return Cell(value=100 * value, text=f"{100 * value:.2f}", marks=tuple(marks))
 
     cells = [
-        cell(_split_score(task, chosen[task.name].majority, split), [chosen[task.name]])
+        cell(task.split_score(chosen[task.name].majority, split), [chosen[task.name]])
         for task, split, _ in _heads(tasks)
     ]
     for average in averages:
         runs = [chosen[task.name] for task in average.tasks]
-        scores = [
-            task_score(task, run.majority) for task, run in zip(average.tasks, runs, strict=True)
-        ]
-        cells.append(cell(_mean_or_none(scores), runs))
+        scores = [task.score(run.majority) for task, run in zip(average.tasks, runs, strict=True)]
+        cells.append(cell(mean_or_none(scores), runs))
     return Row(label=MAJORITY, name=MAJORITY, cells=tuple(cells), baseline=True)
 
 

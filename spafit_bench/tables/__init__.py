@@ -1,7 +1,7 @@
 """Run records -> tables of scores, parameters and cost, as typed values.
 
-Nothing here prints: `spafit_bench.render` writes a table for a terminal, a paper or a program.
-`spafit_bench.settings` says which runs share a table, a row and a mean.
+Nothing here prints: `render` writes a table for a terminal, a paper or a program; `settings` says
+which runs share a table, a row and a mean.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from spafit_bench.cells import Cell, Column, Mark, Measurement, ResultTable, Row
-from spafit_bench.cost_tables import cost_table, parameters_table
 from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
-from spafit_bench.score_table import scores_table, task_score
-from spafit_bench.settings import group_runs
+from spafit_bench.tables.cells import Cell, Column, Mark, Measurement, ResultTable, Row
+from spafit_bench.tables.costs import cost_table, parameters_table
+from spafit_bench.tables.scores import scores_table
+from spafit_bench.tables.settings import group_runs
 
 __all__ = [
     "Cell",
@@ -24,7 +24,6 @@ __all__ = [
     "ResultTable",
     "Row",
     "build_tables",
-    "task_score",
 ]
 
 

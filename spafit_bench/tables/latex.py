@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from spafit_bench.cells import Cell, ResultTable
+from spafit_bench.tables.cells import Cell, ResultTable
 
 _SIGNS: Mapping[str, str] = MappingProxyType(
     {"*": "*", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S"}

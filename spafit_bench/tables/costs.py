@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from spafit_bench.cells import (
+from spafit_bench.record import RunRecord
+from spafit_bench.tables.cells import (
     Cell,
     Column,
     Measurement,
@@ -17,8 +18,7 @@ from spafit_bench.cells import (
     sample_of,
     shorten_labels,
 )
-from spafit_bench.record import RunRecord
-from spafit_bench.settings import Cells, Group, Setting
+from spafit_bench.tables.settings import Cells, Group, Setting
 from spafit_bench.tasks import TASKS, Task, get_task
 
 # Parameters

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
-from spafit_bench.cells import MISSING, Cell, ResultTable, marks_text
 from spafit_bench.errors import UserError, nearest
-from spafit_bench.latex_table import latex_document
-from spafit_bench.terminal_table import terminal_table
+from spafit_bench.tables.cells import MISSING, Cell, ResultTable, marks_text
+from spafit_bench.tables.latex import latex_document
+from spafit_bench.tables.terminal import terminal_table
 
 _LONG_FORM = (
     *("kind", "model", "data", "method", "setting", "task", "split", "metric", "unit"),

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from spafit_bench.record import RunRecord
-from spafit_bench.settings import Setting
+from spafit_bench.tables.settings import Setting
 
 Kind = Literal["scores", "parameters", "cost"]
 MarkName = Literal["unofficial", "limited", "selected", "collapsed"]
