@@ -41,11 +41,12 @@ def run(
 ) -> tuple[list[RunRecord], str]:
     """Carry out runs; return their records, and tables (or JSON) of them."""
     from spafit_bench.progress import ProgressView
-    from spafit_bench.run import run_all
+    from spafit_bench.run import Options, run_all
 
     view = ProgressView()
     try:
-        records = run_all(runs, Store(results), view=view, force=force, retry_failed=retry_failed)
+        options = Options(force=force, retry_failed=retry_failed)
+        records = run_all(runs, Store(results), view, options)
     finally:
         view.close()
     if as_json:
