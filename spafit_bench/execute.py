@@ -220,6 +220,7 @@ def encode_task(prepared: PreparedRun) -> dict[str, EncodedSplit]:
         prepared.files_sha256,
         config.train.max_length,
         config.limit,
+        config.holdout,
         config.predict_test,
     )
     if key not in _ENCODED:
@@ -229,7 +230,7 @@ def encode_task(prepared: PreparedRun) -> dict[str, EncodedSplit]:
         wanted = ["train", *prepared.task.dev_splits, *(_test_splits(prepared))]
         _ENCODED[key] = {
             name: encode(
-                prepared.data.splits[name].head(config.limit if name == "train" else None),
+                prepared.data.splits[name],
                 tokenizer,
                 max_length=config.train.max_length,
             )
@@ -312,8 +313,6 @@ def blank_record(
     settings = config.model_dump(mode="json")
     settings["method"]["spec"] = plan.method.spec
     rows = {name: split.num_rows for name, split in prepared.data.splits.items()}
-    if config.limit is not None:
-        rows["train"] = min(rows["train"], config.limit)
     return RunRecord(
         run_id=prepared.run_id,
         status=status,
@@ -324,6 +323,7 @@ def blank_record(
         seed=config.seed,
         official_split=prepared.data.official_split,
         train_limit=config.limit,
+        holdout=config.holdout,
         select=config.select,
         trainable_parameters=plan.trainable_parameters,
         base_parameters=plan.base_parameters,
