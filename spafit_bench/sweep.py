@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Sweep:
     layers: tuple[Layer, ...]
     grid: Mapping[str, Values]
     choice: Choice | None
+    shard: tuple[int, int] = (1, 1)
+    """This part, counted from 1, and the number of parts."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,18 @@ def read_sweep(path: Path, flags: Mapping[str, Any]) -> Sweep:
     )
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read `i/n`, i from 1.
+
+    Raises:
+        UserError: not of that form.
+    """
+    first, _, count = text.partition("/")
+    if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
+        raise UserError(f"--shard {text}: write i/n with 1 <= i <= n, e.g. 1/4")
+    return int(first), int(count)
+
+
 def _names(value: Any, key: str, every: Sequence[str], path: Path) -> tuple[str, ...]:
     if value is None:
         raise UserError(f"{path}: {key!r} is missing: a list, or all")
@@ -182,8 +196,17 @@ def _choice(body: Any, methods: Sequence[str], path: Path) -> Choice | None:
     )
 
 
-def groups(sweep: Sweep) -> Iterator[Group]:
-    """Yield every cell at every point of the grid; a task's stand together."""
+def groups(sweep: Sweep) -> list[Group]:
+    """Return every cell of this shard at every point of the grid; a task's stand together.
+
+    Shard `i/n` has every n-th cell: a cell's trials and its reported runs stay together, so that no
+    shard waits for another.
+    """
+    first, count = sweep.shard
+    return list(_every_group(sweep))[first - 1 :: count]
+
+
+def _every_group(sweep: Sweep) -> Iterator[Group]:
     for task in sweep.tasks:
         for method in sweep.methods:
             axes = [
@@ -245,15 +268,3 @@ def _config(sweep: Sweep, group: Group, seed: int, settings: Mapping[str, Any]) 
     ]
     layers = (*sweep.layers[:-1], *own, sweep.layers[-1])
     return resolve(layers, task=group.task, method=group.method, seed=seed)
-
-
-def in_shard(run_ids: Iterable[str], shard: str) -> set[str]:
-    """Return the runs of shard `i/n`, i from 1: every n-th of the sorted names.
-
-    Raises:
-        UserError: not of that form.
-    """
-    first, _, second = shard.partition("/")
-    if not (first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second)):
-        raise UserError(f"--shard {shard}: write i/n with 1 <= i <= n, e.g. 1/4")
-    return set(sorted(run_ids)[int(first) - 1 :: int(second)])
