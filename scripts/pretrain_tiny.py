@@ -34,6 +34,8 @@ POOL = 64
 """Batches drawn together and sorted by length, so that little is padding."""
 MASKED = 0.2
 
+SHORT = 80
+"""Characters of a passage that the first half of the training may see."""
 RARE = 5
 """A word seen fewer times than this is left to its characters."""
 
@@ -51,8 +53,17 @@ def build_vocabulary(count: int) -> list[str]:
     known = {word for word, times in words.items() if times >= RARE} | set(OTHER_FORMS)
     characters = [chr(code) for code in range(33, 127)]
     pieces = [f"##{character}" for character in characters]
-    longer = sorted((word for word in known if len(word) > 1), key=lambda word: (-words[word], word))
+    longer = sorted(
+        (word for word in known if len(word) > 1), key=lambda word: (-words[word], word)
+    )
     return [*SPECIAL, *characters, *pieces, *longer]
+
+
+def short_first(passages: Iterator[Passage], count: int) -> Iterator[Passage]:
+    """Yield `count` passages, the first half of them short, as BERT's own pretraining did."""
+    short = (passage for passage in passages if len(" ".join(passage.texts)) <= SHORT)
+    yield from islice(short, count // 2)
+    yield from islice(passages, count - count // 2)
 
 
 def batches(
@@ -93,7 +104,9 @@ def encode(
     ]
 
 
-def mask_tokens(tokens: Tensor, vocabulary: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def mask_tokens(
+    tokens: Tensor, vocabulary: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Mask tokens as BERT does (80 % `[MASK]`, 10 % another, 10 % kept); return them and where."""
     chosen = torch.rand(tokens.shape, generator=generator) < MASKED
     chosen &= tokens >= len(SPECIAL)
@@ -120,7 +133,9 @@ def make_model(vocabulary: int) -> BertForPreTraining:
     return BertForPreTraining(config)
 
 
-def losses(model: BertForPreTraining, kinds: nn.Linear, batch: list[Tensor], generator: torch.Generator) -> Tensor:
+def losses(
+    model: BertForPreTraining, kinds: nn.Linear, batch: list[Tensor], generator: torch.Generator
+) -> Tensor:
     """Return the loss of a batch: half of its rows are masked, the others are compared."""
     tokens, segments, perturbed = batch
     half = torch.arange(len(tokens)) % 2 == 0
@@ -153,7 +168,8 @@ def pretrain(
         optimizer, options.lr, options.steps, pct_start=0.05, anneal_strategy="linear",
         cycle_momentum=False,
     )  # fmt: skip
-    passages = pretraining_text(options.steps * options.batch_size, f"train {options.seed}")
+    count = options.steps * options.batch_size
+    passages = short_first(pretraining_text(10 * count, f"train {options.seed}"), count)
     stream = batches(passages, tokenizer, options.batch_size, generator)
     start, sums = time.perf_counter(), torch.zeros(3)
     for step, batch in enumerate(stream, 1):

@@ -146,7 +146,8 @@ _PAST = {
     "lead": "led", "forget": "forgot", "buy": "bought", "sell": "sold", "find": "found",
     "lose": "lost", "break": "broke", "keep": "kept", "hide": "hid", "give": "gave",
     "send": "sent", "lend": "lent", "show": "showed", "drop": "dropped", "drag": "dragged",
-    "snub": "snubbed", "regret": "regretted", "sleep": "slept", "sing": "sang", "hurt": "hurt", "see": "saw",
+    "snub": "snubbed", "regret": "regretted", "sleep": "slept", "sing": "sang",
+    "hurt": "hurt", "see": "saw",
     "run": "ran", "swim": "swam", "speak": "spoke", "teach": "taught", "feed": "fed",
 }  # fmt: skip
 _PARTICIPLE = {

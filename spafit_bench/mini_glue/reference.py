@@ -98,9 +98,7 @@ def draw_puzzle(draw: Draw) -> Puzzle:
     reversed_ = schema.verb in {"defeat", "pass"} and draw.chance(0.4)
     reasons = schema.subject_was if of_subject != reversed_ else schema.object_was
     negated = reversed_ or schema.verb == "fit in"
-    return Puzzle(
-        pair[0], schema.verb, pair[1], *pronouns, draw.pick(reasons), of_subject, negated
-    )
+    return Puzzle(pair[0], schema.verb, pair[1], *pronouns, draw.pick(reasons), of_subject, negated)
 
 
 def pronoun_reference(draw: Draw) -> tuple[tuple[str, str], int]:
