@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
 from spafit_bench.mini_glue import Passage, pretraining_text
 from spafit_bench.mini_glue.corpus import PERTURBATIONS
-from spafit_bench.mini_glue.lexicon import OTHER_FORMS
+from spafit_bench.mini_glue.lexicon import CAPITALISED, MEANING, OTHER_FORMS
 
 ASSET = Path(__file__).parent.parent / "spafit_bench" / "assets" / "tiny-bert"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -36,6 +37,8 @@ MASKED = 0.2
 
 SHORT = 80
 """Characters of a passage that the first half of the training may see."""
+MATCHING_LAYER = 3
+"""The layer after which words know whether the other sentence has them too."""
 RARE = 5
 """A word seen fewer times than this is left to its characters."""
 
@@ -128,32 +131,89 @@ def make_model(vocabulary: int) -> BertForPreTraining:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         classifier_dropout=0.1,
-        initializer_range=0.03,
+        initializer_range=0.05,
     )
-    return BertForPreTraining(config)
+    model = BertForPreTraining(config)
+    with torch.no_grad():
+        # Half of the heads begin by looking for words like their own, wherever they are: found by
+        # gradient descent alone, that takes longer than all the rest.
+        model.bert.embeddings.position_embeddings.weight.mul_(0.5)
+        for layer in model.bert.encoder.layer:
+            attention: Any = layer.attention
+            query, key = attention.self.query.weight, attention.self.key.weight
+            alike = len(query) // 2
+            query[:alike].normal_(std=model.config.hidden_size**-0.5)
+            key[:alike] = query[:alike]
+    return model
 
 
-def losses(
-    model: BertForPreTraining, kinds: nn.Linear, batch: list[Tensor], generator: torch.Generator
-) -> Tensor:
-    """Return the loss of a batch: half of its rows are masked, the others are compared."""
-    tokens, segments, perturbed = batch
-    half = torch.arange(len(tokens)) % 2 == 0
-    masked, chosen = mask_tokens(tokens, model.config.vocab_size, generator)
-    chosen &= half[:, None]
-    hidden, pooled = model.bert(
-        input_ids=torch.where(half[:, None], masked, tokens),
-        token_type_ids=segments,
-        attention_mask=(tokens != PAD).long(),
-        return_dict=False,
-    )
-    words = functional.cross_entropy(model.cls.predictions(hidden[chosen]), tokens[chosen])
-    pooled, perturbed = pooled[~half], perturbed[~half]
-    belongs = functional.cross_entropy(
-        model.cls.seq_relationship(pooled), perturbed.any(dim=1).long()
-    )
-    how = functional.binary_cross_entropy_with_logits(kinds(pooled), perturbed, reduction="none")
-    return torch.stack((words, belongs, how.sum(dim=1).mean()))
+class Objectives(nn.Module):
+    """The model with its heads; those that BERT does not have are dropped afterwards."""
+
+    meanings: Tensor
+
+    def __init__(self, model: BertForPreTraining, meanings: Tensor) -> None:
+        super().__init__()
+        size = model.config.hidden_size
+        self.model = model
+        self.how = nn.Linear(size, len(PERTURBATIONS))
+        self.shared = nn.Linear(size, 1)
+        self.register_buffer("meanings", meanings)
+
+    def forward(self, batch: list[Tensor], generator: torch.Generator) -> Tensor:
+        """Return the losses of a batch: half of its rows are masked, the others are compared."""
+        tokens, segments, perturbed = batch
+        half = torch.arange(len(tokens)) % 2 == 0
+        masked, chosen = mask_tokens(tokens, self.model.config.vocab_size, generator)
+        chosen &= half[:, None]
+        output = self.model.bert(
+            input_ids=torch.where(half[:, None], masked, tokens),
+            token_type_ids=segments,
+            attention_mask=(tokens != PAD).long(),
+            output_hidden_states=True,
+        )
+        words = functional.cross_entropy(
+            self.model.cls.predictions(output.last_hidden_state[chosen]), tokens[chosen]
+        )
+        belongs, how = self._compare(output.pooler_output[~half], perturbed[~half])
+        middle = output.hidden_states[MATCHING_LAYER][~half]
+        match = self._match(middle, tokens[~half], segments[~half])
+        return torch.stack((words, belongs, how, match))
+
+    def _compare(self, pooled: Tensor, perturbed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the pooler's two losses: whether the second text belongs, and how it differs."""
+        belongs = self.model.cls.seq_relationship(pooled)
+        how = functional.binary_cross_entropy_with_logits(
+            self.how(pooled), perturbed, reduction="none"
+        )
+        return (
+            functional.cross_entropy(belongs, perturbed.any(dim=1).long()),
+            how.sum(dim=1).mean(),
+        )
+
+    def _match(self, hidden: Tensor, tokens: Tensor, segments: Tensor) -> Tensor:
+        """Return the loss of telling which words have their meaning in the other sentence too."""
+        meaning = self.meanings[tokens]
+        same = meaning[:, :, None] == meaning[:, None, :]
+        across = segments[:, :, None] != segments[:, None, :]
+        real = tokens >= len(SPECIAL)
+        shared = (same & across & real[:, None, :]).any(dim=2)
+        pair = real & (segments.sum(dim=1) > 0)[:, None]
+        logits = self.shared(hidden).squeeze(-1)
+        loss = functional.binary_cross_entropy_with_logits(
+            logits[pair], shared[pair].float(), reduction="sum"
+        )
+        return loss / pair.sum().clamp(min=1)
+
+
+def meaning_ids(tokenizer: BertTokenizer) -> Tensor:
+    """Return, for each token id, an id that words of one meaning share."""
+    vocabulary = tokenizer.get_vocab()
+    ids = torch.arange(len(vocabulary))
+    for word, index in vocabulary.items():
+        plain = word if word in CAPITALISED else word.lower()
+        ids[index] = vocabulary.get(MEANING.get(plain, plain), index)
+    return ids
 
 
 def pretrain(
@@ -161,8 +221,8 @@ def pretrain(
 ) -> None:
     """Train `model` in place; its sentence-pair head learns whether the second text belongs."""
     generator = torch.Generator().manual_seed(options.seed)
-    kinds = nn.Linear(model.config.hidden_size, len(PERTURBATIONS))
-    parameters = [*model.parameters(), *kinds.parameters()]
+    objectives = Objectives(model, meaning_ids(tokenizer))
+    parameters = list(objectives.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=options.lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, options.lr, options.steps, pct_start=0.05, anneal_strategy="linear",
@@ -171,9 +231,9 @@ def pretrain(
     count = options.steps * options.batch_size
     passages = short_first(pretraining_text(10 * count, f"train {options.seed}"), count)
     stream = batches(passages, tokenizer, options.batch_size, generator)
-    start, sums = time.perf_counter(), torch.zeros(3)
+    start, sums = time.perf_counter(), torch.zeros(4)
     for step, batch in enumerate(stream, 1):
-        parts = losses(model, kinds, batch, generator)
+        parts = objectives(batch, generator)
         parts.sum().backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -181,9 +241,9 @@ def pretrain(
         schedule.step()
         sums += parts.detach()
         if step % 200 == 0:
-            words, belongs, how = (sums / 200).tolist()
+            words, belongs, how, match = (sums / 200).tolist()
             seconds = time.perf_counter() - start
-            report = f"words {words:.3f}  belongs {belongs:.3f}  how {how:.3f}"
+            report = f"words {words:.3f}  belongs {belongs:.3f}  how {how:.3f}  match {match:.3f}"
             sys.stderr.write(f"{step:6d}/{options.steps}  {report}  {seconds:.0f} s\n")
             sums.zero_()
 

@@ -11,7 +11,14 @@ from dataclasses import replace
 from spafit_bench.mini_glue import edits, lexicon
 from spafit_bench.mini_glue.draw import Draw
 from spafit_bench.mini_glue.edits import Edit
-from spafit_bench.mini_glue.events import Event, askable, draw_event, question, statement
+from spafit_bench.mini_glue.events import (
+    Event,
+    askable,
+    draw_event,
+    question,
+    statement,
+    with_roles,
+)
 from spafit_bench.mini_glue.lexicon import EVERYTHING
 
 ENTAILMENT, NOT_ENTAILMENT = 0, 1
@@ -33,9 +40,7 @@ def answerability(draw: Draw) -> tuple[tuple[str, str], int]:
     )
     role = draw.pick(askable(event))
     asked = replace(event, time=None, place=None)
-    text = question(draw, asked if role not in {"time", "place"} else event, role)
-    if role in {"time", "place"}:
-        text = question(draw, replace(asked, **{role: getattr(event, role)}), role)
+    text = question(draw, with_roles(asked, {role: getattr(event, role)}), role)
     if draw.chance(0.5):
         return (text, statement(draw, event)), ENTAILMENT
     return (text, statement(draw, _beside(draw, event, role))), NOT_ENTAILMENT
@@ -44,8 +49,8 @@ def answerability(draw: Draw) -> tuple[tuple[str, str], int]:
 def _beside(draw: Draw, event: Event, role: str) -> Event:
     """Change an event so that it no longer answers a question for `role`."""
     if role in {"time", "place"} and draw.chance(0.6):
-        return replace(event, **{role: None})
+        return with_roles(event, {role: None})
     while True:
         other = edits.apply(draw, event, EVERYTHING, _OTHER_STORY)
-        if replace(other, **{role: getattr(event, role)}) != event:
+        if with_roles(other, {role: getattr(event, role)}) != event:
             return other

@@ -7,7 +7,7 @@ what is recorded is how it was perturbed, which is known because the corpus did 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from spafit_bench.mini_glue import edits, lexicon
 from spafit_bench.mini_glue.acceptability import well_formed
@@ -21,6 +21,7 @@ from spafit_bench.mini_glue.events import (
     question,
     retold,
     statement,
+    with_roles,
 )
 from spafit_bench.mini_glue.lexicon import EVERYTHING
 from spafit_bench.mini_glue.reference import draw_puzzle
@@ -79,9 +80,8 @@ def _retold(draw: Draw) -> Passage:
     """A statement and a statement of the same event, an edited one, or an unrelated one."""
     event = draw_event(draw, EVERYTHING, negated=0.35)
     if draw.chance(0.04):
-        other, names = draw_event(draw, EVERYTHING), (UNRELATED,)
-    else:
-        other, names = _perturbed(draw, event)
+        return Passage(retold(draw, event, draw_event(draw, EVERYTHING)), (UNRELATED,))
+    other, names = _perturbed(draw, event)
     return Passage(retold(draw, event, other), names)
 
 
@@ -108,13 +108,13 @@ def _answered(draw: Draw) -> Passage:
     """A question and the statement that it asks for, or an edited one."""
     event = draw_event(draw, EVERYTHING, negated=0.1)
     settings = {"time": draw.pick(lexicon.TIMES), "place": draw.pick(EVERYTHING.places)}
-    event = replace(event, **settings)
+    event = with_roles(event, settings)
     role = draw.pick(askable(event))
-    asked = replace(event, **{part: None for part in settings if part != role})
+    asked = with_roles(event, {part: None for part in settings if part != role})
     text = question(draw, asked, role)
     if role in settings and draw.chance(0.3):
-        return Passage((text, statement(draw, replace(event, **{role: None}))), _ROLE)
-    told = replace(event, **{part: None for part in settings if part != role and draw.chance(0.4)})
+        return Passage((text, statement(draw, with_roles(event, {role: None}))), _ROLE)
+    told = with_roles(event, {part: None for part in settings if part != role and draw.chance(0.4)})
     other, names = _perturbed_beside(draw, told, role)
     return Passage((text, statement(draw, other)), names)
 
@@ -126,7 +126,7 @@ def _perturbed_beside(draw: Draw, event: Event, role: str) -> tuple[Event, tuple
     """Perturb an event elsewhere than in the role that a question leaves open."""
     other, names = _perturbed(draw, event)
     if edits.swap_roles.__name__ not in names:
-        other = replace(other, **{role: getattr(event, role)})
+        other = with_roles(other, {role: getattr(event, role)})
     return other, names if other != event else ()
 
 

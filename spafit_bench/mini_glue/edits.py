@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from spafit_bench.mini_glue import lexicon
 from spafit_bench.mini_glue.draw import Draw
-from spafit_bench.mini_glue.events import Entity, Event, draw_thing, other_person
+from spafit_bench.mini_glue.events import Entity, Event, draw_thing, other_person, with_roles
 from spafit_bench.mini_glue.lexicon import World
 
 Edit = Callable[[Draw, Event, World], Event | None]
@@ -94,7 +94,9 @@ def change_setting(draw: Draw, event: Event, world: World) -> Event | None:
 
 def drop_detail(draw: Draw, event: Event, _world: World) -> Event | None:
     """Leave out a time, a place, an adjective or an exact number."""
-    options = [replace(event, **{role: None}) for role in ("time", "place") if getattr(event, role)]
+    options = [
+        with_roles(event, {role: None}) for role in ("time", "place") if getattr(event, role)
+    ]
     for role in _roles_with_adjective(event):
         options.append(_with(event, role, replace(getattr(event, role), adjective=None)))
     if event.patient.number in lexicon.NUMBERS:
@@ -155,11 +157,7 @@ def _roles_with_adjective(event: Event) -> list[str]:
 
 
 def _with(event: Event, role: str, entity: Entity) -> Event:
-    if role == "agent":
-        return replace(event, agent=entity)
-    if role == "patient":
-        return replace(event, patient=entity)
-    return replace(event, recipient=entity)
+    return with_roles(event, {role: entity})
 
 
 def apply(draw: Draw, event: Event, world: World, choices: tuple[tuple[Edit, int], ...]) -> Event:

@@ -6,7 +6,9 @@ time, so that two realisations of one event are paraphrases.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from spafit_bench.mini_glue import lexicon
 from spafit_bench.mini_glue.draw import Draw
@@ -52,6 +54,11 @@ class Event:
     time: str | None = None
     place: str | None = None
     negated: bool = False
+
+
+def with_roles(event: Event, changes: Mapping[str, Any]) -> Event:
+    """Return the event with other values for the fields that `changes` names."""
+    return replace(event, **changes)
 
 
 def draw_person(draw: Draw, world: World) -> Entity:

@@ -195,7 +195,7 @@ def with_article(phrase: str) -> str:
 
 def _other_forms() -> dict[str, tuple[str, ...]]:
     """Map every word form to the other forms of the same word."""
-    families = [
+    families: list[tuple[str, ...]] = [
         ("is", "are"), ("was", "were"), ("this", "these"), ("that", "those"),
         ("he", "him"), ("she", "her"), ("they", "them"), ("we", "us"), ("I", "me"),
         ("himself", "herself"),
@@ -222,3 +222,19 @@ CAPITALISED = frozenset((*NAMES, "I"))
 
 OTHER_FORMS = MappingProxyType(_other_forms())
 """The other inflected forms of a word."""
+
+
+def _meanings() -> dict[str, str]:
+    """Map every form of a word that has synonyms or inflections to one word for its meaning."""
+    meanings: dict[str, str] = {}
+    for noun in (*KIND_OF, *KINDS):
+        meanings[noun] = meanings[plural(noun)] = noun
+    for sense in RIVAL:
+        for word in sense:
+            forms = (word, past(word), participle(word)) if sense in _VERB_SENSES else (word,)
+            meanings.update(dict.fromkeys(forms, sense[0]))
+    return meanings
+
+
+MEANING = MappingProxyType(_meanings())
+"""One word for all forms of all words of one meaning."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from spafit_bench.mini_glue import edits
 from spafit_bench.mini_glue.draw import Draw
 from spafit_bench.mini_glue.edits import Edit
-from spafit_bench.mini_glue.events import Event, askable, asked_again, draw_event, retold
+from spafit_bench.mini_glue.events import (
+    Event,
+    askable,
+    asked_again,
+    draw_event,
+    retold,
+    with_roles,
+)
 from spafit_bench.mini_glue.lexicon import EVERYTHING
 
 NEAR_MISSES: tuple[tuple[Edit, int], ...] = (
@@ -65,7 +70,7 @@ def _near_question(draw: Draw, event: Event, role: str) -> Event:
     """
     while True:
         other = edits.apply(draw, event, EVERYTHING, NEAR_MISSES)
-        if replace(other, **{role: getattr(event, role)}) != event:
+        if with_roles(other, {role: getattr(event, role)}) != event:
             return other
 
 
