@@ -65,7 +65,7 @@ def parse_owner(content: bytes) -> Owner:
         and 0 < owner.pid < 2**31
         and isinstance(owner.started_ticks, int | None)
         and isinstance(owner.heartbeat_s, int | float)
-        and owner.heartbeat_s > 0
+        and 0 < owner.heartbeat_s < 1e9
     )
     return owner if sound else UNKNOWN
 
