@@ -37,6 +37,7 @@ _GONE = (errno.ENOENT, errno.ESTALE)
 _ATTEMPTS = 20
 _SILENT_BEATS = 1.5
 """Heartbeats that must be missed before our own eyes, whatever the clocks say."""
+_LOOKS = 6
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,17 @@ class _Entry:
     path: Path
     owner: Owner
     mtime_ns: int
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """When this process first saw a heartbeat."""
+
+    mtime_ns: int
+    first_s: float
+    """By our monotonic clock."""
+    age_s: float
+    """How old it was by the server's clock."""
 
 
 class Claim:
@@ -108,9 +120,8 @@ class Claims:
 
     An owner is dead if (a) it ran on this machine and its pid is gone, a zombie's or another
     process's by now, or (b) its heartbeat, the claim file's modification time, has stood still for
-    `stale_after_s`, by the file server's clock or by watching it that long. Clocks can jump and
-    laptops sleep, so (b) by the clock also needs some heartbeats missed while we watch. A damaged
-    claim file is judged by (b) alone.
+    `stale_after_s`, by the file server's clock or seen by us. Clocks jump and processes are paused,
+    so (b) also needs that it is missed while we watch. A damaged claim file is judged by (b) alone.
     """
 
     def __init__(
@@ -136,7 +147,7 @@ class Claims:
     def _start(self) -> None:
         self._here = this_process(self._heartbeat_s)
         self._held: set[Claim] = set()
-        self._seen: dict[Path, tuple[int, float]] = {}  # path -> mtime (ns), when first seen (s)
+        self._seen: dict[Path, _Sight] = {}
         self._closing = threading.Event()
         self._heart: threading.Thread | None = None
 
@@ -172,8 +183,6 @@ class Claims:
         place = self._place(run_id)
         self._notice_fork()
         with _for_the_user(place):
-            if self._heart is None:
-                self._remove_litter()
             for attempt in range(_ATTEMPTS):
                 try:
                     if not self._clear(place):
@@ -248,31 +257,32 @@ class Claims:
     def _is_dead(self, entry: _Entry) -> bool:
         if entry.owner.is_gone(self._here):
             return True
-        still_s = self._still_s(entry)
-        if still_s >= self._stale_after_s:
-            return True
-        age_s = (self._server_time_ns() - entry.mtime_ns) / 1e9
-        return age_s >= self._stale_after_s and self._stays_silent(entry, still_s)
+        return self._silent_s(entry) >= self._stale_after_s and self._stays_silent(entry)
 
-    def _still_s(self, entry: _Entry) -> float:
-        """Return for how long we have seen the heartbeat stand still, by the monotonic clock."""
-        now_s = time.monotonic()
+    def _silent_s(self, entry: _Entry) -> float:
+        """Return for how long the heartbeat has stood still.
+
+        The server is asked once per heartbeat how old it is; our monotonic clock counts from then.
+        """
         seen = self._seen.get(entry.path)
-        if seen is None or seen[0] != entry.mtime_ns:
-            seen = self._seen[entry.path] = (entry.mtime_ns, now_s)
-        return now_s - seen[1]
+        if seen is None or seen.mtime_ns != entry.mtime_ns:
+            age_s = max(0.0, (self._server_time_ns() - entry.mtime_ns) / 1e9)
+            seen = self._seen[entry.path] = _Sight(entry.mtime_ns, time.monotonic(), age_s)
+        return time.monotonic() - seen.first_s + seen.age_s
 
-    def _stays_silent(self, entry: _Entry, still_s: float) -> bool:
+    def _stays_silent(self, entry: _Entry) -> bool:
+        """Watch a heartbeat: after a pause of the whole machine or of both of us it returns."""
         heartbeat_s = entry.owner.heartbeat_s or self._heartbeat_s
         watch_s = min(_SILENT_BEATS * heartbeat_s, self._stale_after_s)
-        while still_s < watch_s:
-            time.sleep(min(watch_s - still_s, watch_s / 6))
+        for _ in range(_LOOKS):
+            before_s = time.monotonic()
+            time.sleep(watch_s / _LOOKS)
             later = _read(entry.path)
             if later is None:  # gone, so removing it does nothing
                 return True
-            if later.mtime_ns != entry.mtime_ns:
+            paused = time.monotonic() - before_s > watch_s
+            if paused or later.mtime_ns != entry.mtime_ns:
                 return False
-            still_s = self._still_s(later)
         return True
 
     def _server_time_ns(self) -> int:
@@ -294,6 +304,7 @@ class Claims:
 
     def _start_heart(self) -> None:
         if self._heart is None:
+            self._remove_litter()
             self._heart = threading.Thread(
                 target=_beat, args=(self._held, self._closing, self._heartbeat_s), daemon=True
             )
