@@ -296,6 +296,43 @@ def table(
         _print(text)
 
 
+@app.command(epilog="Example: `spafit-bench submit --method spafit --out spafit.zip`")
+def submit(
+    method: Annotated[
+        str, typer.Option(help="Whose predictions.", autocompletion=_complete_methods)
+    ],
+    out: Annotated[Path, typer.Option(help="The zip to write.", metavar="FILE.zip")],
+    results: Results = Path("results"),
+    seed: Annotated[int | None, typer.Option(help="Seed. \\[each task's best dev score]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Which model's runs, where there are several.")
+    ] = None,
+    setting: Annotated[
+        str | None,
+        typer.Option(
+            help="Which settings' or data's runs, where there are several: part of their text, "
+            "such as 'lr 1e-3'.",
+            metavar="TEXT",
+        ),
+    ] = None,
+    fill_majority: Annotated[
+        bool,
+        typer.Option(
+            "--fill-majority", help="Fill missing files with the official dev set's majority class."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the GLUE server's zip of eleven files from test predictions, and check every row."""
+    from spafit_bench import commands
+    from spafit_bench.submit import SubmitRequest
+
+    request = SubmitRequest(
+        method=method, seed=seed, model=model, setting=setting, fill_majority=fill_majority
+    )
+    _print(commands.submit(results, request, out, as_json=as_json))
+
+
 PlanMethod = Annotated[
     str,
     typer.Option(

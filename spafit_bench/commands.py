@@ -18,8 +18,19 @@ from spafit_bench.store import Store, flatten
 
 if TYPE_CHECKING:
     from spafit_bench.prepare import PreparedRun
+    from spafit_bench.submit import SubmitRequest
 
-__all__ = ["RunRequest", "dry_run", "list_things", "plan", "prepare_runs", "run", "show", "table"]
+__all__ = [
+    "RunRequest",
+    "dry_run",
+    "list_things",
+    "plan",
+    "prepare_runs",
+    "run",
+    "show",
+    "submit",
+    "table",
+]
 
 
 def prepare_runs(request: RunRequest) -> list[PreparedRun]:
@@ -119,6 +130,31 @@ def table(results: Path, format_: str, out: Path | None) -> str:
     except OSError as error:
         raise UserError(f"{out or results}: cannot be written ({error.strerror})") from None
     return _rendered(tables, format_)
+
+
+def submit(results: Path, request: SubmitRequest, out: Path, *, as_json: bool) -> str:
+    """Write the GLUE server's zip; say which run each file is of."""
+    from spafit_bench.submit import build_submission
+
+    submission = build_submission(Store(results), request)
+    submission.write(out)
+    for warning in submission.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    files = [file.as_dict() for file in submission.files]
+    rule = "the given one" if request.seed is not None else "best dev score of each task"
+    head = {"out": str(out), "method": submission.label, "model": submission.model}
+    if as_json:
+        more = {"data": submission.data, "seed_rule": rule, "warnings": submission.warnings}
+        return _json(head | more | {"files": files})
+    rows = [
+        file
+        | {"run": file["run_id"] or f"{file['filled_with']} everywhere: {file['filled_because']}"}
+        | {"dev": None if file["dev_score"] is None else f"{100 * file['dev_score']:.2f}"}
+        for file in files
+    ]
+    listing = _columns(Listing(("file", "rows", "seed", "dev", "run"), rows))
+    title = f"{submission.label} ({submission.model}, {submission.data}); seed: {rule}"
+    return f"{title}\n\n{listing}\n\n{out}: {len(files)} files, every row checked"
 
 
 def plan(request: RunRequest, *, as_json: bool) -> str:
