@@ -280,18 +280,31 @@ def _print(text: str) -> None:
 def table(
     results: Results = Path("results"),
     format_: Annotated[
-        str, typer.Option("--format", help="Form.", metavar="terminal|md|csv|latex|json")
+        str, typer.Option("--format", help="Form.", metavar="terminal|md|csv|latex|html|json")
     ] = "terminal",
     out: Annotated[
         Path | None,
         typer.Option(help="Write to FILE instead of printing.", metavar="FILE"),
     ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML of published scores to set below ours, or a shipped one: bert-large.",
+            metavar="FILE",
+        ),
+    ] = None,
+    unlike: Annotated[
+        bool,
+        typer.Option(
+            "--unlike", help="Show those of other models, splits or data as well, marked."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
 ) -> None:
     """Print tables of scores, parameters and cost; keep DIR/tables current."""
     from spafit_bench import commands
 
-    text = commands.table(results, "json" if as_json else format_, out)
+    text = commands.table(results, "json" if as_json else format_, out, reference, unlike=unlike)
     if text:
         _print(text)
 

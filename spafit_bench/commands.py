@@ -104,15 +104,24 @@ def dry_run(runs: Sequence[PreparedRun], results: Path, *, as_json: bool) -> str
     return forecast_table(rows)
 
 
-def table(results: Path, format_: str, out: Path | None) -> str:
+def table(
+    results: Path,
+    format_: str,
+    out: Path | None,
+    reference: Path | None = None,
+    *,
+    unlike: bool = False,
+) -> str:
     """Build the tables; without `out`, also renew `DIR/tables`."""
+    from spafit_bench.references import read_references
     from spafit_bench.store import replacing
     from spafit_bench.tables import build_tables
     from spafit_bench.tables.render import FORMATS, render, write_tables
 
     if format_ not in FORMATS:
         raise UserError(f"--format {format_}: {nearest(format_, FORMATS)}")
-    tables = build_tables(Store(results).records())
+    references = None if reference is None else read_references(reference)
+    tables = build_tables(Store(results).records(), references, unlike=unlike)
     try:
         if out is not None:
             with replacing(out) as temporary:

@@ -1,4 +1,4 @@
-"""The five forms of a result table."""
+"""The six forms of a result table."""
 
 import csv
 import io
@@ -52,8 +52,8 @@ def test_terminal_signs_best_and_second() -> None:
 
 
 def test_one_block_where_it_fits() -> None:
-    """A wide terminal gets one block, 80 columns two, each with the methods."""
-    for width, blocks in ((140, 1), (80, 2)):
+    """A wide terminal gets one block, 90 columns two, each with the methods."""
+    for width, blocks in ((170, 1), (90, 2)):
         lines = render(SCORES, "terminal", width).splitlines()
         assert sum(line.startswith("spafit ") for line in lines) == blocks
 
@@ -73,12 +73,13 @@ def test_markdown_structure() -> None:
     """Every line has as many cells as the heading, and the second is a rule."""
     head, rule, *body = markdown_rows(render(SCORES, "md"))
     assert head[0] == "Method"
-    assert head[3] == "MRPC (F1/Acc)"
+    assert head[1:3] == ["Params (M) (2 labels)", "% (of base)"]
+    assert head[5] == "MRPC (F1/Acc)"
     assert all(re.fullmatch(r"-{3,}|-{2,}:", part) for part in rule)
     assert [row[0] for row in body] == [*METHODS, "majority class"]
     assert {len(row) for row in body} == {len(head)} == {len(rule)}
-    assert body[1][1].startswith("**83.29** ± ")
-    assert body[1][2].startswith("<ins>84.11</ins> ± ")
+    assert body[1][3].startswith("**83.29** ± ")
+    assert body[1][4].startswith("<ins>84.11</ins> ± ")
 
 
 def test_markdown_escapes_names_and_marks() -> None:
@@ -86,7 +87,7 @@ def test_markdown_escapes_names_and_marks() -> None:
     records = [make_record(method="a|b_c*d", official_split=False)]
     text = render(build_tables(records)[:1], "md")
     (_, _, row, _) = markdown_rows(text)
-    assert row == [r"a\|b\_c\*d", r"80.00\*"]
+    assert row == [r"a\|b\_c\*d", "5.65", "1.69", r"80.00\*"]
 
 
 def test_latex_structure() -> None:
@@ -167,7 +168,7 @@ def test_files_of_one_model() -> None:
     }
     rows = {row["method"]: row for row in long_form(files["scores.csv"])}
     assert list(rows) == [*METHODS, "majority class"]
-    value = TABLES[0].rows[0].cells[0].value
+    value = TABLES[0].rows[0].cells[2].value
     assert float(rows["full"]["cola"]) == pytest.approx(value, rel=1e-9)
     assert (rows["full"]["cola_n"], rows["full"]["cola_marks"]) == ("3", "collapsed 1/3")
     assert rows["majority class"]["cola_n"] == ""
@@ -200,4 +201,4 @@ def test_unknown_format_names_the_nearest() -> None:
     """A mistyped format is answered with the one that was meant."""
     with pytest.raises(UserError, match="latex"):
         render(TABLES, "latx")
-    assert set(FORMATS) == {"terminal", "md", "csv", "latex", "json"}
+    assert set(FORMATS) == {"terminal", "md", "csv", "latex", "html", "json"}

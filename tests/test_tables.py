@@ -42,9 +42,11 @@ def test_one_seed_has_no_spread() -> None:
 
 
 def test_columns_follow_the_paper() -> None:
-    """Tasks stand in the paper's order, MNLI twice, each with its metric, then the averages."""
+    """Sizes, then tasks in the paper's order, MNLI twice, each with its metric, then averages."""
     columns = scores(matrix(seeds=1)).columns
     assert [(column.title, column.subtitle) for column in columns] == [
+        ("Params (M)", "2 labels"),
+        ("%", "of base"),
         ("CoLA", "MCC"),
         ("SST-2", "Acc"),
         ("MRPC", "F1/Acc"),
@@ -112,7 +114,11 @@ def test_average_says_which_tasks_are_missing() -> None:
     (average,) = [column for column in table.columns if column.key == "avg"]
     assert average.subtitle == "2 of 9"
     assert "2 of 9 tasks; missing SST-2, STS-B, QQP, MNLI, QNLI, RTE, WNLI" in notes(table)
-    assert [column.key for column in scores([make_record()]).columns] == ["mrpc"]
+    assert [column.key for column in scores([make_record()]).columns] == [
+        "trainable",
+        "percent",
+        "mrpc",
+    ]
 
 
 def test_best_is_bold_and_second_underlined() -> None:
@@ -121,7 +127,7 @@ def test_best_is_bold_and_second_underlined() -> None:
     majority = {"validation": {"accuracy": 0.99}}
     table = scores([make_record("rte", m, metrics=v, majority=majority) for m, v in values.items()])
     ranks = {
-        row.name: (row.cells[0].bold, row.cells[0].underline, row.baseline) for row in table.rows
+        row.name: (row.cells[2].bold, row.cells[2].underline, row.baseline) for row in table.rows
     }
     assert ranks == {
         "full": (False, True, False),

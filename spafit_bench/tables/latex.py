@@ -8,7 +8,7 @@ from types import MappingProxyType
 from spafit_bench.tables.cells import Cell, ResultTable
 
 _SIGNS: Mapping[str, str] = MappingProxyType(
-    {"*": "*", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S"}
+    {"*": "*", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S", "≠": r"\neq"}
 )
 _LATEX: Mapping[int, str] = MappingProxyType(
     str.maketrans(
@@ -57,8 +57,12 @@ def _latex(table: ResultTable) -> str:
         lines.append(_tex_row([*[""] * left, *(column.subtitle for column in table.columns)]))
     lines.append(r"\midrule")
     for number, row in enumerate(table.rows):
-        if number and (row.baseline or row.group != table.rows[number - 1].group):
+        divider = table.divider(number)
+        if divider is not None:
             lines.append(r"\midrule")
+        if divider:
+            span = left + len(table.columns)
+            lines.append(rf"\multicolumn{{{span}}}{{l}}{{\emph{{{_tex(divider)}}}}} \\")
         leads = [_tex(text) for text in table.leads(row)]
         lines.append(" & ".join([*leads, *map(_tex_cell, row.cells)]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}" + "}" * wide]
