@@ -4,11 +4,16 @@ import csv
 import io
 import json
 import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from records import METHODS, make_record, matrix
 
 from spafit_bench.errors import UserError
+from spafit_bench.references import read_references
 from spafit_bench.tables import build_tables
 from spafit_bench.tables.render import FORMATS, render, write_tables
 
@@ -103,7 +108,12 @@ def test_latex_structure() -> None:
         assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(columns)}
         assert table.count("{") - table.count(r"\{") == table.count("}") - table.count(r"\}")
         assert table.count("$") % 2 == table.count(r"\$") % 2
-    assert r"\textbf{83.29} {\scriptsize $\pm$ 0.69}" in floats[0]
+    value, spread = (
+        [line for line in floats[0].splitlines() if line.startswith("lora ")],
+        [line for line in floats[0].splitlines() if r"\scriptsize $\pm$ 0.69}" in line],
+    )
+    assert r"\textbf{83.29}" in value[0]
+    assert floats[0].splitlines().index(spread[0]) == floats[0].splitlines().index(value[0]) + 1
     assert r"\underline{84.11}" in floats[0]
     assert r"$^{\dagger1/3}$" in floats[0]
 
@@ -118,6 +128,77 @@ def test_latex_is_ascii_and_escaped() -> None:
     assert text.isascii()
     escaped = r"a\_b\&50\%\#\{x\}\textasciitilde{}\textasciicircum{}\textbackslash{}\$ "
     assert escaped in text
+
+
+def test_latex_of_few_columns_has_spreads_beside_values() -> None:
+    """A narrow table keeps a value and its spread in one cell."""
+    records = [make_record("rte", m, s, 0.7 + s / 10) for m in ("full", "lora") for s in (0, 1)]
+    text = render(build_tables(records)[:1], "latex")
+    assert r"75.00 {\scriptsize $\pm$ 7.07}" in text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_compiles(tmp_path: Path) -> None:
+    """Every kind of table, with every mark and published rows, makes a page without an error."""
+    references = read_references(Path("bert-large"))
+    tables = build_tables(matrix(select="best"), references, unlike=True)
+    packages = "\\usepackage{booktabs}\\usepackage{graphicx}"
+    document = f"\\documentclass{{article}}{packages}\\begin{{document}}\n"
+    source = document + render(tables, "latex") + "\\end{document}\n"
+    (tmp_path / "tables.tex").write_text(source)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "tables.pdf").stat().st_size > 1000
+
+
+class Cells(HTMLParser):
+    """Reads the rows of HTML tables, and the tags that were left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a tag."""
+        if tag == "br":
+            return
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close a tag, which has to be the last one opened."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Add text to the cell."""
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+def test_html_has_every_cell_and_closes_its_tags() -> None:
+    """The fragment is well formed; its rows are those of the tables, its style is its own."""
+    text = render(TABLES, "html")
+    parser = Cells()
+    parser.feed(text)
+    assert parser.open == []
+    (lora,) = [row for row in parser.rows if row[0] == "lora" and len(row) > 10]
+    assert lora[1:4] == ["9.44", "2.83", "83.29 ± 0.69"]
+    assert len(parser.rows) == sum(len(table.rows) + 1 for table in TABLES)
+    assert "<b>83.29</b>" in text
+    assert "<sup>†1/3</sup>" in text
+    assert not re.search(r"<(script|link|img|html|body)|https?:", text)
+
+
+def test_html_escapes_names() -> None:
+    """A name is text, whatever is in it."""
+    text = render(build_tables([make_record(method='<b>&"x')]), "html")
+    assert "&lt;b&gt;&amp;&quot;x" in text
+    assert '<b>&"x' not in text
 
 
 def long_form(text: str) -> list[dict[str, str]]:

@@ -177,7 +177,7 @@ def published_notes(part: Beside) -> Iterator[str]:
         ]
         yield f"{line.name}: {'; '.join(listed)}."
         for text, titles in _by_difference(part, line.entries):
-            yield f"{line.name} ≠ {text}{titles}."
+            yield f"{line.name} is unlike ours{titles}: {text}."
     if any(entry.value is None for entry in part.shown):
         yield f"—, published: not known here; fill it in from the source, in {part.where}."
     yield from (f"Not shown of {part.where}: {reason}." for reason in _refusals(part))
