@@ -143,14 +143,14 @@ def table(
 
 def submit(results: Path, request: SubmitRequest, out: Path, *, as_json: bool) -> str:
     """Write the GLUE server's zip; say which run each file is of."""
-    from spafit_bench.submit import build_submission
+    from spafit_bench.submit import SEED_RULE, build_submission
 
     submission = build_submission(Store(results), request)
     submission.write(out)
     for warning in submission.warnings:
         sys.stderr.write(f"warning: {warning}\n")
     files = [file.as_dict() for file in submission.files]
-    rule = "the given one" if request.seed is not None else "best dev score of each task"
+    rule = f"{request.seed} for all" if request.seed is not None else SEED_RULE
     head = {"out": str(out), "method": submission.label, "model": submission.model}
     if as_json:
         more = {"data": submission.data, "seed_rule": rule, "warnings": submission.warnings}

@@ -16,6 +16,8 @@ from spafit_bench.store import Store
 from spafit_bench.tables.settings import Cells, Group, Setting, group_runs, short_name
 from spafit_bench.tasks import TASKS, Task
 
+SEED_RULE = "best dev score of each task, of equals the lowest"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitRequest:
@@ -78,6 +80,9 @@ class Submission:
     def warnings(self) -> list[str]:
         """Say why the server's scores may not be what the reader thinks."""
         doubts = {
+            "filled with the majority class, no model's prediction": [
+                file.name for file in self.files if file.run is None
+            ],
             "not the official GLUE data, which alone the server can score": self._names(
                 lambda run: not run.official_split
             ),
@@ -245,7 +250,7 @@ def build_submission(store: Store, request: SubmitRequest) -> Submission:
     if missing and not request.fill_majority:
         reasons = "".join(f"\n  {file.name}: {file.filled_because}" for file in missing)
         raise UserError(
-            f"{len(missing)} of the {len(FILES)} files are missing:{reasons}\nMake these runs, or "
+            f"missing {len(missing)} of the {len(FILES)} files:{reasons}\nMake these runs, or "
             "fill the files with the majority class: --fill-majority"
         )
     if len(missing) == len(files):
