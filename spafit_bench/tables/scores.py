@@ -106,21 +106,7 @@ def scores_table(group: Group, part: Beside) -> ResultTable:
     tasks = _tasks_of(group)
     heads, averages = tuple(score_heads(tasks, part.singles)), _averages(tasks)
     ranked = rank_columns(
-        [
-            Row(
-                label=setting.label,
-                name=setting.label,
-                cells=(
-                    *(
-                        _score_cell(_head_sample(head, runs), runs)
-                        for head in heads
-                        for runs in [cells.get(head.task.name, ())]
-                    ),
-                    *(_average_cell(average, cells) for average in averages),
-                ),
-            )
-            for setting, cells in group.rows.items()
-        ]
+        [_scored_row(setting, cells, heads, averages) for setting, cells in group.rows.items()]
     )
     usual = _usual_n(ranked)
     methods = [
@@ -153,6 +139,17 @@ def scores_table(group: Group, part: Beside) -> ResultTable:
         ),
         measurements=(*_measurements(group, averages), *published_measurements(part)),
     )
+
+
+def _scored_row(
+    setting: Setting, cells: Cells, heads: Sequence[Head], averages: Sequence[Average]
+) -> Row:
+    scored = []
+    for head in heads:
+        runs = cells.get(head.task.name, ())
+        scored.append(_score_cell(_head_sample(head, runs), runs))
+    means = [_average_cell(average, cells) for average in averages]
+    return Row(label=setting.label, name=setting.label, cells=(*scored, *means))
 
 
 def _usual_n(rows: Sequence[Row]) -> int:
