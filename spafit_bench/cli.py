@@ -288,20 +288,70 @@ def _print(text: str) -> None:
 def table(
     results: Results = Path("results"),
     format_: Annotated[
-        str, typer.Option("--format", help="Form.", metavar="terminal|md|csv|latex|json")
+        str, typer.Option("--format", help="Form.", metavar="terminal|md|csv|latex|html|json")
     ] = "terminal",
     out: Annotated[
         Path | None,
         typer.Option(help="Write to FILE instead of printing.", metavar="FILE"),
     ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML of published scores to set below ours, or a shipped one: bert-large.",
+            metavar="FILE",
+        ),
+    ] = None,
+    unlike: Annotated[
+        bool,
+        typer.Option(
+            "--unlike", help="Show those of other models, splits or data as well, marked."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
 ) -> None:
     """Print tables of scores, parameters and cost; keep DIR/tables current."""
     from spafit_bench import commands
 
-    text = commands.table(results, "json" if as_json else format_, out)
+    text = commands.table(results, "json" if as_json else format_, out, reference, unlike=unlike)
     if text:
         _print(text)
+
+
+@app.command(epilog="Example: `spafit-bench submit --method spafit --out spafit.zip`")
+def submit(
+    method: Annotated[
+        str, typer.Option(help="Whose predictions.", autocompletion=_complete_methods)
+    ],
+    out: Annotated[Path, typer.Option(help="The zip to write.", metavar="FILE.zip")],
+    results: Results = Path("results"),
+    seed: Annotated[int | None, typer.Option(help="Seed. \\[each task's best dev score]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Which model's runs, where there are several.")
+    ] = None,
+    setting: Annotated[
+        str | None,
+        typer.Option(
+            help="Which settings' or data's runs, where there are several: part of their text, "
+            "such as 'lr 1e-3'.",
+            metavar="TEXT",
+        ),
+    ] = None,
+    fill_majority: Annotated[
+        bool,
+        typer.Option(
+            "--fill-majority", help="Fill missing files with the official dev set's majority class."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the GLUE server's zip of eleven files from test predictions, and check every row."""
+    from spafit_bench import commands
+    from spafit_bench.submit import SubmitRequest
+
+    request = SubmitRequest(
+        method=method, seed=seed, model=model, setting=setting, fill_majority=fill_majority
+    )
+    _print(commands.submit(results, request, out, as_json=as_json))
 
 
 PlanMethod = Annotated[

@@ -18,8 +18,19 @@ from spafit_bench.store import Store, flatten
 
 if TYPE_CHECKING:
     from spafit_bench.prepare import PreparedRun
+    from spafit_bench.submit import SubmitRequest
 
-__all__ = ["RunRequest", "dry_run", "list_things", "plan", "prepare_runs", "run", "show", "table"]
+__all__ = [
+    "RunRequest",
+    "dry_run",
+    "list_things",
+    "plan",
+    "prepare_runs",
+    "run",
+    "show",
+    "submit",
+    "table",
+]
 
 
 def prepare_runs(request: RunRequest) -> list[PreparedRun]:
@@ -115,15 +126,24 @@ def dry_run(runs: Sequence[PreparedRun], results: Path, *, as_json: bool) -> str
     return forecast_table(rows)
 
 
-def table(results: Path, format_: str, out: Path | None) -> str:
+def table(
+    results: Path,
+    format_: str,
+    out: Path | None,
+    reference: Path | None = None,
+    *,
+    unlike: bool = False,
+) -> str:
     """Build the tables; without `out`, also renew `DIR/tables`."""
+    from spafit_bench.references import read_references
     from spafit_bench.store import replacing
     from spafit_bench.tables import build_tables
     from spafit_bench.tables.render import FORMATS, render, write_tables
 
     if format_ not in FORMATS:
         raise UserError(f"--format {format_}: {nearest(format_, FORMATS)}")
-    tables = build_tables(Store(results).records())
+    references = None if reference is None else read_references(reference)
+    tables = build_tables(Store(results).records(), references, unlike=unlike)
     try:
         if out is not None:
             with replacing(out) as temporary:
@@ -141,6 +161,31 @@ def table(results: Path, format_: str, out: Path | None) -> str:
     except OSError as error:
         raise UserError(f"{out or results}: cannot be written ({error.strerror})") from None
     return _rendered(tables, format_)
+
+
+def submit(results: Path, request: SubmitRequest, out: Path, *, as_json: bool) -> str:
+    """Write the GLUE server's zip; say which run each file is of."""
+    from spafit_bench.submit import SEED_RULE, build_submission
+
+    submission = build_submission(Store(results), request)
+    submission.write(out)
+    for warning in submission.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    files = [file.as_dict() for file in submission.files]
+    rule = f"{request.seed} for all" if request.seed is not None else SEED_RULE
+    head = {"out": str(out), "method": submission.label, "model": submission.model}
+    if as_json:
+        more = {"data": submission.data, "seed_rule": rule, "warnings": submission.warnings}
+        return _json(head | more | {"files": files})
+    rows = [
+        file
+        | {"run": file["run_id"] or f"{file['filled_with']} everywhere: {file['filled_because']}"}
+        | {"dev": None if file["dev_score"] is None else f"{100 * file['dev_score']:.2f}"}
+        for file in files
+    ]
+    listing = _columns(Listing(("file", "rows", "seed", "dev", "run"), rows))
+    title = f"{submission.label} ({submission.model}, {submission.data}); seed: {rule}"
+    return f"{title}\n\n{listing}\n\n{out}: {len(files)} files, every row checked"
 
 
 def plan(request: RunRequest, *, as_json: bool) -> str:
