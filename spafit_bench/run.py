@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from spafit_bench.claims import Claims
 from spafit_bench.errors import UserError
 from spafit_bench.execute import Outcome, Session, blank_record, execute, utc_now
 from spafit_bench.prepare import PreparedRun
@@ -18,6 +20,9 @@ from spafit_bench.store import Store, prediction_rows
 from spafit_bench.train import Observer
 
 log = logging.getLogger(__name__)
+
+POLL_S = 2.0
+"""Between two looks at runs that other processes have."""
 
 
 class View(Protocol):
@@ -31,6 +36,9 @@ class View(Protocol):
 
     def finished(self, record: RunRecord) -> None:
         """Hear how a run ended."""
+
+    def waiting(self, prepared: PreparedRun, owner: str) -> None:
+        """Hear that nothing is left but runs that other processes have."""
 
     def warn(self, message: str) -> None:
         """Hear of something that a user should know and that stops nothing."""
@@ -53,7 +61,8 @@ def run_all(
 ) -> list[RunRecord]:
     """Carry out runs in order; one that fails or diverges does not stop the others.
 
-    A run that was interrupted goes on from its last snapshot. Ctrl-C and SIGTERM keep a snapshot at
+    Several processes may work on one results folder: each run is claimed by one of them, and runs
+    that others have are waited for. A run that was interrupted goes on from its last snapshot. Ctrl-C and SIGTERM keep a snapshot at
     the next step; a second one stops at once.
 
     Args:
@@ -70,21 +79,51 @@ def run_all(
         KeyboardInterrupt: the run under way is recorded as interrupted.
     """
     store.check_writable()
-    records = []
-    with StopSignal() as stop:
-        for number, prepared in enumerate(runs, start=1):
-            record = None if options.force else store.find(prepared.run_id)
-            if record is not None and not _to_repeat(record.status, options):
-                view.skipped(record)
-            else:
-                observer = view.started(prepared, number, len(runs))
-                session = _session(prepared, store, view, observer, options)
-                record = _run_one(prepared, store, replace(session, stop=stop))
-                view.finished(record)
-            records.append(record)
-            if stop():
-                raise KeyboardInterrupt
-    return records
+    records: dict[str, RunRecord] = {}
+    waiting = list(enumerate(runs, start=1))
+    with StopSignal() as stop, Claims(store.root / "claims") as claims:
+        while waiting:
+            left = []
+            for number, prepared in waiting:
+                record = _settled(prepared, store, view, options)
+                if record is None and (claim := claims.take(prepared.run_id)):
+                    with claim:
+                        record = _settled(prepared, store, view, options)
+                        if record is None:
+                            observer = view.started(prepared, number, len(runs))
+                            session = _session(prepared, store, view, observer, options)
+                            record = _run_one(prepared, store, replace(session, stop=stop))
+                            view.finished(record)
+                if record is None:
+                    left.append((number, prepared))
+                else:
+                    records[prepared.run_id] = record
+                if stop():
+                    raise KeyboardInterrupt
+            if left and len(left) == len(waiting):
+                _wait(left[0][1], claims, view, stop)
+            waiting = left
+    return [records[prepared.run_id] for prepared in runs]
+
+
+def _settled(prepared: PreparedRun, store: Store, view: View, options: Options) -> RunRecord | None:
+    """Return the record of a run that need not be carried out."""
+    record = None if options.force else store.find(prepared.run_id)
+    if record is None or _to_repeat(record.status, options):
+        return None
+    view.skipped(record)
+    return record
+
+
+def _wait(prepared: PreparedRun, claims: Claims, view: View, stop: StopSignal) -> None:
+    """Wait a little for runs that other processes have."""
+    owner = claims.owner(prepared.run_id)
+    view.waiting(prepared, str(owner) if owner else "another process")
+    until = time.monotonic() + POLL_S
+    while time.monotonic() < until and not stop():
+        time.sleep(0.1)
+    if stop():
+        raise KeyboardInterrupt
 
 
 def _to_repeat(status: Status, options: Options) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from spafit_bench.record import RunRecord, parse_record
 
 _UNFINISHED = ".unfinished-"
 """Prefix of a run folder that is still being written; never read as a result."""
+
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,18 @@ class Store:
         return final
 
     def _put(self, folder: Path, final: Path) -> None:
-        if final.exists():
+        """Rename a whole folder into place, whoever else does the same at the same time."""
+        for _ in range(_ATTEMPTS):
+            try:
+                folder.rename(final)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
             old = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.runs))
-            final.rename(old / "replaced")
-            folder.rename(final)
+            with suppress(FileNotFoundError):
+                final.rename(old / "replaced")
             shutil.rmtree(old, ignore_errors=True)
-        else:
-            folder.rename(final)
         _sync_folder(self.runs)
 
     def snapshot(self, run_id: str) -> bytes | None:
