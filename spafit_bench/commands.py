@@ -93,11 +93,14 @@ DEMO_METHODS = "full,bitfit,lora,spafit"
 
 _NEXT = """
 What to try next
-  spafit-bench show mrpc-spafit --results {results}          one of these runs in full
-  spafit-bench plan --method spafit                         what SPAFIT trains in BERT-large-cased
-  spafit-bench run --task mrpc --method spafit --seed 0-2   the real thing: GLUE and BERT-large-cased
-  spafit-bench run --task mrpc --method "0-1:frozen;2-5:lora(query+value,r=8,alpha=16)" --preset smoke
-                                                            a method of your own
+  spafit-bench show mrpc-spafit --results {results}
+      one of these runs in full
+  spafit-bench plan --method spafit
+      what SPAFIT trains in BERT-large-cased, layer by layer
+  spafit-bench run --task mrpc --method "0-1:frozen;2-5:lora(value,r=8,alpha=16)" --preset smoke
+      a method of your own, in one line
+  spafit-bench run --task mrpc --method spafit,lora --seed 0-2
+      the real thing: GLUE and BERT-large-cased from the hub
 """
 
 

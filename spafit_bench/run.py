@@ -62,8 +62,8 @@ def run_all(
     """Carry out runs in order; one that fails or diverges does not stop the others.
 
     Several processes may work on one results folder: each run is claimed by one of them, and runs
-    that others have are waited for. A run that was interrupted goes on from its last snapshot. Ctrl-C and SIGTERM keep a snapshot at
-    the next step; a second one stops at once.
+    that others have are waited for. A run that was interrupted goes on from its last snapshot.
+    Ctrl-C and SIGTERM keep a snapshot at the next step; a second one stops at once.
 
     Args:
         runs: checked inputs.
