@@ -48,16 +48,6 @@ class Significance:
 
 
 @dataclass(frozen=True)
-class McNemar:
-    """Two classifiers on the same examples."""
-
-    only_first: int
-    """Examples that the first alone has right."""
-    only_second: int
-    significance: Significance
-
-
-@dataclass(frozen=True)
 class Friedman:
     """Methods ranked on each task, rank 1 the best."""
 
@@ -201,15 +191,16 @@ def hedges_g(differences: np.ndarray) -> tuple[float, Interval] | None:
     return j * t / root, Interval(noncentrality(0.975) / root, noncentrality(0.025) / root)
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
+def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, Significance]:
     """McNemar's test (1947) of two classifiers on the same examples, exact for any number.
 
     Of k examples that only one has right, the first has Binomial(k, 1/2), which the usual
-    chi-square approximates. `first` and `second` (n,) say whether each is right.
+    chi-square approximates. `first` and `second` (n,) say whether each is right. Returns the number
+    that the first alone and the second alone has right, and the test.
     """
     b, c = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     p = float(scipy_stats.binomtest(b, b + c).pvalue) if b + c else 1.0
-    return McNemar(b, c, Significance("McNemar", b + c, p, smallest_p(b + c)))
+    return b, c, Significance("McNemar", b + c, p, smallest_p(b + c))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -219,11 +210,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(order))
     adjusted[order] = np.minimum(1, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
     return [float(p) for p in adjusted]
-
-
-def reachable(floors: Sequence[float], alpha: float) -> list[bool]:
-    """Whether each test of a family could be significant after Holm, were all at their floors."""
-    return [p <= alpha for p in holm(floors)]
 
 
 def friedman(scores: np.ndarray, *, seed: int) -> Friedman:
@@ -275,7 +261,12 @@ def cliques(mean_ranks: Sequence[float], difference: float) -> tuple[tuple[int, 
 
 
 def resample_predictions(
-    labels: np.ndarray, first: np.ndarray, second: np.ndarray, metrics: Sequence[str], *, seed: int
+    labels: np.ndarray,
+    models: tuple[np.ndarray, np.ndarray],
+    metrics: Sequence[str],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
 ) -> Resamples:
     """Resample the examples of a dev set under two methods' trained models.
 
@@ -287,11 +278,12 @@ def resample_predictions(
 
     Args:
         labels: (n,).
-        first: (models, n) predictions.
-        second: (models, n), as many models.
+        models: predictions (num_models, n) of the first method, and as many of the second.
         metrics: names in `METRICS`.
         seed: of the draws.
+        resamples: number of draws.
     """
+    first, second = models
     if tuple(metrics) == ("accuracy",):  # the number of models that are right says it all
         first, second = np.sort(first == labels, axis=0), np.sort(second == labels, axis=0)
         labels = np.ones(len(labels))
@@ -306,7 +298,7 @@ def resample_predictions(
     rng, n = np.random.default_rng(seed), len(labels)
     bootstrap, null = [], []
     step = max(1, _CHUNK // len(rows))
-    for size in (min(step, RESAMPLES - at) for at in range(0, RESAMPLES, step)):
+    for size in (min(step, resamples - at) for at in range(0, resamples, step)):
         drawn = rng.multinomial(n, counts / n, size=size).astype(np.float64)
         bootstrap.append(score(drawn, a, y) - score(drawn, b, y))
         kept = rng.binomial(counts, 0.5, size=(size, len(rows)))
