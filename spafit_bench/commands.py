@@ -19,7 +19,17 @@ from spafit_bench.store import Store, flatten
 if TYPE_CHECKING:
     from spafit_bench.prepare import PreparedRun
 
-__all__ = ["RunRequest", "dry_run", "list_things", "plan", "prepare_runs", "run", "show", "table"]
+__all__ = [
+    "RunRequest",
+    "compare",
+    "dry_run",
+    "list_things",
+    "plan",
+    "prepare_runs",
+    "run",
+    "show",
+    "table",
+]
 
 
 def prepare_runs(request: RunRequest) -> list[PreparedRun]:
@@ -119,6 +129,15 @@ def table(results: Path, format_: str, out: Path | None) -> str:
     except OSError as error:
         raise UserError(f"{out or results}: cannot be written ({error.strerror})") from None
     return _rendered(tables, format_)
+
+
+def compare(names: Sequence[str], results: Path, *, as_json: bool) -> str:
+    """Say whether one method is better than another, and on what grounds."""
+    from spafit_bench.compare import compare
+    from spafit_bench.compare_view import comparison_json, comparison_text
+
+    found = compare(Store(results), names)
+    return comparison_json(found) if as_json else comparison_text(found)
 
 
 def plan(request: RunRequest, *, as_json: bool) -> str:

@@ -32,6 +32,7 @@ from spafit_bench.compare_measure import (
     over_seeds,
     stream,
 )
+from spafit_bench.errors import UserError
 from spafit_bench.store import Store
 from spafit_bench.tables.cells import Sample, mean_of
 from spafit_bench.tables.settings import group_runs
@@ -106,19 +107,28 @@ def compare(store: Store, names: Sequence[str]) -> tuple[Comparison, ...]:
 
     Raises:
         UserError: fewer than two rows; a name that is no row's, or several rows'; or no table that
-            has them all.
+            has them all; or no task in common.
     """
-    chosen = choose_rows(group_runs(store.records()), names)
-    return tuple(_compare(Bench(store, rows)) for rows in chosen)
+    benches = [Bench(store, rows) for rows in choose_rows(group_runs(store.records()), names)]
+    if not any(shared for bench in benches for shared in bench.shared.values()):
+        raise UserError(
+            f"{', '.join(names)} have no scored task in common; run them on the same tasks with "
+            f"`spafit-bench run --task all --method {','.join(names)}`"
+        )
+    return tuple(_compare(bench) for bench in benches)
 
 
 def _compare(bench: Bench) -> Comparison:
-    tasks = {(pair, t): bench.measure(pair, t) for pair in bench.shared for t in bench.shared[pair]}
+    tasks = {
+        (pair, task.name): bench.measure(pair, task)
+        for pair, shared in bench.shared.items()
+        for task in shared
+    }
     overall = {}
     for pair, shared in bench.shared.items():
         counted = [task for task in shared if not task.note]
         if len(counted) > 1:
-            overall[pair] = _overall(bench, pair, [(t, tasks[pair, t]) for t in counted])
+            overall[pair] = _overall(bench, pair, [(t, tasks[pair, t.name]) for t in counted])
     by_seed = family({key: found.seeds for key, (_, found) in tasks.items()}, "seeds")
     by_example = family(
         {key: found.predictions for key, (_, found) in tasks.items()}, "differing examples"
@@ -132,7 +142,7 @@ def _compare(bench: Bench) -> Comparison:
         PairComparison(
             first=pair[0].label,
             second=pair[1].label,
-            tasks=tuple(compared[pair, task] for task in shared),
+            tasks=tuple(compared[pair, task.name] for task in shared),
             overall=averages.get(pair),
         )
         for pair, shared in bench.shared.items()
@@ -225,29 +235,35 @@ def _judged(found: Found, names: tuple[str, str], seeds: Tested, examples: Teste
 
 
 def _verdict(leaders: tuple[str, str], seeds: bool | None, examples: bool | None) -> str:
-    """Sum up two tests; `leaders` are the methods ahead over seeds and on predictions."""
-    if seeds and examples and leaders[0] == leaders[1]:
-        return f"{leaders[0]} is better"
-    if seeds == examples and not seeds:
+    """Sum up two tests (None: not made); `leaders` are ahead over seeds and on predictions."""
+    first, second = leaders
+    if seeds and examples:
+        same = f"{first} is better"
+        return same if first == second else f"{first} better over seeds, {second} on predictions"
+    if seeds:
+        return f"{first} better over seeds, {_missed('on predictions', examples)}"
+    if examples:
+        return f"{second} better on predictions, {_missed('over seeds', seeds)}"
+    if seeds == examples:
         return "not tested" if seeds is None else "not separable"
-    parts = []
-    for where, leader, test in (
-        ("over seeds", leaders[0], seeds),
-        ("on predictions", leaders[1], examples),
-    ):
-        what = "not tested" if test is None else "not separable"
-        parts.append(f"{leader} is better {where}" if test else f"{what} {where}")
-    return ", ".join(parts)
+    if examples is None:
+        return "not separable over seeds, predictions untested"
+    return "not separable on predictions, seeds untested"
+
+
+def _missed(where: str, test: bool | None) -> str:
+    """Say that a test found nothing, or was not made."""
+    return f"not {where}" if test is not None else f"{where.split()[1]} untested"
 
 
 def _families(pairs: Sequence[PairComparison]) -> dict[str, int]:
     overall = [pair.overall for pair in pairs if pair.overall]
     tasks = [task for pair in pairs for task in pair.tasks]
     members = {
-        "tasks, over seeds": [task.over_seeds.tested for task in tasks],
-        "tasks, on predictions": [task.on_predictions.tested for task in tasks],
-        "average, over seeds": [one.over_seeds.tested for one in overall],
-        "average, on predictions": [one.on_predictions.tested for one in overall],
+        "tasks over seeds": [task.over_seeds.tested for task in tasks],
+        "tasks on predictions": [task.on_predictions.tested for task in tasks],
+        "average over seeds": [one.over_seeds.tested for one in overall],
+        "average on predictions": [one.on_predictions.tested for one in overall],
         "over tasks": [one.over_tasks for one in overall],
     }
     return {name: sum(t.p is not None for t in tests) for name, tests in members.items()}
