@@ -126,7 +126,9 @@ def _side(side: Side) -> str:
 def _grounds(found: TaskComparison | Overall, width: int) -> Iterator[str]:
     yield from _wrapped(f"seeds: {_seeds_text(found.over_seeds)}", width, _INDENT)
     on = found.on_predictions
-    yield from _wrapped(f"predictions: {_predictions_text(on)}", width, _INDENT)
+    yield from _wrapped(
+        f"predictions: {_predictions_text(on, len(found.over_seeds.seeds))}", width, _INDENT
+    )
     if on.missing:
         yield from _wrapped(f"not used: {'; '.join(on.missing)}", width, _INDENT)
 
@@ -154,11 +156,11 @@ def _why_no_seeds_test(over: OverSeeds) -> str:
     return f"no test; {LEAST_SEEDS} seeds each would do, best the same ones"
 
 
-def _predictions_text(on: OnPredictions) -> str:
+def _predictions_text(on: OnPredictions, seed_pairs: int) -> str:
     if on.difference is None:
         return "no test, predictions are missing"
     tested = on.tested
-    pairs = f", {on.pairs} pairs" if on.pairs > 1 else ""
+    pairs = f", {on.pairs} model pairs" if on.pairs != seed_pairs else ""
     start = f"{on.difference:+.2f} {_interval(on.interval)}{pairs}"
     if tested.p is None:
         return f"{start}, no test: {tested.n} examples differ, {tested.needs} would do"

@@ -69,9 +69,13 @@ class Resamples:
     """Examples that a swap changes."""
 
 
+def _standard_error(values: np.ndarray) -> float:
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
 def t_interval(values: np.ndarray) -> Interval:
     """Student's 95 % interval for a mean of two or more: mean +- t(n-1) * sd / sqrt(n) (1908)."""
-    half = scipy_stats.t.ppf(0.975, len(values) - 1) * scipy_stats.sem(values)
+    half = scipy_stats.t.ppf(0.975, len(values) - 1) * _standard_error(values)
     return Interval(float(np.mean(values) - half), float(np.mean(values) + half))
 
 
@@ -105,14 +109,14 @@ def paired_t(differences: np.ndarray) -> Significance:
     n = len(differences)
     if n < 2 or is_constant(differences):
         return sign_flip(differences)
-    t = np.mean(differences) / scipy_stats.sem(differences)
+    t = np.mean(differences) / _standard_error(differences)
     floor = 0.0 if n >= LEAST_SEEDS else 1.0
     return Significance("paired t", n, float(2 * scipy_stats.t.sf(abs(t), n - 1)), floor)
 
 
 def welch(first: np.ndarray, second: np.ndarray) -> tuple[Significance, Interval]:
     """Welch's t test and 95 % interval for two means (1947), each of two values or more."""
-    left, right = scipy_stats.sem(first) ** 2, scipy_stats.sem(second) ** 2
+    left, right = _standard_error(first) ** 2, _standard_error(second) ** 2
     df = (left + right) ** 2 / (left**2 / (len(first) - 1) + right**2 / (len(second) - 1))
     difference, error = float(np.mean(first) - np.mean(second)), math.sqrt(left + right)
     half = float(scipy_stats.t.ppf(0.975, df)) * error
@@ -181,7 +185,7 @@ def hedges_g(differences: np.ndarray) -> tuple[float, Interval] | None:
     if n < LEAST_SEEDS or is_constant(differences):
         return None
     df, root = n - 1, math.sqrt(n)
-    t = float(np.mean(differences)) / scipy_stats.sem(differences)
+    t = float(np.mean(differences)) / _standard_error(differences)
     j = math.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / math.sqrt(df / 2)
 
     def noncentrality(tail: float) -> float:
