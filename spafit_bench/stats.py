@@ -107,11 +107,12 @@ def paired_t(differences: np.ndarray) -> Significance:
     Differences that are all the same have no spread; then `sign_flip` is used, which needs none.
     """
     n = len(differences)
-    if n < 2 or is_constant(differences):
+    if n < LEAST_SEEDS:
+        return Significance("paired t", n, 1.0, 1.0)
+    if is_constant(differences):
         return sign_flip(differences)
     t = np.mean(differences) / _standard_error(differences)
-    floor = 0.0 if n >= LEAST_SEEDS else 1.0
-    return Significance("paired t", n, float(2 * scipy_stats.t.sf(abs(t), n - 1)), floor)
+    return Significance("paired t", n, float(2 * scipy_stats.t.sf(abs(t), n - 1)), 0.0)
 
 
 def welch(first: np.ndarray, second: np.ndarray) -> tuple[Significance, Interval]:
@@ -188,11 +189,14 @@ def hedges_g(differences: np.ndarray) -> tuple[float, Interval] | None:
     t = float(np.mean(differences)) / _standard_error(differences)
     j = math.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / math.sqrt(df / 2)
 
-    def noncentrality(tail: float) -> float:
-        reach = 10 + 5 * abs(t)
-        return float(brentq(lambda c: scipy_stats.nct.cdf(t, df, c) - tail, t - reach, t + reach))
+    def excess(noncentrality: float, tail: float) -> float:
+        cdf = scipy_stats.nct.cdf(abs(t), df, noncentrality)
+        return (float(cdf) if np.isfinite(cdf) else float(noncentrality < abs(t))) - tail
 
-    return j * t / root, Interval(noncentrality(0.975) / root, noncentrality(0.025) / root)
+    reach = 10 + 5 * abs(t)
+    ends = [brentq(excess, abs(t) - reach, abs(t) + reach, args=(q,)) for q in (0.975, 0.025)]
+    low, high = sorted(math.copysign(1, t) * float(end) / root for end in ends)
+    return j * t / root, Interval(low, high)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, Significance]:
