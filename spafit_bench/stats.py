@@ -83,8 +83,8 @@ def bootstrap_interval(values: np.ndarray, *, seed: int) -> Interval | None:
     """Expanded 95 % percentile bootstrap interval for a mean (Efron 1979; Hesterberg 2015).
 
     Plain percentiles are too narrow for few values, by sqrt((n - 1) / n) and by normal instead of
-    t quantiles; a tail of Phi(-sqrt(n / (n - 1)) * t(n-1)) mends both (arXiv:1411.5279, section
-    5.3). None where even the range of the values, which no bootstrap leaves, would cover the
+    t quantiles; a tail of Phi(-sqrt(n / (n - 1)) * t(n-1)) mends both (arXiv:1411.5279).
+    None where even the range of the values, which no bootstrap leaves, would cover the
     centre of a symmetric distribution too rarely: 1 - 2 / 2^n is 95 % from six values.
     """
     n = len(values)
@@ -129,7 +129,7 @@ def welch(first: np.ndarray, second: np.ndarray) -> tuple[Significance, Interval
 def sign_flip(differences: np.ndarray, *, test: str = "sign flips", seed: int = 0) -> Significance:
     """Exact test of a mean of zero: p is the share of the 2^n sign patterns at least as extreme.
 
-    Assumes that each difference is as likely as its negative (Fisher 1935, chapter 21). Zeros say
+    Assumes that each difference is as likely as its negative (Fisher 1935, section 21). Zeros say
     nothing; k others cannot give less than 2 / 2^k. Beyond 2^14 patterns, a random sample of them.
     """
     kept = np.asarray(differences, dtype=np.float64)
@@ -280,7 +280,7 @@ def resample_predictions(
 
     A method's score is the mean of `metrics` over its models. All models see the same resample, so
     that their common examples are not counted as independent evidence. The interval comes from the
-    paired bootstrap (Efron and Tibshirani 1993, chapter 10; Berg-Kirkpatrick et al. 2012), the
+    paired bootstrap (Efron and Tibshirani 1993; Berg-Kirkpatrick et al. 2012), the
     p-value from approximate randomisation (Noreen 1989; Yeh 2000, arXiv:cs/0008005): swapping the
     methods on random examples, which for the accuracy of one pair of models is McNemar's test.
 
