@@ -354,6 +354,21 @@ def submit(
     _print(commands.submit(results, request, out, as_json=as_json))
 
 
+@app.command(epilog="Example: `spafit-bench compare spafit lora bitfit --results results`")
+def compare(
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(help="Two or more methods, as the tables name them.", metavar="A B [C...]"),
+    ] = None,
+    results: Results = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Say whether A is better than B: paired tests per task and overall."""
+    from spafit_bench import commands
+
+    _print(commands.compare(methods or (), results, as_json=as_json))
+
+
 PlanMethod = Annotated[
     str,
     typer.Option(

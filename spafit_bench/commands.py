@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RunRequest",
+    "compare",
     "dry_run",
     "list_things",
     "plan",
@@ -189,6 +190,15 @@ def submit(results: Path, request: SubmitRequest, out: Path, *, as_json: bool) -
     listing = _columns(Listing(("file", "rows", "seed", "dev", "run"), rows))
     title = f"{submission.label} ({submission.model}, {submission.data}); seed: {rule}"
     return f"{title}\n\n{listing}\n\n{out}: {len(files)} files, every row checked"
+
+
+def compare(names: Sequence[str], results: Path, *, as_json: bool) -> str:
+    """Say whether one method is better than another, and on what grounds."""
+    from spafit_bench.compare import compare
+    from spafit_bench.compare_view import comparison_json, comparison_text
+
+    found = compare(Store(results), names)
+    return comparison_json(found) if as_json else comparison_text(found)
 
 
 def plan(request: RunRequest, *, as_json: bool) -> str:
