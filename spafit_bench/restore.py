@@ -29,7 +29,7 @@ from spafit_bench.numerics import choose_numerics
 from spafit_bench.plan import Plan, make_plan
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.record import RunRecord
-from spafit_bench.store import Store
+from spafit_bench.store import Store, read_record
 from spafit_bench.tasks import Task, get_task
 
 
@@ -75,6 +75,11 @@ def load_run(store: Store, run: str, base: Base | None = None) -> RestoredRun:
             that is missing or not the one that the run was trained on.
     """
     return restore(find_run(run, store), base or Base())
+
+
+def load_delta(folder: Path, base: Base | None = None) -> RestoredRun:
+    """Rebuild a model from a folder that `export --format delta` wrote; see `load_run`."""
+    return restore(FoundRun(read_record(folder / "record.json"), folder), base or Base())
 
 
 def restore(found: FoundRun, base: Base) -> RestoredRun:
