@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spafit_bench import __version__
+from spafit_bench import __version__, cli_models
 from spafit_bench.errors import UserError
 
 WHAT = "What to run"
@@ -355,6 +355,9 @@ def show(
     from spafit_bench import commands
 
     _print(commands.show(run_id, results, as_json=as_json))
+
+
+cli_models.add_to(app)
 
 
 def main() -> None:

@@ -144,7 +144,7 @@ def _lora_config(loras: dict[str, Lora]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _adapter_tensors(model: nn.Module, loras: dict[str, Lora], *, dora: bool) -> dict[str, Tensor]:
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for path in loras:
         module = model.get_submodule(path)
         assert isinstance(module, LoraLinear), path

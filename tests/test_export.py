@@ -164,12 +164,10 @@ def test_peft_adapts_only_what_the_method_adapts(world: World, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("method", ["bitfit", "full", "all:frozen"])
-def test_peft_refuses_a_method_without_adapters(
-    world: World, tmp_path: Path, method: str
-) -> None:
+def test_peft_refuses_a_method_without_adapters(world: World, tmp_path: Path, method: str) -> None:
     """BitFit and full fine-tuning are no PEFT adapters; the message names what to use."""
     record = trained(world, method)
-    with pytest.raises(UserError, match="no LoRA adapter.*--format delta.*--format merged"):
+    with pytest.raises(UserError, match=r"no LoRA adapter.*--format delta.*--format merged"):
         export(world, record, tmp_path / "out", "peft")
     assert not any(tmp_path.iterdir())
 
