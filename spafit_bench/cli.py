@@ -209,6 +209,14 @@ def run(
             metavar="all|best|none",
         ),
     ] = None,
+    measure_forgetting: Annotated[
+        bool,
+        typer.Option(
+            "--measure-forgetting",
+            help="Record how far each layer moved from the pretrained one.",
+            rich_help_panel=KEEP,
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Repeat finished runs.", rich_help_panel=KEEP)
     ] = False,
@@ -245,6 +253,7 @@ def run(
         "device": device,
         "predict_test": predict_test,
         "save_weights": save_weights,
+        "measure_forgetting": measure_forgetting or None,
         "train": _given(train) or None,
     }
     request = commands.RunRequest(
