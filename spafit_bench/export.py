@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from spafit_bench.checkpoint import quiet_transformers
 from spafit_bench.encoding import load_tokenizer
 from spafit_bench.errors import UserError, nearest
@@ -203,7 +205,11 @@ FORMATS: dict[str, _Form] = {
 
 def _check_empty(to: Path) -> None:
     if to.is_dir():
-        if any(to.iterdir()):
+        try:
+            empty = not any(to.iterdir())
+        except OSError as error:
+            raise UserError(f"--to {to}: cannot be read ({error.strerror})") from None
+        if not empty:
             raise UserError(f"--to {to}: the folder is not empty; name a new one")
     elif to.exists() or to.is_symlink():
         raise UserError(f"--to {to}: is a file; name a new folder")
@@ -223,7 +229,8 @@ def _whole_folder(to: Path) -> Iterator[Path]:
         folder.mkdir()
         yield folder
         folder.rename(final)
-    except OSError as error:
-        raise UserError(f"--to {to}: cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--to {to}: cannot be written ({reason})") from error
     finally:
         shutil.rmtree(outer, ignore_errors=True)

@@ -22,10 +22,12 @@ from transformers import (
 )
 
 from spafit_bench.checkpoint import find_checkpoint, parameter_shapes
+from spafit_bench.cli import main
 from spafit_bench.errors import UserError
 from spafit_bench.export import Export, export_run
 from spafit_bench.lookup import find_run
 from spafit_bench.methods import get_method, method_names
+from spafit_bench.model_card import model_card
 from spafit_bench.plan import make_plan
 from spafit_bench.record import RunRecord
 from spafit_bench.restore import Base, load_delta, trained_shapes
@@ -172,28 +174,25 @@ def test_peft_refuses_a_method_without_adapters(world: World, tmp_path: Path, me
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("format_", ["merged", "peft", "delta"])
-def test_the_code_on_the_card_works_in_a_fresh_process(
-    world: World, tmp_path: Path, format_: str
-) -> None:
-    """The model card's own snippet, run elsewhere, gives the recorded logits."""
+def test_the_code_on_the_cards_works_in_a_fresh_process(world: World, tmp_path: Path) -> None:
+    """Each model card's own snippet, run elsewhere, gives the recorded logits."""
     record = trained(world, "spafit")
-    folder = tmp_path / "out"
-    export(world, record, folder, format_)
-    card = (folder / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     first = pd.read_csv(world.data / "mrpc" / "validation.csv").iloc[0]
-    for column in ("sentence1", "sentence2"):
-        code = code.replace(f'"{column}"', repr(first[column]))
+    script = ["import json, os"]
+    for format_ in ("merged", "peft", "delta"):
+        folder = tmp_path / format_
+        export(world, record, folder, format_)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        for column in ("sentence1", "sentence2"):
+            code = code.replace(f'"{column}"', repr(first[column]))
+        script += [f"os.chdir({str(folder)!r})", code, "print(json.dumps(logits.tolist()))"]
     done = subprocess.run(
-        [sys.executable, "-c", code + "\nimport json; print(json.dumps(logits.tolist()))"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", "\n".join(script)], capture_output=True, text=True, check=True
     )
-    found = json.loads(done.stdout.splitlines()[-1])
-    np.testing.assert_allclose(found, recorded_logits(world, record)[:1], atol=TOLERANCE)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")]
+    expected = np.repeat(recorded_logits(world, record)[None, :1], 3, axis=0)
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
 def test_regression_and_three_classes(world: World, tmp_path: Path) -> None:
@@ -231,6 +230,60 @@ def test_card_and_files(world: World, tmp_path: Path, format_: str) -> None:
     assert {path.rpartition(".")[2] for path in files} <= {"md", "json", "safetensors"}
     assert made.file_bytes.keys() == files
     assert made.trained_bytes == record.stored_bytes
+
+
+def test_card_of_an_official_run(world: World) -> None:
+    """Only official data is called GLUE; a hub model is named as the base; traps are told."""
+    ours = trained(world, "spafit")
+    official = ours.model_copy(
+        update={
+            "official_split": True,
+            "select": "best",
+            "config": ours.config | {"model": "google-bert/bert-large-cased"},
+            "weights": ours.weights.model_copy(update={"revision": "abc123"}),
+        }
+    )
+    card = ModelCard(model_card(official, "## Use"))
+    assert card.data.datasets == ["nyu-mll/glue"]
+    assert card.data.base_model == "google-bert/bert-large-cased"
+    assert {r.dataset_name for r in card.data.eval_results} == {"GLUE MRPC"}
+    assert "revision abc123" in card.text
+    assert "its scores are optimistic" in card.text
+    limited = official.model_copy(update={"train_limit": 12, "collapsed": True})
+    text = model_card(limited, "## Use", ("a note",))
+    assert "GLUE MRPC, first 12 train examples" in text
+    assert "predicts one constant" in text
+    assert "- a note\n" in text
+    stsb = trained(world, "bitfit", "stsb")
+    metrics = ModelCard(model_card(stsb, "## Use")).data.eval_results
+    assert [result.metric_type for result in metrics] == ["pearsonr", "spearmanr"]
+
+
+def test_command_line(
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """`export` says what it wrote and what was trained; a delta folder is a RUN in its turn."""
+    record = trained(world, "spafit")
+
+    def command(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["spafit-bench", *words])
+        with pytest.raises(SystemExit) as leaving:
+            main()
+        captured = capsys.readouterr()
+        assert leaving.value.code in (0, None), captured.err
+        return captured.out
+
+    where = ("--results", str(world.results))
+    delta = tmp_path / "delta"
+    text = command("export", record.run_id, "--to", str(delta), "--format", "delta", *where)
+    assert "what was trained: 4.4 kB in fp32 (2.2 kB in bf16)" in text
+    body = json.loads(command("export", str(delta), "--to", str(tmp_path / "m"), "--json", *where))
+    assert body["format"] == "merged"
+    assert body["stored_bytes"] == record.stored_bytes
+    assert body["total_bytes"] == sum(p.stat().st_size for p in (tmp_path / "m").iterdir())
 
 
 def test_tokens_are_those_of_the_run(world: World, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class World:
     def run(self, method: str, task: str = "mrpc", *settings: str, **flags: Any) -> RunRecord:
         """Carry out one run that moves every trained tensor far."""
         train: Mapping[str, Any] = {
-            "learning_rate": 0.02,
+            "learning_rate": 0.005,
             "epochs": 2,
             "batch_size": 4,
             "max_length": 24,
