@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spafit_bench import __version__
+from spafit_bench import __version__, cli_models
 from spafit_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -213,6 +213,14 @@ def run(
             metavar="all|best|none",
         ),
     ] = None,
+    measure_forgetting: Annotated[
+        bool,
+        typer.Option(
+            "--measure-forgetting",
+            help="Record how far each layer moved from the pretrained one.",
+            rich_help_panel=KEEP,
+        ),
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Repeat finished runs.", rich_help_panel=KEEP)
     ] = False,
@@ -249,6 +257,7 @@ def run(
         "device": device,
         "predict_test": predict_test,
         "save_weights": save_weights,
+        "measure_forgetting": measure_forgetting or None,
         "train": _given(train) or None,
     }
     request = commands.RunRequest(
@@ -438,6 +447,9 @@ def show(
     from spafit_bench import commands
 
     _print(commands.show(run_id, results, as_json=as_json))
+
+
+cli_models.add_to(app)
 
 
 def main() -> None:

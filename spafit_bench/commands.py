@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spafit_bench.errors import UserError, nearest
+from spafit_bench.lookup import find_run
 from spafit_bench.record import RunRecord
 from spafit_bench.requests import RunRequest, run_configs
 from spafit_bench.store import Store, flatten
@@ -318,24 +319,9 @@ def _list_runs(results: Path) -> Listing:
 
 def show(run_id: str, results: Path, *, as_json: bool) -> str:
     """Show one run, named by any unambiguous beginning."""
-    store = Store(results)
-    record = store.find(run_id) if "/" not in run_id else None
-    if record is None:
-        matches = [r for r in store.records() if r.run_id.startswith(run_id)]
-        if len(matches) != 1:
-            raise _ambiguous(run_id, matches, store)
-        record = matches[0]
+    found = find_run(run_id, Store(results))
     if as_json:
-        return _json(record.model_dump(mode="json"))
+        return _json(found.record.model_dump(mode="json"))
     from spafit_bench.run_view import run_text
 
-    return run_text(record, store.runs / record.run_id)
-
-
-def _ambiguous(run_id: str, matches: Sequence[RunRecord], store: Store) -> UserError:
-    if matches:
-        some = ", ".join(record.run_id for record in matches[:8])
-        return UserError(f"{run_id!r} could be any of {len(matches)} runs: {some}")
-    names = [record.run_id for record in store.records()]
-    hint = nearest(run_id, names) if len(names) <= 20 else "see spafit-bench list runs"
-    return UserError(f"no run {run_id!r} in {store.root}: {hint}")
+    return run_text(found.record, found.folder)
