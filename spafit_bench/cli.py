@@ -5,7 +5,9 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
+import io
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -360,11 +362,14 @@ def show(
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # paths and symbols that it has no code for
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
         if debug:
-            raise
+            traceback.print_exc()
         typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
         typer.echo(str(error), err=True)
         sys.exit(2)

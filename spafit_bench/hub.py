@@ -82,7 +82,7 @@ def fetch(
     except Exception as error:  # the library's and its HTTP client's errors share no base class
         problem = f"cannot fetch {what}: {_one_line(error)}"
         if failure:
-            problem = f"{what}: {failure}, and the cache does not have {', '.join(patterns)}"
+            problem = f"{what}: {failure}, and it is not in the cache"
         refusal = _refusal(error, what)
         raise UserError(refusal or f"{problem}. Tried {where}. {WAYS_OUT}") from error
     files = [file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()]

@@ -16,6 +16,9 @@ from spafit_bench.train import Observer
 
 log = logging.getLogger(__name__)
 
+_LONGEST_REASON = 500
+"""Characters: libraries put stack frames into their messages."""
+
 
 class View(Protocol):
     """Shows how a series of runs goes."""
@@ -55,13 +58,15 @@ def run_all(
         KeyboardInterrupt: passed on after the run under way is recorded as interrupted.
     """
     store.check_writable()
+    store.rebuild_csv()  # a damaged record is said now, not after hours
     records = []
     for number, prepared in enumerate(runs, start=1):
         record = None if force else store.find(prepared.run_id)
         if record is not None and not _to_repeat(record.status, retry_failed=retry_failed):
             view.skipped(record)
         else:
-            record = _run_one(prepared, store, view.started(prepared, number, len(runs)))
+            observer = view.started(prepared, number, len(runs))
+            record = _run_one(prepared, store, view, observer)
             view.finished(record)
         records.append(record)
     return records
@@ -71,18 +76,20 @@ def _to_repeat(status: Status, *, retry_failed: bool) -> bool:
     return status == "interrupted" or (retry_failed and status != "done")
 
 
-def _run_one(prepared: PreparedRun, store: Store, observer: Observer) -> RunRecord:
+def _run_one(prepared: PreparedRun, store: Store, view: View, observer: Observer) -> RunRecord:
     started_at = utc_now()
     try:
         outcome = execute(prepared, observer)
     except UserError:
         raise
     except KeyboardInterrupt:
-        _save_unfinished(store, blank_record(prepared, started_at, "interrupted", "Ctrl-C"))
+        record = blank_record(prepared, started_at, "interrupted", "Ctrl-C")
+        _save_unfinished(store, record)
+        view.finished(record)
         raise
     except Exception as error:  # whatever broke one run, the others must go on
         log.debug("%s", traceback.format_exc())
-        reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
         record = blank_record(prepared, started_at, "failed", reason)
         _save_unfinished(store, record)
         return record

@@ -87,13 +87,15 @@ class _Loop:
         first = self.steps
         look_every = 1 if self.adapted.numerics.device.type == "cpu" else LOOK_EVERY
         start = time.perf_counter()
-        for micro_batches in batches:
-            self.unread.append(self.step(micro_batches))
-            self.train_tokens += sum(batch.num_tokens for batch in micro_batches)
-            if self.steps % look_every == 0:
-                self.look(first, start)
-        self.look(first, start)
-        self.train_time_s += time.perf_counter() - start
+        try:
+            for micro_batches in batches:
+                self.unread.append(self.step(micro_batches))
+                self.train_tokens += sum(batch.num_tokens for batch in micro_batches)
+                if self.steps % look_every == 0:
+                    self.look(first, start)
+            self.look(first, start)
+        finally:  # a run that diverges here took its time, too
+            self.train_time_s += time.perf_counter() - start
         return float(np.mean(self.losses[first:]))
 
     def step(self, micro_batches: list[Batch]) -> Tensor:
