@@ -94,6 +94,8 @@ class Preparer:
 
     data: dict[tuple[str, str], TaskData] = field(default_factory=dict)
     checkpoints: dict[tuple[str, str | None], Checkpoint] = field(default_factory=dict)
+    tokenizers: dict[Path, tuple[str, ...]] = field(default_factory=dict)
+    """Checkpoint folder -> warnings about its tokenizer."""
     shapes: dict[tuple[Path, int], dict[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def prepare(self, config: RunConfig) -> PreparedRun:
@@ -119,14 +121,14 @@ class Preparer:
             files_sha256=files_sha256,
             plan=plan,
             numerics=numerics,
-            warnings=warnings,
+            warnings=(*self.tokenizers[checkpoint.path], *warnings),
         )
 
     def _checkpoint(self, config: RunConfig) -> Checkpoint:
         key = (config.model, config.revision)
         if key not in self.checkpoints:
             found = find_checkpoint(config.model, revision=config.revision, offline=config.offline)
-            _check_tokenizer(found)
+            self.tokenizers[found.path] = _check_tokenizer(found)
             self.checkpoints[key] = found
         return self.checkpoints[key]
 
@@ -209,8 +211,8 @@ def model_shapes(checkpoint: Checkpoint, task: Task) -> dict[str, tuple[int, ...
         ) from error
 
 
-def _check_tokenizer(checkpoint: Checkpoint) -> None:
-    """Refuse a tokenizer that turns text into nothing that the encoder knows."""
+def _check_tokenizer(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Refuse a tokenizer that the encoder cannot understand; return a warning if in doubt."""
     if not any((checkpoint.path / name).is_file() for name in _VOCABULARIES):
         raise UserError(
             f"{checkpoint.path}: no vocabulary in the checkpoint, one of {', '.join(_VOCABULARIES)}"
@@ -226,6 +228,12 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: the tokenizer has {len(tokenizer)} tokens, and the encoder knows "
             f"{rows} (vocab_size in config.json); they are not of one checkpoint"
         )
+    if isinstance(rows, int) and len(tokenizer) < 0.9 * rows:
+        return (
+            f"the tokenizer of {checkpoint.name} has {len(tokenizer)} tokens where the encoder "
+            f"knows {rows}: is its vocabulary cut short?",
+        )
+    return ()
 
 
 def _check_stored(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
