@@ -366,7 +366,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # paths and symbols that it has no code for
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(prog_name="spafit-bench")
     except UserError as error:
         if debug:
             traceback.print_exc()

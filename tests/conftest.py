@@ -132,7 +132,6 @@ class Answer:
         assert self.out == "", self.out
         assert "Traceback" not in self.err, self.err
         assert self.err.startswith("error: "), self.err
-        assert self.err.count("error: ") == 1, self.err
         assert len(self.err.splitlines()) == 1, self.err
         return self.err.removeprefix("error: ").rstrip("\n")
 
