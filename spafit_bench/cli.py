@@ -8,13 +8,17 @@ from __future__ import annotations
 import io
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spafit_bench import __version__
 from spafit_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from spafit_bench.record import RunRecord
 
 WHAT = "What to run"
 HOW = "How to train"
@@ -266,6 +270,10 @@ def run(
         runs, results, force=force, retry_failed=retry_failed, as_json=as_json
     )
     _print(text)
+    _exit_if_any_failed(records)
+
+
+def _exit_if_any_failed(records: Sequence[RunRecord]) -> None:
     if any(record.status != "done" for record in records):
         raise typer.Exit(1)
 
@@ -333,6 +341,16 @@ def plan(
 
 
 app.command(name="params", help="Alias of plan.", hidden=True)(plan)
+
+
+@app.command(epilog="Offline, on two CPU cores, in minutes; finished runs are not repeated.")
+def demo(results: Results = Path("results/demo"), as_json: Json = False) -> None:
+    """Show it all: nine tasks x four methods on a tiny BERT and mini-GLUE."""
+    from spafit_bench import commands
+
+    records, text = commands.demo(results, as_json=as_json)
+    _print(text)
+    _exit_if_any_failed(records)
 
 
 @app.command(name="list", epilog="Example: `spafit-bench list runs --json`")

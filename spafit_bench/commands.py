@@ -41,11 +41,12 @@ def run(
 ) -> tuple[list[RunRecord], str]:
     """Carry out runs; return their records, and tables (or JSON) of them."""
     from spafit_bench.progress import ProgressView
-    from spafit_bench.run import run_all
+    from spafit_bench.run import Options, run_all
 
     view = ProgressView()
     try:
-        records = run_all(runs, Store(results), view=view, force=force, retry_failed=retry_failed)
+        options = Options(force=force, retry_failed=retry_failed)
+        records = run_all(runs, Store(results), view, options)
     finally:
         view.close()
     if as_json:
@@ -75,6 +76,27 @@ def _rendered(tables: Sequence[Any], format_: str) -> str:
 
 def _json(body: Any) -> str:
     return json.dumps(body, indent=2, ensure_ascii=False)
+
+
+DEMO_METHODS = "full,bitfit,lora,spafit"
+
+_NEXT = """
+What to try next
+  spafit-bench show mrpc-spafit --results {results}          one of these runs in full
+  spafit-bench plan --method spafit                         what SPAFIT trains in BERT-large-cased
+  spafit-bench run --task mrpc --method spafit --seed 0-2   the real thing: GLUE and BERT-large-cased
+  spafit-bench run --task mrpc --method "0-1:frozen;2-5:lora(query+value,r=8,alpha=16)" --preset smoke
+                                                            a method of your own
+"""
+
+
+def demo(results: Path, *, as_json: bool) -> tuple[list[RunRecord], str]:
+    """Run every task with four methods on the package's own model and data; tables of all."""
+    runs = prepare_runs(RunRequest(task="all", method=DEMO_METHODS, preset="smoke"))
+    records, text = run(runs, results, force=False, retry_failed=False, as_json=as_json)
+    if not as_json:
+        text = table(results, "terminal", None) + _NEXT.format(results=results)
+    return records, text
 
 
 def dry_run(runs: Sequence[PreparedRun], results: Path, *, as_json: bool) -> str:

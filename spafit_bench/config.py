@@ -100,6 +100,8 @@ class RunConfig(Frozen):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Annotated[str, AfterValidator(_known_device)] = "auto"
     limit: Count | None = None
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of train that is held out and evaluated on instead of dev, to choose settings."""
     select: Literal["last", "best"] = "last"
     predict_test: bool = True
     save_weights: Literal["all", "best", "none"] = "best"
@@ -171,12 +173,23 @@ def preset_names() -> tuple[str, ...]:
 
 def _file_layer(path: Path, where: str) -> Layer:
     body = read_yaml(path)
+    check_settings(body, where)
+    return Layer(where, body)
+
+
+def check_settings(body: Any, where: str) -> None:
+    """Refuse unknown keys in settings with `tasks:` and `methods:` sections.
+
+    Raises:
+        UserError: an unknown key, with the nearest match.
+    """
+    if not isinstance(body, dict):
+        raise UserError(f"{where}: must be a mapping of settings, not {body!r:.60}")
     for key, value in body.items():
         if key in _SECTIONS:
             _check_section(key, value, where)
         else:
             _check_key(RunConfig, key, value, where, "")
-    return Layer(where, body)
 
 
 def _check_section(section: str, value: Any, where: str) -> None:
@@ -262,15 +275,29 @@ def _assignment_layer(text: str) -> Layer:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         problem = " ".join(str(error).split())
         raise UserError(f"{where}: the value is not valid YAML ({problem:.200})") from None
-    if key.strip().split(".")[0] in _SECTIONS:
+    return assignment(key.strip(), parsed, where)
+
+
+def assignment(key: str, value: Any, where: str) -> Layer:
+    """Return one setting as a layer.
+
+    Args:
+        key: with dots, e.g. `train.learning_rate`.
+        value: as YAML reads it.
+        where: named in messages.
+
+    Raises:
+        UserError: no such setting.
+    """
+    if key.partition(".")[0] in _SECTIONS:
         raise UserError(f"{where}: sections are for files; set the key itself, e.g. train.epochs=3")
-    for part in reversed(key.strip().split(".")):
-        parsed = {part: parsed}
-    for first, inner in parsed.items():
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    for first, inner in value.items():
         if first in ("task", "seed"):
             raise UserError(f"{where}: use --{first}")
         _check_key(RunConfig, first, inner, where, "")
-    return Layer(where, parsed)
+    return Layer(where, value)
 
 
 def resolve(layers: Sequence[Layer], *, task: str, method: str, seed: int) -> RunConfig:

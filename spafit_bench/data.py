@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -47,6 +47,11 @@ class Split:
         """Return the first rows, or all of them for None."""
         labels = None if self.labels is None else self.labels[:num_rows]
         return Split(tuple(column[:num_rows] for column in self.texts), labels)
+
+    def take(self, rows: NDArray[np.int64]) -> Split:
+        """Return the given rows, in the given order."""
+        labels = None if self.labels is None else self.labels[rows]
+        return Split(tuple(tuple(column[i] for i in rows) for column in self.texts), labels)
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,46 @@ def load_task_data(task: Task, source: str, *, offline: bool = False) -> TaskDat
         fingerprint=_digest_of_json({"task": task.name, "splits": fingerprints}),
         official_split=official_split,
         official_basis=official_basis,
+    )
+
+
+def limited(data: TaskData, num_rows: int | None) -> TaskData:
+    """Return the data with only the first rows of train; dev is never cut."""
+    if num_rows is None:
+        return data
+    train = data.splits["train"].head(num_rows)
+    return replace(data, splits={**data.splits, "train": train})
+
+
+HOLDOUT = "holdout"
+
+
+def hold_out(data: TaskData, share: float) -> TaskData:
+    """Return the data with a random slice of train in place of dev, and no test sets.
+
+    The slice depends on the number of rows alone, so that every method and seed is judged on the
+    same one.
+
+    Raises:
+        UserError: the slice would be empty, or all there is.
+    """
+    train = data.splits["train"]
+    size = round(share * train.num_rows)
+    if not 0 < size < train.num_rows:
+        raise UserError(
+            f"holdout = {share:g}: train of {data.task.name} has {train.num_rows} rows, which "
+            f"leaves {size} to hold out"
+        )
+    order = np.random.default_rng(0).permutation(train.num_rows)
+    return replace(
+        data,
+        task=replace(data.task, dev_splits=(HOLDOUT,), test_sets=()),
+        splits={
+            "train": train.take(np.sort(order[size:])),
+            HOLDOUT: train.take(np.sort(order[:size])),
+        },
+        official_split=False,
+        official_basis="a held-out slice of train",
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from spafit_bench import memory
@@ -35,7 +36,8 @@ from spafit_bench.record import (
     Status,
     StratumCount,
 )
-from spafit_bench.train import Diverged, Observer, TrainResult, train
+from spafit_bench.snapshot import Snapshot
+from spafit_bench.train import Diverged, Hooks, Observer, TrainResult, train
 
 State = Mapping[str, np.ndarray]
 """Trained tensors by name, as stored."""
@@ -91,39 +93,95 @@ class _DevScores:
         self.best = max(self.best, score)
         return metrics
 
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and facts that `restore` needs."""
+        tensors = {f"dev/{n}": torch.from_numpy(p.logits) for n, p in self.predictions.items()}
+        tensors |= {f"best/{n}": t for n, t in (self.best_state or {}).items()}
+        for number, state in enumerate(self.every_state):
+            tensors |= {f"every/{number}/{n}": t for n, t in state.items()}
+        facts = {
+            "best": None if np.isinf(self.best) else self.best,
+            "num_states": len(self.every_state),
+            "eval_tokens": self.tokens,
+            "eval_time_s": self.time_s,
+        }
+        return tensors, facts
 
-def execute(prepared: PreparedRun, observer: Observer) -> Outcome:
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to the state of a snapshot."""
+        facts = snapshot.facts
+        self.predictions = {
+            name: Predictions(logits.numpy(), 0, 0.0)
+            for name, logits in snapshot.part("dev").items()
+        }
+        self.best = -np.inf if facts["best"] is None else facts["best"]
+        self.best_state = snapshot.part("best") or None
+        self.every_state = [snapshot.part(f"every/{n}") for n in range(facts["num_states"])]
+        self.tokens, self.time_s = facts["eval_tokens"], facts["eval_time_s"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """How a run is watched, stopped and kept while it goes."""
+
+    observer: Observer
+    resume: Snapshot | None = None
+    keep: Callable[[Snapshot], None] = lambda _: None
+    keep_every_s: float = 300.0
+    stop: Callable[[], bool] = lambda: False
+
+
+def execute(prepared: PreparedRun, session: Session) -> Outcome:
     """Train and evaluate one run.
 
     Args:
         prepared: checked inputs.
-        observer: hears of progress.
+        session: hears of progress, and keeps the state of the run.
 
     Returns:
         A record that is `done` or `diverged`, with predictions and trained tensors.
 
     Raises:
         UserError: the weights or the tokenizer cannot be loaded.
+        KeyboardInterrupt: `session.stop` said so; the state has been kept.
     """
     clock, started_at = time.perf_counter(), utc_now()
     can_measure = memory.reset_peak_memory(prepared.numerics.device)
     splits = encode_task(prepared)
     adapted = build_model(prepared)
     scores = _DevScores(prepared, adapted, splits)
+    if session.resume is not None:
+        scores.restore(session.resume)
+        clock -= session.resume.facts["wall_time_s"]
+        started_at = session.resume.facts["started_at"]
+
+    def keep(training: Snapshot) -> None:
+        so_far = {"wall_time_s": time.perf_counter() - clock, "started_at": started_at}
+        tensors, facts = scores.snapshot()
+        session.keep(
+            Snapshot({**training.tensors, **tensors}, {**training.facts, **facts, **so_far})
+        )
+
     result = train(
         adapted,
         splits["train"],
         prepared.config.train,
         seed=prepared.config.seed,
-        evaluate=scores,
-        observer=observer,
+        hooks=Hooks(
+            evaluate=scores,
+            observer=session.observer,
+            keep=keep,
+            keep_every_s=session.keep_every_s,
+            stop=session.stop,
+        ),
+        resume=session.resume,
     )
     if scores.best_state is not None:
         adapted.restore(scores.best_state)
     finished = result.diverged is None
-    predictions = (
-        scores.predictions | _test_predictions(prepared, adapted, splits) if finished else {}
-    )
+    predictions = scores.predictions if finished else {}
+    if finished:
+        predictions |= _test_predictions(prepared, adapted, splits)
     measured = {
         "wall_time_s": round(time.perf_counter() - clock, 3),
         "peak_memory_bytes": memory.peak_memory_bytes(prepared.numerics.device)
@@ -162,6 +220,7 @@ def encode_task(prepared: PreparedRun) -> dict[str, EncodedSplit]:
         prepared.files_sha256,
         config.train.max_length,
         config.limit,
+        config.holdout,
         config.predict_test,
     )
     if key not in _ENCODED:
@@ -171,7 +230,7 @@ def encode_task(prepared: PreparedRun) -> dict[str, EncodedSplit]:
         wanted = ["train", *prepared.task.dev_splits, *(_test_splits(prepared))]
         _ENCODED[key] = {
             name: encode(
-                prepared.data.splits[name].head(config.limit if name == "train" else None),
+                prepared.data.splits[name],
                 tokenizer,
                 max_length=config.train.max_length,
             )
@@ -254,8 +313,6 @@ def blank_record(
     settings = config.model_dump(mode="json")
     settings["method"]["spec"] = plan.method.spec
     rows = {name: split.num_rows for name, split in prepared.data.splits.items()}
-    if config.limit is not None:
-        rows["train"] = min(rows["train"], config.limit)
     return RunRecord(
         run_id=prepared.run_id,
         status=status,
@@ -266,6 +323,7 @@ def blank_record(
         seed=config.seed,
         official_split=prepared.data.official_split,
         train_limit=config.limit,
+        holdout=config.holdout,
         select=config.select,
         trainable_parameters=plan.trainable_parameters,
         base_parameters=plan.base_parameters,

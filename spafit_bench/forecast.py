@@ -57,7 +57,6 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
         max_length=settings.max_length,
     )
     rows = prepared.data.splits["train"].num_rows
-    rows = min(rows, prepared.config.limit or rows)
     tokens = rows * settings.epochs * float(sample.lengths.mean())
     flops = tokens * training_flops_per_token(plan)
     width = 4 if prepared.numerics.precision == "fp32" else 2

@@ -19,7 +19,7 @@ from spafit_bench.checkpoint import (
     untrained_pooler,
 )
 from spafit_bench.config import RunConfig
-from spafit_bench.data import TaskData, load_task_data
+from spafit_bench.data import TaskData, hold_out, limited, load_task_data
 from spafit_bench.encoding import load_tokenizer
 from spafit_bench.errors import UserError
 from spafit_bench.methods import Method
@@ -110,11 +110,13 @@ class Preparer:
         checkpoint = self._checkpoint(config)
         _check_length(config, checkpoint)
         plan, warnings = self._plan(config, task, method, checkpoint)
-        data = self._data(config, task)
+        data = limited(self._data(config, task), config.limit)
+        if config.holdout is not None:
+            data = hold_out(data, config.holdout)
         weights_sha256, files_sha256 = fingerprint(checkpoint)
         return PreparedRun(
             config=config,
-            task=task,
+            task=data.task,
             data=data,
             checkpoint=checkpoint,
             weights_sha256=weights_sha256,

@@ -45,6 +45,10 @@ class ProgressView:
         if not self.quiet:
             self.console.print(Text(text, style=style), soft_wrap=True)
 
+    def warn(self, message: str) -> None:
+        """Print a warning."""
+        self.say(f"warning: {message}", "yellow")
+
     def skipped(self, record: RunRecord) -> None:
         """Say that a run is already there."""
         result = format_metrics(record.metrics) or record.reason or ""

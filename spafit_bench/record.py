@@ -101,6 +101,8 @@ class RunRecord(Frozen):
     seed: int
     official_split: bool
     train_limit: int | None
+    holdout: float | None = None
+    """Share of train that was evaluated on instead of dev: such a run only serves a choice."""
     select: Literal["last", "best"]
     metrics: SplitMetrics = Field(default_factory=dict)
     """Of the evaluation that `select` chose."""

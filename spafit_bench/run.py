@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from spafit_bench.errors import UserError
-from spafit_bench.execute import Outcome, blank_record, execute, utc_now
+from spafit_bench.execute import Outcome, Session, blank_record, execute, utc_now
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.record import RunRecord, Status
+from spafit_bench.snapshot import DamagedSnapshot, Snapshot
+from spafit_bench.stop import StopSignal
 from spafit_bench.store import Store, prediction_rows
 from spafit_bench.train import Observer
 
@@ -32,60 +35,101 @@ class View(Protocol):
     def finished(self, record: RunRecord) -> None:
         """Hear how a run ended."""
 
+    def warn(self, message: str) -> None:
+        """Hear of something that a user should know and that stops nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a series of runs is carried out."""
+
+    force: bool = False
+    """Repeat runs that are finished."""
+    retry_failed: bool = False
+    """Repeat runs that failed or diverged."""
+    keep_every_s: float = 300.0
+    """Seconds between snapshots within an epoch."""
+
 
 def run_all(
-    runs: Sequence[PreparedRun],
-    store: Store,
-    *,
-    view: View,
-    force: bool = False,
-    retry_failed: bool = False,
+    runs: Sequence[PreparedRun], store: Store, view: View, options: Options
 ) -> list[RunRecord]:
     """Carry out runs in order; one that fails or diverges does not stop the others.
+
+    A run that was interrupted goes on from its last snapshot. Ctrl-C and SIGTERM keep a snapshot at
+    the next step; a second one stops at once.
 
     Args:
         runs: checked inputs.
         store: where results go; written to after every run.
         view: hears of everything.
-        force: repeat runs that are finished.
-        retry_failed: repeat runs that failed or diverged.
+        options: what is repeated.
 
     Returns:
         One record per run, those found finished included.
 
     Raises:
         UserError: results cannot be written, or weights cannot be loaded.
-        KeyboardInterrupt: passed on after the run under way is recorded as interrupted.
+        KeyboardInterrupt: the run under way is recorded as interrupted.
     """
     store.check_writable()
     store.rebuild_csv()  # a damaged record is said now, not after hours
     records = []
-    for number, prepared in enumerate(runs, start=1):
-        record = None if force else store.find(prepared.run_id)
-        if record is not None and not _to_repeat(record.status, retry_failed=retry_failed):
-            view.skipped(record)
-        else:
-            observer = view.started(prepared, number, len(runs))
-            record = _run_one(prepared, store, view, observer)
-            view.finished(record)
-        records.append(record)
+    try:
+        with StopSignal() as stop:
+            for number, prepared in enumerate(runs, start=1):
+                record = None if options.force else store.find(prepared.run_id)
+                if record is not None and not _to_repeat(record.status, options):
+                    view.skipped(record)
+                else:
+                    observer = view.started(prepared, number, len(runs))
+                    session = _session(prepared, store, view, observer, options)
+                    record = _run_one(prepared, store, replace(session, stop=stop))
+                    view.finished(record)
+                records.append(record)
+                if stop():
+                    raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        view.warn("interrupted; the same command goes on where this one stopped")
+        raise
     return records
 
 
-def _to_repeat(status: Status, *, retry_failed: bool) -> bool:
-    return status == "interrupted" or (retry_failed and status != "done")
+def _to_repeat(status: Status, options: Options) -> bool:
+    return status == "interrupted" or (options.retry_failed and status != "done")
 
 
-def _run_one(prepared: PreparedRun, store: Store, view: View, observer: Observer) -> RunRecord:
+def _session(
+    prepared: PreparedRun, store: Store, view: View, observer: Observer, options: Options
+) -> Session:
+    """Continue from a snapshot where there is a sound one, and keep new ones."""
+    run_id, resume = prepared.run_id, None
+    earlier = store.find(run_id)
+    content = store.snapshot(run_id)
+    if content is not None and not (options.force and earlier and earlier.status == "done"):
+        try:
+            resume = Snapshot.from_bytes(content)
+        except DamagedSnapshot as error:
+            aside = store.set_snapshot_aside(run_id)
+            view.warn(f"{aside}: the snapshot is damaged ({error}); the run starts anew")
+
+    def keep(snapshot: Snapshot) -> None:
+        try:
+            store.keep_snapshot(run_id, snapshot.to_bytes())
+        except OSError as error:
+            view.warn(f"no snapshot could be kept ({error}); the run goes on without")
+
+    return Session(observer=observer, resume=resume, keep=keep, keep_every_s=options.keep_every_s)
+
+
+def _run_one(prepared: PreparedRun, store: Store, session: Session) -> RunRecord:
     started_at = utc_now()
     try:
-        outcome = execute(prepared, observer)
+        outcome = execute(prepared, session)
     except UserError:
         raise
     except KeyboardInterrupt:
-        record = blank_record(prepared, started_at, "interrupted", "Ctrl-C")
-        _save_unfinished(store, record)
-        view.finished(record)
+        _save_unfinished(store, blank_record(prepared, started_at, "interrupted", "stopped"))
         raise
     except Exception as error:  # whatever broke one run, the others must go on
         log.debug("%s", traceback.format_exc())
@@ -97,6 +141,7 @@ def _run_one(prepared: PreparedRun, store: Store, view: View, observer: Observer
         store.save(outcome.record, _files(prepared, outcome))
     else:
         _save_unfinished(store, outcome.record)
+    store.drop_snapshot(prepared.run_id)
     return outcome.record
 
 

@@ -134,6 +134,36 @@ class Store:
                 else:
                     folder.rename(final)
 
+    def snapshot(self, run_id: str) -> bytes | None:
+        """Return the kept state of an unfinished run."""
+        try:
+            return self._snapshot_path(run_id).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def keep_snapshot(self, run_id: str, content: bytes) -> None:
+        """Keep the state of an unfinished run, replacing an earlier one.
+
+        Raises:
+            OSError: it cannot be written; the earlier one is still there.
+        """
+        path = self._snapshot_path(run_id)
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as temporary:
+            _write_durably(temporary, content)
+
+    def set_snapshot_aside(self, run_id: str) -> Path:
+        """Rename a damaged snapshot so that it is not read again; return where it is."""
+        path = self._snapshot_path(run_id)
+        return path.replace(path.with_suffix(".damaged"))
+
+    def drop_snapshot(self, run_id: str) -> None:
+        """Forget the state of a run that has ended."""
+        self._snapshot_path(run_id).unlink(missing_ok=True)
+
+    def _snapshot_path(self, run_id: str) -> Path:
+        return self.root / "unfinished" / f"{run_id}.snapshot"
+
     def rebuild_csv(self) -> Path:
         """Write `results.csv` anew from the records."""
         self._restore_replaced()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from spafit_bench.adapt import AdaptedModel
 from spafit_bench.config import TrainSettings
 from spafit_bench.encoding import Batch, EncodedSplit, collate, training_batches
 from spafit_bench.record import Evaluation, SplitMetrics
+from spafit_bench.snapshot import Snapshot
 
 LOOK_EVERY = 20
 """Steps between looks at the loss on a GPU, where each look waits for the device."""
@@ -62,41 +63,83 @@ class TrainResult:
     """Real tokens, the first step included."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What training asks and tells while it goes."""
+
+    evaluate: Callable[[], SplitMetrics]
+    """Returns dev metrics of the model as it is; may raise `Diverged`."""
+    observer: Observer
+    keep: Callable[[Snapshot], None] = lambda _: None
+    """Stores the state: after every evaluation, every `keep_every_s`, and before stopping."""
+    keep_every_s: float = math.inf
+    stop: Callable[[], bool] = lambda: False
+    """Asked after every step; training keeps its state and raises `KeyboardInterrupt`."""
+
+
 @dataclass
 class _Loop:
     """The state of one training."""
 
     adapted: AdaptedModel
+    split: EncodedSplit
     settings: TrainSettings
-    total_steps: int
-    observer: Observer
+    seed: int
+    hooks: Hooks
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
+    evaluations: list[Evaluation] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     unread: list[Tensor] = field(default_factory=list)
     """Losses still on the device."""
     train_tokens: int = 0
     train_time_s: float = 0.0
+    kept_at_s: float = field(default_factory=time.monotonic)
 
     @property
     def steps(self) -> int:
         return len(self.losses) + len(self.unread)
 
-    def epoch(self, batches: Iterator[list[Batch]]) -> float:
-        """Train on batches, each a list of micro-batches; return the mean loss."""
-        first = self.steps
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.split) / self.settings.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        return math.ceil(self.settings.epochs * self.steps_per_epoch)
+
+    def finish_epoch(self) -> None:
+        """Train to the end of the epoch (or of training) and evaluate."""
+        epoch, done = divmod(self.steps, self.steps_per_epoch)
+        first = self.steps - done
+        rng = np.random.default_rng([self.seed, epoch])
+        order = training_batches(self.split, self.settings.batch_size, rng)
+        order = order[done : self.total_steps - first]
+        self.adapted.model.train()
         look_every = 1 if self.adapted.numerics.device.type == "cpu" else LOOK_EVERY
         start = time.perf_counter()
         try:
-            for micro_batches in batches:
+            for number, indices in enumerate(order, start=1):
+                micro_batches = self._collate(indices)
                 self.unread.append(self.step(micro_batches))
                 self.train_tokens += sum(batch.num_tokens for batch in micro_batches)
-                if self.steps % look_every == 0:
+                if self.steps % look_every == 0 or number == len(order):
                     self.look(first, start)
-            self.look(first, start)
+                if number < len(order) and self._is_time_to_keep():
+                    self.look(first, start)
+                    self.train_time_s += time.perf_counter() - start
+                    self.keep()
+                    start = time.perf_counter()
         finally:  # a run that diverges here took its time, too
             self.train_time_s += time.perf_counter() - start
-        return float(np.mean(self.losses[first:]))
+        self._evaluate(float(np.mean(self.losses[first:])))
+
+    def _collate(self, indices: np.ndarray) -> list[Batch]:
+        """Collate a batch in pieces that fit one forward pass."""
+        size = self.settings.micro_batch_size or self.settings.batch_size
+        device = self.adapted.numerics.device
+        pieces = [indices[at : at + size] for at in range(0, len(indices), size)]
+        return [collate(self.split, piece, device) for piece in pieces]
 
     def step(self, micro_batches: list[Batch]) -> Tensor:
         """Take one optimizer step; return the mean loss over its examples, on the device."""
@@ -134,7 +177,65 @@ class _Loop:
             )
         rate = self.train_tokens / (self.train_time_s + time.perf_counter() - start)
         mean = float(np.mean(self.losses[first:]))
-        self.observer.on_step(Progress(self.steps, self.total_steps, mean, rate))
+        self.hooks.observer.on_step(Progress(self.steps, self.total_steps, mean, rate))
+
+    def _evaluate(self, train_loss: float) -> None:
+        evaluation = Evaluation(
+            step=self.steps,
+            epoch=self.steps / self.steps_per_epoch,
+            train_loss=train_loss,
+            metrics=self.hooks.evaluate(),
+        )
+        self.evaluations.append(evaluation)
+        self.hooks.observer.on_evaluation(evaluation)
+        self.keep()
+
+    def _is_time_to_keep(self) -> bool:
+        return self.hooks.stop() or time.monotonic() - self.kept_at_s > self.hooks.keep_every_s
+
+    def keep(self) -> None:
+        """Store the state; stop if that was asked for."""
+        self.hooks.keep(self.snapshot())
+        self.kept_at_s = time.monotonic()
+        if self.hooks.stop():
+            raise KeyboardInterrupt
+
+    def snapshot(self) -> Snapshot:
+        """Copy everything that the rest of the training depends on."""
+        tensors = {f"model/{n}": t for n, t in self.adapted.trained_state().items()}
+        for name, parameter in self.adapted.trainable().items():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().clone()
+        tensors["random/cpu"] = torch.get_rng_state()
+        if self.adapted.numerics.device.type == "cuda":
+            tensors["random/cuda"] = torch.cuda.get_rng_state(self.adapted.numerics.device)
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        facts = {
+            "train_tokens": self.train_tokens,
+            "train_time_s": self.train_time_s,
+            "scaler": self.scaler.state_dict(),
+            "evaluations": [e.model_dump(mode="json") for e in self.evaluations],
+        }
+        return Snapshot(tensors, facts)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to the state of a snapshot."""
+        self.adapted.restore(snapshot.part("model"))
+        keys = ("step", "exp_avg", "exp_avg_sq")
+        moments = {key: snapshot.part(f"optimizer/{key}") for key in keys}
+        for name, parameter in self.adapted.trainable().items():
+            if name in moments["step"]:  # none yet before the first step
+                self.optimizer.state[parameter] = {
+                    key: moments[key][name].to(parameter.device) for key in keys
+                }
+        torch.set_rng_state(snapshot.tensors["random/cpu"])
+        if self.adapted.numerics.device.type == "cuda":
+            torch.cuda.set_rng_state(snapshot.tensors["random/cuda"], self.adapted.numerics.device)
+        self.losses = snapshot.tensors["losses"].tolist()
+        self.train_tokens = snapshot.facts["train_tokens"]
+        self.train_time_s = snapshot.facts["train_time_s"]
+        self.scaler.load_state_dict(snapshot.facts["scaler"])
+        self.evaluations = [Evaluation.model_validate(e) for e in snapshot.facts["evaluations"]]
 
 
 def train(
@@ -143,50 +244,47 @@ def train(
     settings: TrainSettings,
     *,
     seed: int,
-    evaluate: Callable[[], SplitMetrics],
-    observer: Observer,
+    hooks: Hooks,
+    resume: Snapshot | None = None,
 ) -> TrainResult:
     """Train what the plan of `adapted` says, evaluating after every epoch.
 
     AdamW with bias correction (arXiv:1711.05101), linear warm-up, clipping of the gradient's norm,
-    no weight decay on biases and normalisations.
+    no weight decay on biases and normalisations. The data order of an epoch depends on the seed and
+    the epoch alone; dropout draws from torch's global generator.
 
     Args:
-        adapted: on the device of `numerics`.
+        adapted: the model, on its device.
         split: training examples with labels.
         settings: optimisation.
-        seed: of the data order; dropout draws from torch's global generator.
-        evaluate: returns dev metrics of the model as it is; may raise `Diverged`.
-        observer: hears of progress.
+        seed: of the data order.
+        hooks: evaluation, progress, and keeping of state.
+        resume: where an earlier call was; on a CPU with the same number of threads the result is
+            bit-identical to one that was not interrupted.
+
+    Raises:
+        KeyboardInterrupt: `hooks.stop` said so; the state has been kept.
     """
-    numerics = adapted.numerics
-    steps_per_epoch = math.ceil(len(split) / settings.batch_size)
+    precision = adapted.numerics.precision
     loop = _Loop(
         adapted=adapted,
+        split=split,
         settings=settings,
-        total_steps=math.ceil(settings.epochs * steps_per_epoch),
-        observer=observer,
+        seed=seed,
+        hooks=hooks,
         optimizer=make_optimizer(adapted, settings),
-        scaler=torch.amp.GradScaler(numerics.device.type, enabled=numerics.precision == "fp16"),
+        scaler=torch.amp.GradScaler(adapted.numerics.device.type, enabled=precision == "fp16"),
     )
-    rng = np.random.default_rng(seed)
-    evaluations: list[Evaluation] = []
+    if resume is not None:
+        loop.restore(resume)
     diverged = None
     try:
         while loop.steps < loop.total_steps:
-            order = training_batches(split, settings.batch_size, rng)
-            order = order[: loop.total_steps - loop.steps]
-            adapted.model.train()
-            loss = loop.epoch(_micro_batches(split, order, settings, numerics.device))
-            epoch = loop.steps / steps_per_epoch
-            evaluations.append(
-                Evaluation(step=loop.steps, epoch=epoch, train_loss=loss, metrics=evaluate())
-            )
-            observer.on_evaluation(evaluations[-1])
+            loop.finish_epoch()
     except Diverged as reason:
         diverged = str(reason)
     return TrainResult(
-        diverged, tuple(evaluations), tuple(loop.losses), loop.train_time_s, loop.train_tokens
+        diverged, tuple(loop.evaluations), tuple(loop.losses), loop.train_time_s, loop.train_tokens
     )
 
 
@@ -235,13 +333,3 @@ def loss_sum(logits: Tensor, batch: Batch) -> Tensor:
     if batch.labels.is_floating_point():
         return F.mse_loss(logits.squeeze(-1), batch.labels, reduction="sum")
     return F.cross_entropy(logits, batch.labels, reduction="sum")
-
-
-def _micro_batches(
-    split: EncodedSplit, order: list[np.ndarray], settings: TrainSettings, device: torch.device
-) -> Iterator[list[Batch]]:
-    """Collate each batch in pieces that fit one forward pass."""
-    size = settings.micro_batch_size or settings.batch_size
-    for indices in order:
-        pieces = [indices[at : at + size] for at in range(0, len(indices), size)]
-        yield [collate(split, piece, device) for piece in pieces]

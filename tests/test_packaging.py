@@ -86,8 +86,10 @@ def test_a_wheel_carries_everything(wheel: Path) -> None:
     assert len(expected) > 7
     found = {path.relative_to(inside) for path in (inside / "configs").rglob("*.yaml")}
     assert found == expected
-    modules = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "spafit_bench").rglob("*.py")}
-    assert {path.relative_to(wheel) for path in inside.rglob("*.py")} >= modules
+    package = REPOSITORY / "spafit_bench"
+    files = {path.relative_to(package) for path in package.rglob("*") if path.is_file()}
+    files = {path for path in files if "__pycache__" not in path.parts}
+    assert {path.relative_to(inside) for path in inside.rglob("*") if path.is_file()} >= files
     assert (inside / "official.json").is_file()
     assert (inside / "py.typed").is_file()
     assert {path.name for path in wheel.iterdir() if path.suffix != ".dist-info"} == {

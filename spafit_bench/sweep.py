@@ -1,0 +1,270 @@
+"""A matrix of runs from one YAML file: tasks x methods x seeds x any settings.
+
+    tasks: [mrpc, rte]            # or all
+    methods: [full, spafit]       # or all; names, one-line forms, YAML files
+    seeds: 0-4
+    preset: smoke                 # optional
+    settings:                     # as in a configuration file, with tasks: and methods: sections
+      head: { pooler: full }
+    grid:                         # every combination; a list, a range, or one of these per method
+      train.max_length: [64, 128]
+      method.rank: { from: 8, to: 64, step: 8 }
+    choose:                       # one value for each task x method (and grid point), not a column
+      key: train.learning_rate
+      values: { full: [1e-5, 3e-5], spafit: [1e-4, 3e-4] }
+      holdout: 0.1                # share of train that the values are judged on; dev is not touched
+      seeds: 0
+
+A chosen setting is the one with the best mean score on the held-out slice, over the seeds of
+`choose`; among equals the first listed. A collapsed or failed run cannot be chosen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spafit_bench.config import Layer, RunConfig, assignment, check_settings, load_layers, resolve
+from spafit_bench.errors import UserError, nearest
+from spafit_bench.methods import get_method, method_names
+from spafit_bench.record import RunRecord
+from spafit_bench.requests import parse_seeds, split_list
+from spafit_bench.shipped import config_folder, read_yaml
+from spafit_bench.tasks import TASKS, get_task
+
+_KEYS = ("tasks", "methods", "seeds", "preset", "settings", "grid", "choose", "description")
+_CHOOSE_KEYS = ("key", "values", "holdout", "seeds")
+
+Values = Mapping[str, tuple[Any, ...]]
+"""Method -> the values that a key takes with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A setting chosen on a held-out slice of train."""
+
+    key: str
+    values: Values
+    holdout: float
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A matrix of runs."""
+
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: tuple[int, ...]
+    layers: tuple[Layer, ...]
+    grid: Mapping[str, Values]
+    choice: Choice | None
+    shard: tuple[int, int] = (1, 1)
+    """This part, counted from 1, and the number of parts."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """One cell of the matrix at one point of the grid: the seeds that a score averages over."""
+
+    task: str
+    method: str
+    settings: tuple[tuple[str, Any], ...]
+    """Grid keys and their values."""
+
+
+def sweep_path(name: str) -> Path:
+    """Find a sweep file: a path, or the name of a shipped one such as `paper`.
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        shipped = config_folder() / path
+        return shipped if not path.exists() and shipped.exists() else path
+    names = sorted(file.stem for file in config_folder().glob("*.yaml") if file.stem != "defaults")
+    if name not in names:
+        raise UserError(f"no sweep {name!r}: {nearest(name, names)}, or give a YAML file")
+    return config_folder() / f"{name}.yaml"
+
+
+def read_sweep(path: Path, flags: Mapping[str, Any]) -> Sweep:
+    """Read and check a sweep.
+
+    Args:
+        path: the YAML file.
+        flags: settings from the command line, which override the file's.
+
+    Raises:
+        UserError: unreadable, an unknown key, or a value that cannot be.
+    """
+    body = read_yaml(path)
+    for key in body:
+        if key not in _KEYS:
+            raise UserError(f"{path}: unknown key {key!r}: {nearest(str(key), _KEYS)}")
+    tasks = _names(body.get("tasks"), "tasks", tuple(TASKS), path)
+    methods = _names(body.get("methods"), "methods", method_names(), path)
+    for task in tasks:
+        get_task(task)
+    for method in methods:
+        get_method(method)
+    settings = body.get("settings") or {}
+    check_settings(settings, f"{path}, settings")
+    layers = load_layers(preset=body.get("preset"), config=None, assignments=(), flags=flags)
+    layers = (*layers[:-1], Layer(f"{path}, settings", settings), layers[-1])
+    grid = body.get("grid") or {}
+    if not isinstance(grid, dict):
+        raise UserError(f"{path}: grid must be a mapping from settings to values")
+    return Sweep(
+        tasks=tasks,
+        methods=methods,
+        seeds=tuple(parse_seeds(_text(body.get("seeds", 0)))),
+        layers=layers,
+        grid={key: _values(value, methods, f"{path}, grid.{key}") for key, value in grid.items()},
+        choice=_choice(body.get("choose"), methods, path),
+    )
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read `i/n`, i from 1.
+
+    Raises:
+        UserError: not of that form.
+    """
+    first, _, count = text.partition("/")
+    if not (first.isdigit() and count.isdigit() and 1 <= int(first) <= int(count)):
+        raise UserError(f"--shard {text}: write i/n with 1 <= i <= n, e.g. 1/4")
+    return int(first), int(count)
+
+
+def _names(value: Any, key: str, every: Sequence[str], path: Path) -> tuple[str, ...]:
+    if value is None:
+        raise UserError(f"{path}: {key!r} is missing: a list, or all")
+    names = value if isinstance(value, list) else split_list(str(value))
+    if names == ["all"]:
+        return tuple(every)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: {key!r} must be a list of names, not {value!r}")
+    return tuple(dict.fromkeys(names))
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _values(value: Any, methods: Sequence[str], where: str) -> Values:
+    """Read values given for all methods, or method by method."""
+    if isinstance(value, dict) and "from" not in value:
+        unknown = [name for name in value if name not in methods]
+        missing = [name for name in methods if name not in value]
+        if unknown or missing:
+            what = f"{unknown[0]!r} is not in methods" if unknown else f"{missing[0]!r} is missing"
+            raise UserError(f"{where}: {what}; give values for each of {', '.join(methods)}")
+        return {name: _list(value[name], where) for name in methods}
+    return dict.fromkeys(methods, _list(value, where))
+
+
+def _list(value: Any, where: str) -> tuple[Any, ...]:
+    if isinstance(value, list) and value:
+        return tuple(value)
+    if isinstance(value, dict) and set(value) == {"from", "to", "step"}:
+        start, stop, step = (value[key] for key in ("from", "to", "step"))
+        if all(isinstance(x, int) for x in (start, stop, step)) and step > 0 and start <= stop:
+            return tuple(range(start, stop + 1, step))
+    raise UserError(f"{where}: give a list, or {{from: 1, to: 9, step: 2}} of integers")
+
+
+def _choice(body: Any, methods: Sequence[str], path: Path) -> Choice | None:
+    if body is None:
+        return None
+    where = f"{path}, choose"
+    if not isinstance(body, dict) or set(body) - set(_CHOOSE_KEYS) or "key" not in body:
+        raise UserError(f"{where}: a mapping with {', '.join(_CHOOSE_KEYS)}")
+    share = body.get("holdout", 0.1)
+    if not isinstance(share, float) or not 0 < share < 1:
+        raise UserError(f"{where}.holdout: a share of train between 0 and 1, not {share!r}")
+    return Choice(
+        key=str(body["key"]),
+        values=_values(body.get("values"), methods, f"{where}.values"),
+        holdout=share,
+        seeds=tuple(parse_seeds(_text(body.get("seeds", 0)))),
+    )
+
+
+def groups(sweep: Sweep) -> list[Group]:
+    """Return every cell of this shard at every point of the grid; a task's stand together.
+
+    Shard `i/n` has every n-th cell: a cell's trials and its reported runs stay together, so that no
+    shard waits for another.
+    """
+    first, count = sweep.shard
+    return list(_every_group(sweep))[first - 1 :: count]
+
+
+def _every_group(sweep: Sweep) -> Iterator[Group]:
+    for task in sweep.tasks:
+        for method in sweep.methods:
+            axes = [
+                [(key, value) for value in values[method]] for key, values in sweep.grid.items()
+            ]
+            for point in itertools.product(*axes):
+                yield Group(task, method, tuple(point))
+
+
+def trial_configs(sweep: Sweep) -> dict[Group, dict[Any, list[RunConfig]]]:
+    """Return the runs that a choice needs: group -> value -> one per seed of `choose`."""
+    if sweep.choice is None:
+        return {}
+    choice = sweep.choice
+    return {
+        group: {
+            value: [
+                _config(sweep, group, seed, {choice.key: value, "holdout": choice.holdout})
+                for seed in choice.seeds
+            ]
+            for value in choice.values[group.method]
+        }
+        for group in groups(sweep)
+    }
+
+
+def choose(trials: Mapping[Any, Sequence[RunRecord]]) -> Any | None:
+    """Return the value whose trials have the best mean score, or None if none can be chosen."""
+    means = {
+        value: statistics.fmean(record.score or 0.0 for record in records)
+        for value, records in trials.items()
+        if records and all(r.status == "done" and not r.collapsed for r in records)
+    }
+    return max(means, key=lambda value: means[value]) if means else None
+
+
+def final_configs(sweep: Sweep, chosen: Mapping[Group, Any]) -> list[RunConfig]:
+    """Return the runs whose scores are reported.
+
+    Args:
+        sweep: the matrix.
+        chosen: what `choose` returned; a group without a choice is left out.
+    """
+    configs = []
+    for group in groups(sweep):
+        settings: dict[str, Any] = {}
+        if sweep.choice is not None:
+            if chosen.get(group) is None:
+                continue
+            settings[sweep.choice.key] = chosen[group]
+        configs += [_config(sweep, group, seed, settings) for seed in sweep.seeds]
+    return configs
+
+
+def _config(sweep: Sweep, group: Group, seed: int, settings: Mapping[str, Any]) -> RunConfig:
+    own = [
+        assignment(key, value, f"the sweep's {key}")
+        for key, value in (*group.settings, *settings.items())
+    ]
+    layers = (*sweep.layers[:-1], *own, sweep.layers[-1])
+    return resolve(layers, task=group.task, method=group.method, seed=seed)
