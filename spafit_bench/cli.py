@@ -5,7 +5,9 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 
 from __future__ import annotations
 
+import io
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -455,11 +457,14 @@ cli_models.add_to(app)
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
     debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # paths and symbols that it has no code for
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(prog_name="spafit-bench")
     except UserError as error:
         if debug:
-            raise
+            traceback.print_exc()
         typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
         typer.echo(str(error), err=True)
         sys.exit(2)

@@ -15,7 +15,7 @@ from spafit_bench.errors import UserError, nearest
 from spafit_bench.lookup import find_run
 from spafit_bench.record import RunRecord
 from spafit_bench.requests import RunRequest, run_configs
-from spafit_bench.store import Store, flatten
+from spafit_bench.store import Store
 
 if TYPE_CHECKING:
     from spafit_bench.prepare import PreparedRun
@@ -148,12 +148,19 @@ def table(
     if format_ not in FORMATS:
         raise UserError(f"--format {format_}: {nearest(format_, FORMATS)}")
     references = None if reference is None else read_references(reference)
-    tables = build_tables(Store(results).records(), references, unlike=unlike)
+    records = Store(results).records()
+    if not records:
+        raise UserError(
+            f"--results {results}: no runs here; make one with `spafit-bench run --task mrpc "
+            "--method spafit --preset smoke`"
+        )
+    tables = build_tables(records, references, unlike=unlike)
     try:
         if out is not None:
             with replacing(out) as temporary:
                 temporary.write_text(render(tables, format_, None), encoding="utf-8")
             return ""
+        Store(results).rebuild_csv()
         folder = results / "tables"
         folder.mkdir(exist_ok=True)
         files = write_tables(tables)
@@ -208,10 +215,13 @@ def plan(request: RunRequest, *, as_json: bool) -> str:
 
     two_labels = request.task is None
     request = replace(request, task=request.task or "mrpc")
-    config = run_configs(request)[0]
-    from spafit_bench.checkpoint import find_checkpoint, parameter_shapes
+    configs = run_configs(request)
+    if len(configs) > 1:
+        raise UserError("plan shows one method (and task) at a time; name one, not several")
+    config = configs[0]
+    from spafit_bench.checkpoint import find_checkpoint
     from spafit_bench.plan_view import plan_json, plan_picture
-    from spafit_bench.prepare import plan_method
+    from spafit_bench.prepare import model_shapes, plan_method
 
     task = get_task(config.task)
     checkpoint = find_checkpoint(
@@ -220,7 +230,7 @@ def plan(request: RunRequest, *, as_json: bool) -> str:
     made, warnings = plan_method(
         config.resolved_method(),
         checkpoint,
-        parameter_shapes(checkpoint, task),
+        model_shapes(checkpoint, task),
         fresh_pooler=config.head.pooler_init == "fresh",
     )
     name = Path(config.model).name if Path(config.model).is_dir() else config.model
@@ -257,16 +267,19 @@ def list_things(what: str, results: Path, *, as_json: bool) -> str:
 
 def _columns(listing: Listing) -> str:
     """Align a listing, one row per line, cut to nothing: it is made to be piped."""
-    rows = [
-        [str(row[c]) if row[c] is not None else "-" for c in listing.columns]
-        for row in listing.rows
-    ]
+    rows = [[_cell(column, row[column]) for column in listing.columns] for row in listing.rows]
     grid = [list(listing.columns), *rows]
     widths = [max(len(line[i]) for line in grid) for i in range(len(listing.columns))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in grid
     )
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.2f}" if column == "score" else str(value)
 
 
 def _list_tasks() -> Listing:
@@ -310,9 +323,7 @@ def _list_models() -> Listing:
 
 
 def _list_runs(results: Path) -> Listing:
-    rows = [flatten(record) for record in Store(results).records()]
-    for row in rows:
-        row["score"] = None if row["score"] is None else round(100 * row["score"], 2)
+    rows = [record.model_dump(mode="json") for record in Store(results).records()]
     columns = ("run_id", "status", "task", "method", "model", "seed", "score", "trainable_percent")
     return Listing(columns, rows)
 

@@ -1,7 +1,8 @@
 """The configuration of one run, and how the layers of settings become one.
 
 A later layer wins: shipped defaults, `--preset`, `--config`, `--set`, flags. Within one file its
-top level comes first, then `tasks: <task>:`, then `methods: <defaults key of the method>:`.
+top level comes first, then `tasks: <task>:`, then `methods: <defaults key of the method>:`, then
+`methods: <method>:`.
 """
 
 from __future__ import annotations
@@ -14,18 +15,27 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 
 from spafit_bench.errors import UserError, nearest
-from spafit_bench.methods import Method, get_method
+from spafit_bench.methods import Method, get_method, method_names
 from spafit_bench.record import Frozen
 from spafit_bench.shipped import config_folder, read_yaml
-from spafit_bench.tasks import get_task
+from spafit_bench.tasks import TASKS, get_task
 from spafit_bench.treatments import parse_treatment
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):  # YAML reads yes, no, on and off as truth values
+        raise ValueError("this must be a number")
+    return value
+
+
+Number = BeforeValidator(_no_truth_value)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Number]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Number]
+Share = Annotated[float, Field(ge=0, lt=1), Number]
+Count = Annotated[int, Field(ge=1, lt=2**31), Number]
 HeadTreatment = Literal["frozen", "bias", "full"]
 
 
@@ -41,7 +51,7 @@ class MethodSettings(Frozen):
     name: str = "spafit"
     rank: Count | None = None
     alpha: Positive | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    dropout: Share | None = None
     rslora: bool | None = None
     dora: bool | None = None
     embeddings: HeadTreatment | None = None
@@ -58,13 +68,13 @@ class TrainSettings(Frozen):
     """Optimisation of one run."""
 
     learning_rate: Positive
-    epochs: Positive
+    epochs: Annotated[Positive, Field(le=10_000)]
     batch_size: Count
     """Examples per optimizer step."""
     micro_batch_size: Count | None = None
     """Examples per forward pass; gradients accumulate to `batch_size`. None: the whole batch."""
     eval_batch_size: Count = 64
-    max_length: Annotated[int, Field(ge=8)]
+    max_length: Annotated[int, Field(ge=8, lt=2**31), Number]
     warmup: NonNegative
     """Fraction of all steps if below 1, else a number of steps."""
     schedule: Literal["linear", "constant"] = "linear"
@@ -72,8 +82,8 @@ class TrainSettings(Frozen):
     weight_decay: NonNegative
     """Decoupled; never on biases and normalisations."""
     max_grad_norm: Positive
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
     adam_eps: Positive
 
 
@@ -188,30 +198,61 @@ def _check_section(section: str, value: Any, where: str) -> None:
     if not isinstance(value, dict):
         raise UserError(f"{where}: {section!r} must be a mapping from names to settings")
     for name, settings in value.items():
-        if section == "tasks":
-            get_task(str(name))
+        if section == "tasks" and name not in TASKS:
+            raise UserError(f"{where}: unknown task {str(name)!r}: {nearest(str(name), TASKS)}")
         if not isinstance(settings, dict):
             raise UserError(f"{where}: {section}.{name} must be a mapping of settings")
         for key, inner in settings.items():
+            chooses = key in ("task", "seed") or (
+                key == "method" and (not isinstance(inner, dict) or "name" in inner)
+            )
+            if chooses:
+                raise UserError(f"{where}: {section}.{name}.{key} cannot be chosen in a section")
             _check_key(RunConfig, key, inner, where, f"{section}.{name}.")
+
+
+def check_method_sections(layers: Sequence[Layer], methods: Sequence[str]) -> None:
+    """Refuse a section of `methods:` that is neither of a known method nor of a requested one.
+
+    Raises:
+        UserError: with the nearest match.
+    """
+    names = [*method_names(), *methods]
+    known = dict.fromkeys([*names, *(get_method(name).defaults for name in names)])
+    for layer in layers:
+        for name in layer.body.get("methods", {}):
+            if name not in known:
+                raise UserError(
+                    f"{layer.where}: methods.{name} is of no method: {nearest(str(name), known)}"
+                )
 
 
 def _check_key(model: type[BaseModel], key: Any, value: Any, where: str, path: str) -> None:
     """Refuse a key that the model does not have, at any depth."""
     choices = list(model.model_fields)
     if key not in choices:
-        extra = _SECTIONS if model is RunConfig and not path else ()
         raise UserError(
-            f"{where}: unknown key {path + str(key)!r}: {nearest(str(key), (*choices, *extra))}"
+            f"{where}: unknown key {path + str(key)!r}: {_meant(str(key), choices, path)}"
         )
     inner = _model_of(model.model_fields[key].annotation)
-    if inner is MethodSettings and isinstance(value, str):
+    if inner is MethodSettings and isinstance(value, str | list) and not path:
         return
     if inner is not None:
         if not isinstance(value, dict):
             raise UserError(f"{where}: {path}{key} must be a mapping of settings, not {value!r}")
         for inner_key, inner_value in value.items():
             _check_key(inner, inner_key, inner_value, where, f"{path}{key}.")
+
+
+def _meant(key: str, choices: Sequence[str], path: str) -> str:
+    """Say what a key may have been meant to be: one further down first, then its neighbours."""
+    if path:
+        return nearest(key, choices)
+    for section in choices:
+        inner = _model_of(RunConfig.model_fields[section].annotation)
+        if inner is not None and key in inner.model_fields:
+            return f"did you mean {f'{section}.{key}'!r}?"
+    return nearest(key, (*choices, *_SECTIONS))
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -233,8 +274,9 @@ def _assignment_layer(text: str) -> Layer:
         raise UserError(f"{where}: write key=value, e.g. --set method.rank=8")
     try:
         parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{where}: the value is not valid YAML ({error})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"{where}: the value is not valid YAML ({problem:.200})") from None
     return assignment(key.strip(), parsed, where)
 
 
@@ -249,6 +291,8 @@ def assignment(key: str, value: Any, where: str) -> Layer:
     Raises:
         UserError: no such setting.
     """
+    if key.partition(".")[0] in _SECTIONS:
+        raise UserError(f"{where}: sections are for files; set the key itself, e.g. train.epochs=3")
     for part in reversed(key.split(".")):
         value = {part: value}
     for first, inner in value.items():
@@ -268,19 +312,26 @@ def resolve(layers: Sequence[Layer], *, task: str, method: str, seed: int) -> Ru
     family = get_method(method).defaults
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    sections = dict.fromkeys((("tasks", task), ("methods", family), ("methods", method)))
     for layer in layers:
-        top = {key: value for key, value in layer.body.items() if key not in _SECTIONS}
-        _merge(merged, top, sources, layer.where)
-        for section, name in (("tasks", task), ("methods", family)):
+        _merge(merged, _without_names(layer.body), sources, layer.where)
+        for section, name in sections:
             settings = layer.body.get(section, {}).get(name, {})
             _merge(merged, settings, sources, f"{layer.where}, {section}.{name}")
-    merged["task"], merged["seed"] = task, seed
-    settings = merged.get("method", {})
-    merged["method"] = (settings if isinstance(settings, dict) else {}) | {"name": method}
+    merged |= {"task": task, "seed": seed, "method": merged.get("method", {}) | {"name": method}}
+    sources |= {"seed": "--seed"}
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
         raise _invalid(error, sources) from None
+
+
+def _without_names(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out sections and what is chosen elsewhere; `method: lora` names one, no settings."""
+    top = {key: value for key, value in body.items() if key not in (*_SECTIONS, "task", "seed")}
+    if not isinstance(top.get("method", {}), dict):
+        del top["method"]
+    return top
 
 
 def _merge(

@@ -23,6 +23,9 @@ RepoType = Literal["model", "dataset"]
 ANSWER_TIMEOUT_S = 8.0
 """How long the hub may take to say that it is there, name resolution included."""
 
+_MOST_NAMED = 6
+"""Files that a message names; a model's dozen patterns would hide what it says."""
+
 WAYS_OUT = (
     "Without the hub: --data PATH for GLUE files on this machine, --model PATH for a checkpoint "
     "folder, or --preset smoke, which downloads nothing"
@@ -82,12 +85,13 @@ def fetch(
     except Exception as error:  # the library's and its HTTP client's errors share no base class
         problem = f"cannot fetch {what}: {_one_line(error)}"
         if failure:
-            problem = f"{what}: {failure}, and the cache does not have {', '.join(patterns)}"
+            files = ", ".join(patterns) if len(patterns) <= _MOST_NAMED else "it"
+            problem = f"{what}: {failure}, and the cache does not have {files}"
         refusal = _refusal(error, what)
         raise UserError(refusal or f"{problem}. Tried {where}. {WAYS_OUT}") from error
-    files = [file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()]
-    lacking = [name for name in required if not any(fnmatch(file, name) for file in files)]
-    if not any(fnmatch(file, name) for file in files for name in patterns):
+    found = [file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()]
+    lacking = [name for name in required if not any(fnmatch(file, name) for file in found)]
+    if not any(fnmatch(file, name) for file in found for name in patterns):
         lacking = list(patterns)
     if lacking:
         problem = f"{what} has no {', '.join(lacking)}"

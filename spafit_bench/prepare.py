@@ -20,6 +20,7 @@ from spafit_bench.checkpoint import (
 )
 from spafit_bench.config import RunConfig
 from spafit_bench.data import TaskData, hold_out, limited, load_task_data
+from spafit_bench.encoding import load_tokenizer
 from spafit_bench.errors import UserError
 from spafit_bench.methods import Method
 from spafit_bench.numerics import Numerics, choose_numerics
@@ -29,6 +30,13 @@ from spafit_bench.tasks import Task, get_task
 _NOT_IN_RUN_ID = {"model", "revision", "data", "offline", "device", "predict_test", "save_weights"}
 _NOT_IN_RUN_ID |= {"measure_forgetting"}
 """Settings that do not change the result: places, and what is written down of it."""
+_VOCABULARIES = (
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.json",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,8 @@ class PreparedRun:
 
     @property
     def method(self) -> str:
-        """The method as the user named it."""
-        return self.config.method.name
+        """The method's name; a file of a method has it inside, whatever the file is called."""
+        return self.plan.method.name
 
     @property
     def model(self) -> str:
@@ -87,6 +95,8 @@ class Preparer:
 
     data: dict[tuple[str, str], TaskData] = field(default_factory=dict)
     checkpoints: dict[tuple[str, str | None], Checkpoint] = field(default_factory=dict)
+    tokenizers: dict[Path, tuple[str, ...]] = field(default_factory=dict)
+    """Checkpoint folder -> warnings about its tokenizer."""
     shapes: dict[tuple[Path, int], dict[str, tuple[int, ...]]] = field(default_factory=dict)
 
     def prepare(self, config: RunConfig) -> PreparedRun:
@@ -114,15 +124,15 @@ class Preparer:
             files_sha256=files_sha256,
             plan=plan,
             numerics=numerics,
-            warnings=warnings,
+            warnings=(*self.tokenizers[checkpoint.path], *warnings),
         )
 
     def _checkpoint(self, config: RunConfig) -> Checkpoint:
         key = (config.model, config.revision)
         if key not in self.checkpoints:
-            self.checkpoints[key] = find_checkpoint(
-                config.model, revision=config.revision, offline=config.offline
-            )
+            found = find_checkpoint(config.model, revision=config.revision, offline=config.offline)
+            self.tokenizers[found.path] = _check_tokenizer(found)
+            self.checkpoints[key] = found
         return self.checkpoints[key]
 
     def _data(self, config: RunConfig, task: Task) -> TaskData:
@@ -136,7 +146,8 @@ class Preparer:
     ) -> tuple[Plan, tuple[str, ...]]:
         key = (checkpoint.path, task.num_labels)
         if key not in self.shapes:
-            self.shapes[key] = parameter_shapes(checkpoint, task)
+            self.shapes[key] = model_shapes(checkpoint, task)
+            _check_stored(checkpoint, self.shapes[key])
         return plan_method(
             method,
             checkpoint,
@@ -184,8 +195,85 @@ def plan_method(
     return plan, tuple(warnings)
 
 
+def model_shapes(checkpoint: Checkpoint, task: Task) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter of the model with a task's head.
+
+    Raises:
+        UserError: no model can be built from the checkpoint's configuration.
+    """
+    if not checkpoint.num_layers > 0:
+        raise UserError(f"{checkpoint.path / 'config.json'}: an encoder without layers")
+    try:
+        return parameter_shapes(checkpoint, task)
+    except UserError:
+        raise
+    except Exception as error:  # what it raises depends on the architecture
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{checkpoint.path / 'config.json'}: no model can be built from it ({reason:.200})"
+        ) from error
+
+
+def _check_tokenizer(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Refuse a tokenizer that the encoder cannot understand; return a warning if in doubt."""
+    if not any((checkpoint.path / name).is_file() for name in _VOCABULARIES):
+        raise UserError(
+            f"{checkpoint.path}: no vocabulary in the checkpoint, one of {', '.join(_VOCABULARIES)}"
+        )
+    tokenizer = load_tokenizer(checkpoint)
+    try:
+        tokenizer("a", "b")
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{checkpoint.path}: the tokenizer is damaged ({error})") from None
+    rows = checkpoint.config.get("vocab_size")
+    if isinstance(rows, int) and len(tokenizer) > rows:
+        raise UserError(
+            f"{checkpoint.path}: the tokenizer has {len(tokenizer)} tokens, and the encoder knows "
+            f"{rows} (vocab_size in config.json); they are not of one checkpoint"
+        )
+    if isinstance(rows, int) and len(tokenizer) < 0.9 * rows:
+        return (
+            f"the tokenizer of {checkpoint.name} has {len(tokenizer)} tokens where the encoder "
+            f"knows {rows}: is its vocabulary cut short?",
+        )
+    return ()
+
+
+def _check_stored(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse weights that are not those of the configuration."""
+    files = sorted(checkpoint.path.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{checkpoint.path}: an index of weights, and none of its files")
+    root, _, rest = checkpoint.architecture.layers.partition(".")
+    in_layer = re.compile(rf"(?:{root}\.)?{re.escape(rest)}\.(\d+)\.")
+    bare = {name.partition(".")[2]: shape for name, shape in shapes.items()}
+    for file in files:
+        for key, shape in _stored_shapes(file).items():
+            wanted = shapes.get(key, bare.get(key))
+            problem = f"has shape {shape}, but the model asks for {wanted}"
+            layer = in_layer.match(key)
+            if layer and int(layer[1]) >= checkpoint.num_layers:
+                problem = f"is of layer {layer[1]}, but there are {checkpoint.num_layers} layers"
+            elif wanted is None or wanted == shape:
+                continue
+            raise UserError(f"{file}: {key} {problem} (see config.json; other task or checkpoint?)")
+
+
+def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as tensors:
+            names = list(tensors.keys())
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+
+
 def _check_length(config: RunConfig, checkpoint: Checkpoint) -> None:
     positions = checkpoint.config.get("max_position_embeddings")
+    if isinstance(positions, int) and checkpoint.architecture.model_type == "roberta":
+        positions -= int(checkpoint.config.get("pad_token_id") or 0) + 1  # it counts from there
     if isinstance(positions, int) and config.train.max_length > positions:
         raise UserError(
             f"--max-length {config.train.max_length}: {checkpoint.name} has only {positions} "

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spafit_bench.errors import UserError
 
 SCHEMA_VERSION = 1
+_DAMAGED = "the record is damaged: remove its folder and repeat the run"
 
 Status = Literal["done", "diverged", "failed", "interrupted"]
 SplitMetrics = dict[str, dict[str, float]]
@@ -166,8 +167,8 @@ def parse_record(text: str, where: str) -> RunRecord:
     """
     try:
         raw = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error}); the record is damaged") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); {_DAMAGED}") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if not isinstance(version, int):
         raise UserError(f"{where}: no schema_version; this is not a spafit-bench record")
@@ -181,4 +182,4 @@ def parse_record(text: str, where: str) -> RunRecord:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {key}: {first['msg']}; the record is damaged") from None
+        raise UserError(f"{where}: {key}: {first['msg']}; {_DAMAGED}") from None

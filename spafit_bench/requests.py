@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spafit_bench.config import Layer, RunConfig, load_layers, resolve
+from spafit_bench.config import (
+    Layer,
+    RunConfig,
+    check_method_sections,
+    load_layers,
+    resolve,
+)
 from spafit_bench.errors import UserError
 from spafit_bench.methods import method_names
 from spafit_bench.tasks import TASKS
@@ -45,6 +51,7 @@ def run_configs(request: RunRequest) -> list[RunConfig]:
     layers = request.layers()
     tasks = _names("task", request.task or _named(layers, "task"), tuple(TASKS))
     methods = _names("method", request.method or _named(layers, "method"), method_names())
+    check_method_sections(layers, methods)
     seeds = parse_seeds(request.seed or _named(layers, "seed") or "0")
     configs = [
         resolve(layers, task=task, method=method, seed=seed)

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 2.0
 """Between two looks at runs that other processes have."""
+_LONGEST_REASON = 500
+"""Characters: libraries put stack frames into their messages."""
 
 
 class View(Protocol):
@@ -79,51 +81,77 @@ def run_all(
         KeyboardInterrupt: the run under way is recorded as interrupted.
     """
     store.check_writable()
-    records: dict[str, RunRecord] = {}
-    waiting = list(enumerate(runs, start=1))
-    with StopSignal() as stop, Claims(store.root / "claims") as claims:
+    store.rebuild_csv()  # a damaged record is said now, not after hours
+    try:
+        with StopSignal() as stop, Claims(store.root / "claims") as claims:
+            return _Series(runs, store, view, options, stop, claims).carry_out()
+    except KeyboardInterrupt:
+        view.warn("interrupted; the same command goes on where this one stopped")
+        raise
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Runs that this process carries out, waits for, or finds finished."""
+
+    runs: Sequence[PreparedRun]
+    store: Store
+    view: View
+    options: Options
+    stop: StopSignal
+    claims: Claims
+
+    def carry_out(self) -> list[RunRecord]:
+        records: dict[str, RunRecord] = {}
+        waiting = list(enumerate(self.runs, start=1))
         while waiting:
             left = []
             for number, prepared in waiting:
-                record = _settled(prepared, store, view, options)
-                if record is None and (claim := claims.take(prepared.run_id)):
-                    with claim:
-                        record = _settled(prepared, store, view, options)
-                        if record is None:
-                            observer = view.started(prepared, number, len(runs))
-                            session = _session(prepared, store, view, observer, options)
-                            record = _run_one(prepared, store, replace(session, stop=stop))
-                            view.finished(record)
+                record = self._settled(prepared) or self._claimed(prepared, number)
                 if record is None:
                     left.append((number, prepared))
                 else:
                     records[prepared.run_id] = record
-                if stop():
-                    raise KeyboardInterrupt
+                self._stop_if_asked()
             if left and len(left) == len(waiting):
-                _wait(left[0][1], claims, view, stop)
+                self._wait(left[0][1])
             waiting = left
-    return [records[prepared.run_id] for prepared in runs]
+        return [records[prepared.run_id] for prepared in self.runs]
 
+    def _settled(self, prepared: PreparedRun) -> RunRecord | None:
+        """Return the record of a run that need not be carried out."""
+        record = None if self.options.force else self.store.find(prepared.run_id)
+        if record is None or _to_repeat(record.status, self.options):
+            return None
+        self.view.skipped(record)
+        return record
 
-def _settled(prepared: PreparedRun, store: Store, view: View, options: Options) -> RunRecord | None:
-    """Return the record of a run that need not be carried out."""
-    record = None if options.force else store.find(prepared.run_id)
-    if record is None or _to_repeat(record.status, options):
-        return None
-    view.skipped(record)
-    return record
+    def _claimed(self, prepared: PreparedRun, number: int) -> RunRecord | None:
+        """Carry a run out, unless another process has it."""
+        claim = self.claims.take(prepared.run_id)
+        if claim is None:
+            return None
+        with claim:
+            record = self._settled(prepared)  # it may have finished before it was ours
+            if record is None:
+                observer = self.view.started(prepared, number, len(self.runs))
+                session = _session(prepared, self.store, self.view, observer, self.options)
+                record = _run_one(prepared, self.store, replace(session, stop=self.stop))
+                self.view.finished(record)
+            return record
 
+    def _wait(self, prepared: PreparedRun) -> None:
+        """Wait a little for runs that other processes have."""
+        owner = self.claims.owner(prepared.run_id)
+        self.view.waiting(prepared, str(owner) if owner else "another process")
+        until = time.monotonic() + POLL_S
+        while time.monotonic() < until:
+            self._stop_if_asked()
+            time.sleep(0.1)
 
-def _wait(prepared: PreparedRun, claims: Claims, view: View, stop: StopSignal) -> None:
-    """Wait a little for runs that other processes have."""
-    owner = claims.owner(prepared.run_id)
-    view.waiting(prepared, str(owner) if owner else "another process")
-    until = time.monotonic() + POLL_S
-    while time.monotonic() < until and not stop():
-        time.sleep(0.1)
-    if stop():
-        raise KeyboardInterrupt
+    def _stop_if_asked(self) -> None:
+        if self.stop():
+            raise KeyboardInterrupt
 
 
 def _to_repeat(status: Status, options: Options) -> bool:
@@ -164,7 +192,7 @@ def _run_one(prepared: PreparedRun, store: Store, session: Session) -> RunRecord
         raise
     except Exception as error:  # whatever broke one run, the others must go on
         log.debug("%s", traceback.format_exc())
-        reason = f"{type(error).__name__}: {error}"
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
         record = blank_record(prepared, started_at, "failed", reason)
         _save_unfinished(store, record)
         return record

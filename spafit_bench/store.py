@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import errno
 import fcntl
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from spafit_bench.record import RunRecord, parse_record
 
 _UNFINISHED = ".unfinished-"
 """Prefix of a run folder that is still being written; never read as a result."""
-
-_ATTEMPTS = 10
+_REPLACED = ".replaced-"
+"""Prefix of a run folder that another is about to replace; put back if that did not happen."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,12 @@ class Store:
         Raises:
             UserError: a record is there and damaged.
         """
+        self._restore_replaced()
         path = self.runs / run_id / "record.json"
-        return read_record(path) if path.is_file() else None
+        try:
+            return read_record(path) if path.is_file() else None
+        except OSError:  # a name too long to be that of a run
+            return None
 
     def records(self) -> list[RunRecord]:
         """Return every record, sorted by run.
@@ -70,6 +73,10 @@ class Store:
         """
         if not self.root.is_dir():
             raise UserError(f"--results {self.root}: no such folder")
+        self._restore_replaced()
+        return self._read_records()
+
+    def _read_records(self) -> list[RunRecord]:
         return [read_record(path) for path in sorted(self.runs.glob("[!.]*/record.json"))]
 
     def save(self, record: RunRecord, write: Mapping[str, bytes]) -> Path:
@@ -86,7 +93,8 @@ class Store:
             UserError: the folder cannot be written.
         """
         final = self.runs / record.run_id
-        files = {**write, "record.json": record.to_json().encode()}
+        # JSON writes a path's undecodable bytes as escapes, which is what backslashreplace makes
+        files = {**write, "record.json": record.to_json().encode(errors="backslashreplace")}
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.runs))
@@ -94,28 +102,37 @@ class Store:
                 folder.chmod(0o777 & ~_umask())
                 for name, content in files.items():
                     _write_durably(folder / name, content)
-                self._put(folder, final)
+                _sync_folder(folder)
+                with self._locked():
+                    self._put(folder, final)
+                    self._write_csv()
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-            self.rebuild_csv()
         except OSError as error:
             raise UserError(f"{final}: cannot be written ({error.strerror})") from error
         return final
 
     def _put(self, folder: Path, final: Path) -> None:
-        """Rename a whole folder into place, whoever else does the same at the same time."""
-        for _ in range(_ATTEMPTS):
-            try:
-                folder.rename(final)
-                break
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-            old = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.runs))
-            with suppress(FileNotFoundError):
-                final.rename(old / "replaced")
-            shutil.rmtree(old, ignore_errors=True)
+        """Rename a whole folder to its place; a crash in between is mended by the next reader."""
+        replaced = self.runs / f"{_REPLACED}{final.name}"
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
+        folder.rename(final)
         _sync_folder(self.runs)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+    def _restore_replaced(self) -> None:
+        """Put back what a crash moved aside and did not replace."""
+        if not any(self.runs.glob(f"{_REPLACED}*")):
+            return
+        with self._locked():
+            for folder in sorted(self.runs.glob(f"{_REPLACED}*")):
+                final = self.runs / folder.name.removeprefix(_REPLACED)
+                if final.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
+                else:
+                    folder.rename(final)
 
     def snapshot(self, run_id: str) -> bytes | None:
         """Return the kept state of an unfinished run."""
@@ -149,14 +166,21 @@ class Store:
 
     def rebuild_csv(self) -> Path:
         """Write `results.csv` anew from the records."""
+        self._restore_replaced()
         with self._locked():
-            rows = [flatten(record) for record in self.records()]
-            columns = list(dict.fromkeys(key for row in rows for key in row))
-            path = self.root / "results.csv"
-            with replacing(path) as temporary, temporary.open("w", newline="") as file:
-                writer = csv.DictWriter(file, columns, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            return self._write_csv()
+
+    def _write_csv(self) -> Path:
+        rows = [flatten(record) for record in self._read_records()]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        path = self.root / "results.csv"
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
         return path
 
     @contextmanager
@@ -175,7 +199,7 @@ def read_record(path: Path) -> RunRecord:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+        raise UserError(f"{path}: cannot be read ({error}); remove {path.parent}") from None
     return parse_record(text, str(path))
 
 

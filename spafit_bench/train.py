@@ -118,18 +118,20 @@ class _Loop:
         self.adapted.model.train()
         look_every = 1 if self.adapted.numerics.device.type == "cpu" else LOOK_EVERY
         start = time.perf_counter()
-        for number, indices in enumerate(order, start=1):
-            micro_batches = self._collate(indices)
-            self.unread.append(self.step(micro_batches))
-            self.train_tokens += sum(batch.num_tokens for batch in micro_batches)
-            if self.steps % look_every == 0 or number == len(order):
-                self.look(first, start)
-            if number < len(order) and self._is_time_to_keep():
-                self.look(first, start)
-                self.train_time_s += time.perf_counter() - start
-                self.keep()
-                start = time.perf_counter()
-        self.train_time_s += time.perf_counter() - start
+        try:
+            for number, indices in enumerate(order, start=1):
+                micro_batches = self._collate(indices)
+                self.unread.append(self.step(micro_batches))
+                self.train_tokens += sum(batch.num_tokens for batch in micro_batches)
+                if self.steps % look_every == 0 or number == len(order):
+                    self.look(first, start)
+                if number < len(order) and self._is_time_to_keep():
+                    self.look(first, start)
+                    self.train_time_s += time.perf_counter() - start
+                    self.keep()
+                    start = time.perf_counter()
+        finally:  # a run that diverges here took its time, too
+            self.train_time_s += time.perf_counter() - start
         self._evaluate(float(np.mean(self.losses[first:])))
 
     def _collate(self, indices: np.ndarray) -> list[Batch]:

@@ -1,0 +1,122 @@
+"""Who may import whom: the half that computes and the half that reads results stay apart."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import spafit_bench
+
+PACKAGE = Path(spafit_bench.__file__).parent
+MEETING = {"run", "commands", "cli", "forecast", "progress", "requests"}
+"""Where the halves meet: orchestration and views."""
+COMPUTES = {
+    "adapt", "architectures", "checkpoint", "config", "data", "encoding", "environment", "estimate",
+    "evaluation", "execute", "glue_metric", "hub", "lora", "memory", "methods", "numerics", "plan",
+    "prepare", "readers", "sources", "tasks", "train", "treatments",
+}  # fmt: skip
+READS = {"record", "store", "run_view", "errors", "shipped", "tasks", "settings"}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name below the package."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if name and parts[0] != "configs":
+            found[name] = path
+    return found
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Dotted names that a module imports when it runs, at any depth; types alone are left out."""
+    return frozenset(_names(ast.parse(path.read_text()).body))
+
+
+def _names(body: list[ast.stmt]) -> list[str]:
+    names: list[str] = []
+    for node in body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Import):
+                names += [alias.name for alias in inner.names]
+            elif isinstance(inner, ast.ImportFrom) and inner.module:
+                assert inner.level == 0, "imports are absolute"
+                names += [inner.module, *(f"{inner.module}.{alias.name}" for alias in inner.names)]
+    return names
+
+
+def uses(name: str, forbidden: str) -> bool:
+    """Whether a module imports `forbidden` or something below it, itself."""
+    return any(
+        found == forbidden or found.startswith(f"{forbidden}.")
+        for found in imports(modules()[name])
+    )
+
+
+def reached(name: str) -> set[str]:
+    """Modules of the package that come with a module, itself included."""
+    every, todo = set[str](), [name]
+    while todo:
+        current = todo.pop()
+        if current in every or current not in modules():
+            continue
+        every.add(current)
+        todo += [
+            found.removeprefix("spafit_bench.")
+            for found in imports(modules()[current])
+            if found.startswith("spafit_bench.")
+        ]
+    return every
+
+
+@pytest.mark.parametrize("forbidden", ["typer", "rich", "pandas", "spafit_bench.store"])
+def test_what_computes_knows_no_output(forbidden: str) -> None:
+    """Directly or through other modules."""
+    for name in COMPUTES & modules().keys():
+        guilty = [inner for inner in reached(name) if uses(inner, forbidden)]
+        assert not guilty, f"{name} reaches {forbidden} through {guilty}"
+
+
+@pytest.mark.parametrize("forbidden", ["torch", "transformers", "tokenizers", "datasets"])
+def test_what_reads_results_knows_no_model(forbidden: str) -> None:
+    """Tables are made on machines without a deep-learning library."""
+    readers = [n for n in modules() if n in READS or n.partition(".")[0] == "tables"]
+    assert len(readers) > 8
+    for name in readers:
+        guilty = [inner for inner in reached(name) if uses(inner, forbidden)]
+        assert not guilty, f"{name} reaches {forbidden} through {guilty}"
+
+
+def test_the_command_line_is_thin() -> None:
+    """It imports commands, what completes names, and errors; and nothing imports it."""
+    allowed = {"errors", "commands", "tasks", "methods", "config", "__version__"}
+    used = {
+        found.split(".")[1]
+        for found in imports(modules()["cli"])
+        if found.startswith("spafit_bench.")
+    }
+    extra = {name for name in used - allowed if not name.endswith("commands")}
+    assert not extra
+    for name in modules():
+        assert name == "__main__" or not uses(name, "spafit_bench.cli"), name
+
+
+def test_every_module_is_on_a_side() -> None:
+    """The lists above are of modules that exist, so that a renamed one is noticed."""
+    top = {name.partition(".")[0] for name in modules()}
+    assert COMPUTES | READS - {"settings"} <= top
+    assert top >= MEETING
+
+
+def test_modules_stay_small() -> None:
+    """A module that outgrows 400 lines is two."""
+    long = {n: len(p.read_text().splitlines()) for n, p in modules().items()}
+    assert {n: count for n, count in long.items() if count > 400} == {}
