@@ -48,4 +48,4 @@ def _ambiguous(name: str, matches: Sequence[RunRecord], store: Store) -> UserErr
         return UserError(f"{name!r} could be any of {len(matches)} runs: {some}")
     names = [record.run_id for record in store.records()]
     hint = nearest(name, names) if len(names) <= 20 else "see spafit-bench list runs"
-    return UserError(f"no run {name!r} in {store.root}: {hint}")
+    return UserError(f"no run {name[:80]!r} in {store.root}: {hint if names else 'it has no runs'}")

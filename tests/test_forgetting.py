@@ -9,7 +9,8 @@ from spafit_bench.settings import group_runs
 from transformers import AutoModel, AutoTokenizer
 
 from spafit_bench.adapt import AdaptedModel
-from spafit_bench.commands import RunRequest, prepare_runs, show
+from spafit_bench.commands.results import show
+from spafit_bench.commands.training import RunRequest, prepare_runs
 from spafit_bench.encoding import EncodedSplit
 from spafit_bench.execute import build_model, encode_task
 from spafit_bench.forgetting import MAX_EXAMPLES, measure_forgetting

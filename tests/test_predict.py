@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from scipy.special import softmax as scipy_softmax
 
-from spafit_bench import model_commands
 from spafit_bench.cli import main
+from spafit_bench.commands import models as model_commands
 from spafit_bench.errors import UserError
 from spafit_bench.inference import predict_texts
 from spafit_bench.record import RunRecord

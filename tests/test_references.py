@@ -10,7 +10,7 @@ import pytest
 import yaml
 from records import cell, make_record, matrix, notes, row, scores
 
-from spafit_bench import commands
+from spafit_bench.commands import results as commands
 from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
 from spafit_bench.references import References, read_references

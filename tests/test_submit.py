@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from records import make_record
 
-from spafit_bench import commands
+from spafit_bench.commands import results as commands
 from spafit_bench.errors import UserError
 from spafit_bench.glue_server import FILES, check_zip, write_zip
 from spafit_bench.record import DataProvenance, RunRecord

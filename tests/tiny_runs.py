@@ -17,7 +17,7 @@ from transformers import (
     RobertaConfig,
 )
 
-from spafit_bench.commands import RunRequest, prepare_runs
+from spafit_bench.commands.training import RunRequest, prepare_runs
 from spafit_bench.progress import ProgressView
 from spafit_bench.record import RunRecord
 from spafit_bench.run import run_all

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from spafit_bench.cli.app import app
+from spafit_bench.cli.options import Json, Offline, Results
+
 Run = Annotated[
     str,
     typer.Argument(
@@ -15,18 +18,20 @@ Run = Annotated[
         metavar="RUN",
     ),
 ]
-Results = Annotated[Path, typer.Option("--results", help="Results folder.", metavar="DIR")]
 BaseModel = Annotated[
     str | None,
     typer.Option("--model", help="Base model, if it is not where it was.", metavar="NAME|PATH"),
 ]
-Offline = Annotated[bool, typer.Option("--offline", help="Never ask the hub.")]
 OtherWeights = Annotated[
     bool,
     typer.Option("--other-weights", help="Accept a base model with another hash (a warning)."),
 ]
 
 
+@app.command(
+    epilog="Example: `spafit-bench export mrpc-spafit --to my-model` (then "
+    "`AutoModelForSequenceClassification.from_pretrained('my-model')`)"
+)
 def export(
     run: Run,
     to: Annotated[Path, typer.Option(help="Folder to make (new or empty).", metavar="DIR")],
@@ -43,17 +48,21 @@ def export(
     model: BaseModel = None,
     other_weights: OtherWeights = False,
     offline: Offline = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Write a run as a model: weights, tokenizer, label names and a model card."""
-    from spafit_bench import model_commands
+    from spafit_bench.commands import models
     from spafit_bench.restore import Base
 
     base = Base(model=model, offline=offline, other_weights=other_weights)
-    made = model_commands.export(run, results, to, format_, base)
-    typer.echo(model_commands.export_text(made, as_json=as_json))
+    made = models.export(run, results, to, format_, base)
+    typer.echo(models.export_text(made, as_json=as_json))
 
 
+@app.command(
+    epilog="Examples: `spafit-bench predict mrpc-spafit --text 'It rains.' --text-pair 'Rain.'`"
+    " and `cat sentences.txt | spafit-bench predict cola-lora`"
+)
 def predict(
     run: Run,
     text: Annotated[
@@ -100,7 +109,7 @@ def predict(
     ] = None,
 ) -> None:
     """Label texts with a trained model."""
-    from spafit_bench import model_commands
+    from spafit_bench.commands import models
     from spafit_bench.restore import Base
     from spafit_bench.text_input import TextSource
 
@@ -115,18 +124,6 @@ def predict(
         other_weights=other_weights,
     )
     output = "json" if as_json else format_
-    for piece in model_commands.predict(run, results, source, base, output, batch_size):
+    for piece in models.predict(run, results, source, base, output, batch_size):
         sys.stdout.write(piece)
         sys.stdout.flush()
-
-
-def add_to(app: typer.Typer) -> None:
-    """Add the commands to the command line."""
-    app.command(
-        epilog="Example: `spafit-bench export mrpc-spafit --to my-model` (then "
-        "`AutoModelForSequenceClassification.from_pretrained('my-model')`)"
-    )(export)
-    app.command(
-        epilog="Examples: `spafit-bench predict mrpc-spafit --text 'It rains.' --text-pair 'Rain.'`"
-        " and `cat sentences.txt | spafit-bench predict cola-lora`"
-    )(predict)
