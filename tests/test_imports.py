@@ -11,11 +11,11 @@ import pytest
 import spafit_bench
 
 PACKAGE = Path(spafit_bench.__file__).parent
-MEETING = {"run", "matrix", "commands", "cli", "forecast", "progress", "requests"}
+MEETING = {"run", "matrix", "commands", "cli", "forecast", "progress", "requests", "restore"}
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
     "adapt", "architectures", "checkpoint", "config", "data", "encoding", "environment", "estimate",
-    "evaluation", "execute", "forgetting", "glue_metric", "hub", "inference", "lora", "memory",
+    "evaluation", "execute", "forgetting", "glue_metric", "hub", "lora", "memory",
     "methods", "numerics", "plan", "prepare", "readers", "snapshot", "sources", "sweep", "tasks",
     "train", "treatments",
 }  # fmt: skip
