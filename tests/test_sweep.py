@@ -1,0 +1,243 @@
+"""Sweeps: the matrix, choices on held-out train, shards, workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Cli
+from records import make_record
+
+from spafit_bench.errors import UserError
+from spafit_bench.sweep import (
+    Group,
+    Sweep,
+    choose,
+    final_configs,
+    groups,
+    parse_shard,
+    read_sweep,
+    sweep_path,
+    trial_configs,
+)
+
+
+def sweep_of(folder: Path, **body: Any) -> Sweep:
+    """Read a sweep from a file with the given content."""
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"tasks": ["mrpc", "cola"], "methods": ["full", "lora"]} | body))
+    return read_sweep(path, {})
+
+
+def test_the_matrix_is_every_combination_once(tmp_path: Path) -> None:
+    """Tasks x methods x grid points x seeds."""
+    sweep = sweep_of(
+        tmp_path,
+        seeds="0-2",
+        grid={
+            "train.max_length": [32, 64],
+            "train.learning_rate": {"full": [1e-5], "lora": [1e-4, 2e-4]},
+        },
+    )
+    configs = final_configs(sweep, {})
+    found = {
+        (c.task, c.method.name, c.train.max_length, c.train.learning_rate, c.seed) for c in configs
+    }
+    expected = {
+        (task, method, length, rate, seed)
+        for task in ("mrpc", "cola")
+        for method, rates in (("full", [1e-5]), ("lora", [1e-4, 2e-4]))
+        for length in (32, 64)
+        for rate in rates
+        for seed in range(3)
+    }
+    assert found == expected
+    assert len(configs) == len(expected)
+
+
+def test_settings_hold_for_their_task_and_method(tmp_path: Path) -> None:
+    """Sections work as in a configuration file, and a range counts both ends."""
+    sweep = sweep_of(
+        tmp_path,
+        settings={
+            "head": {"pooler": "full"},
+            "tasks": {"cola": {"train": {"epochs": 7}}},
+            "methods": {"full": {"save_weights": "none"}},
+        },
+        grid={"train.batch_size": {"from": 8, "to": 16, "step": 4}},
+    )
+    configs = final_configs(sweep, {})
+    assert {c.train.batch_size for c in configs} == {8, 12, 16}
+    assert {c.head.pooler for c in configs} == {"full"}
+    assert {c.train.epochs for c in configs if c.task == "cola"} == {7}
+    assert {c.save_weights for c in configs if c.method.name == "full"} == {"none"}
+    assert {c.save_weights for c in configs if c.method.name == "lora"} == {"best"}
+
+
+CHOOSE = {
+    "key": "train.learning_rate",
+    "values": {"full": [1e-5, 3e-5], "lora": [1e-4, 3e-4]},
+    "holdout": 0.25,
+    "seeds": [0, 1],
+}
+
+
+def test_trials_are_judged_on_held_out_train(tmp_path: Path) -> None:
+    """One trial for each value and trial seed; the reported runs do not hold anything out."""
+    sweep = sweep_of(tmp_path, seeds=[5], choose=CHOOSE)
+    trials = trial_configs(sweep)
+    assert {(g.task, g.method) for g in trials} == {
+        (task, method) for task in ("mrpc", "cola") for method in ("full", "lora")
+    }
+    for values in trials.values():
+        for value, configs in values.items():
+            assert [c.seed for c in configs] == [0, 1]
+            assert {c.train.learning_rate for c in configs} == {value}
+            assert {c.holdout for c in configs} == {0.25}
+    chosen = {group: list(values)[1] for group, values in trials.items()}
+    chosen[next(iter(chosen))] = None
+    finals = final_configs(sweep, chosen)
+    assert len(finals) == 3
+    assert {(c.seed, c.holdout) for c in finals} == {(5, None)}
+    assert {c.train.learning_rate for c in finals if c.method.name == "lora"} == {3e-4}
+
+
+def trial(score: float, **changes: Any) -> Any:
+    """Return a trial's record."""
+    return make_record().model_copy(update={"score": score, "holdout": 0.1, **changes})
+
+
+@pytest.mark.parametrize(
+    ("trials", "expected"),
+    [
+        ({1: [trial(0.5)], 2: [trial(0.7)], 3: [trial(0.6)]}, 2),
+        ({1: [trial(0.5), trial(0.9)], 2: [trial(0.8), trial(0.8)]}, 2),
+        ({1: [trial(0.5)], 2: [trial(0.5)]}, 1),
+        ({1: [trial(0.5)], 2: [trial(0.9, collapsed=True)]}, 1),
+        ({1: [trial(0.5)], 2: [trial(0.9), trial(0.0, status="diverged")]}, 1),
+        ({1: [trial(0.9, collapsed=True)]}, None),
+    ],
+)
+def test_the_best_mean_is_chosen(trials: Mapping[int, list[Any]], expected: int | None) -> None:
+    """Over trial seeds; the first of equals; never a value that collapsed or diverged."""
+    assert choose(trials) == expected
+
+
+def test_shards_divide_the_cells(tmp_path: Path) -> None:
+    """Every cell is in exactly one shard."""
+    from dataclasses import replace
+
+    sweep = sweep_of(tmp_path, grid={"train.max_length": [32, 64, 96]})
+    parts: list[Group] = []
+    for number in range(1, 6):
+        parts += groups(replace(sweep, shard=(number, 5)))
+    assert sorted(parts, key=str) == sorted(groups(sweep), key=str)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_a_bad_shard_is_an_error(text: str) -> None:
+    """The message has the form that is wanted."""
+    with pytest.raises(UserError, match="i/n with 1 <= i <= n"):
+        parse_shard(text)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"taskss": ["mrpc"]}, "did you mean 'tasks'"),
+        ({"tasks": None}, "'tasks' is missing"),
+        ({"tasks": ["mrcp"]}, "did you mean 'mrpc'"),
+        ({"methods": ["lor"]}, "did you mean 'lora'"),
+        ({"settings": {"train": {"lr": 1}}}, "unknown key 'train.lr'"),
+        ({"grid": {"train.epoch": [1]}}, "did you mean 'epochs'"),
+        ({"grid": {"train.epochs": 3}}, "give a list"),
+        ({"grid": {"train.epochs": {"full": [1]}}}, "'lora' is missing"),
+        ({"choose": {"values": [1]}}, "choose"),
+        ({"choose": CHOOSE | {"holdout": 2.0}}, "between 0 and 1"),
+    ],
+)
+def test_a_bad_sweep_is_one_message(tmp_path: Path, body: dict[str, Any], message: str) -> None:
+    """It names the file and the key."""
+    with pytest.raises(UserError, match="sweep.yaml|unknown") as caught:
+        final_configs(sweep_of(tmp_path, **body), {})
+    assert message in str(caught.value)
+
+
+def test_the_shipped_sweeps_are_whole() -> None:
+    """The paper's matrix: nine tasks, six methods, five seeds, three rates each to choose from."""
+    paper = read_sweep(sweep_path("paper"), {})
+    assert len(groups(paper)) == 9 * 6
+    assert paper.seeds == (0, 1, 2, 3, 4)
+    assert paper.choice is not None
+    assert {len(values) for values in paper.choice.values.values()} == {3}
+    assert {len(v) for values in trial_configs(paper).values() for v in values.values()} == {1}
+    assert len(groups(read_sweep(sweep_path("smoke"), {}))) == 9 * 4
+    with pytest.raises(UserError, match="did you mean 'paper'"):
+        sweep_path("papre")
+
+
+def test_a_sweep_chooses_runs_and_goes_on(
+    call: Cli, tmp_path: Path, checkpoint: Path, data: Path
+) -> None:
+    """Trials, then the reported runs; a second time nothing is repeated; tables leave trials out."""
+    body = {
+        "tasks": ["mrpc"],
+        "methods": ["bitfit"],
+        "seeds": "0-1",
+        "settings": {
+            "model": str(checkpoint),
+            "data": str(data),
+            "precision": "fp32",
+            "train": {"epochs": 1, "batch_size": 8, "max_length": 32},
+        },
+        "choose": {
+            "key": "train.learning_rate",
+            "values": [1.0e-3, 1.0e-2],
+            "holdout": 0.3,
+            "seeds": 0,
+        },
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(body))
+    plan = call("sweep", "s.yaml", "--dry-run")
+    assert plan.code == 0, plan.err
+    assert "4 of 4 to run" in plan.out
+    assert not (tmp_path / "results").exists()
+    first = call("sweep", "s.yaml", "--json")
+    assert first.code in (0, 1), first.err
+    records = first.json["runs"]
+    trials = [record for record in records if record["holdout"] is not None]
+    assert [set(record["metrics"]) for record in trials] == [{"holdout"}] * 2
+    assert not any(record["official_split"] for record in trials)
+    again = call("sweep", "s.yaml", "--json")
+    assert again.json == first.json
+    assert again.err.count("already done") == len(records)
+    finals = [record for record in records if record["holdout"] is None]
+    if finals:  # a random encoder may collapse in every trial, and then nothing can be chosen
+        assert [record["seed"] for record in finals] == [0, 1]
+        table = json.loads(call("table", "--json").out)
+        assert "holdout" not in json.dumps(table)
+
+
+def test_workers_share_a_sweep(cli: Cli, tmp_path: Path, checkpoint: Path, data: Path) -> None:
+    """Two processes carry out each run once between them."""
+    body = {
+        "tasks": ["mrpc", "cola"],
+        "methods": ["bitfit", "lora"],
+        "settings": {
+            "model": str(checkpoint),
+            "data": str(data),
+            "precision": "fp32",
+            "predict_test": False,
+            "train": {"epochs": 1, "batch_size": 8, "max_length": 32},
+        },
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(body))
+    answer = cli("sweep", "s.yaml", "--jobs", "2")
+    assert answer.code == 0, answer.err
+    runs = sorted(path.parent.name for path in tmp_path.glob("results/runs/*/record.json"))
+    assert len(runs) == 4
+    assert answer.err.count(" trainable (") == 4, answer.err
