@@ -162,7 +162,7 @@ def test_a_bad_shard_is_an_error(text: str) -> None:
 )
 def test_a_bad_sweep_is_one_message(tmp_path: Path, body: dict[str, Any], message: str) -> None:
     """It names the file and the key."""
-    with pytest.raises(UserError, match="sweep.yaml|unknown") as caught:
+    with pytest.raises(UserError, match=r"sweep\.yaml|unknown") as caught:
         final_configs(sweep_of(tmp_path, **body), {})
     assert message in str(caught.value)
 
@@ -183,7 +183,7 @@ def test_the_shipped_sweeps_are_whole() -> None:
 def test_a_sweep_chooses_runs_and_goes_on(
     call: Cli, tmp_path: Path, checkpoint: Path, data: Path
 ) -> None:
-    """Trials, then the reported runs; a second time nothing is repeated; tables leave trials out."""
+    """Trials, then the reported runs; nothing is repeated; tables leave trials out."""
     body = {
         "tasks": ["mrpc"],
         "methods": ["bitfit"],
