@@ -106,6 +106,8 @@ class RunConfig(Frozen):
     predict_test: bool = True
     save_weights: Literal["all", "best", "none"] = "best"
     """Adapters kept: of every evaluation, of the chosen one, or none."""
+    measure_forgetting: bool = False
+    """Record how far the encoder moved from the pretrained one; changes nothing else."""
     head: HeadSettings = HeadSettings()
     train: TrainSettings
 

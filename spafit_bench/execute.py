@@ -24,6 +24,7 @@ from spafit_bench.evaluation import (
     predict,
     score_splits,
 )
+from spafit_bench.forgetting import measure_forgetting
 from spafit_bench.numerics import seed_everything
 from spafit_bench.plan import Plan
 from spafit_bench.prepare import PreparedRun
@@ -194,6 +195,9 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
         measured |= _chosen(prepared, result.evaluations) | {
             "collapsed": is_collapsed(prepared.task, predictions)
         }
+    if finished and prepared.config.measure_forgetting:
+        held_out = splits[prepared.task.dev_splits[0]]
+        measured["forgetting"] = measure_forgetting(build_model(prepared), adapted, held_out)
     record = blank_record(prepared, started_at, "done" if finished else "diverged")
     return Outcome(
         record=record.model_copy(update=measured),

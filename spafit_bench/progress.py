@@ -45,6 +45,13 @@ class ProgressView:
         if not self.quiet:
             self.console.print(Text(text, style=style), soft_wrap=True)
 
+    def waiting(self, prepared: PreparedRun, owner: str) -> None:
+        """Say once whom this process waits for."""
+        message = f"waiting for {prepared.run_id}, which {owner} has"
+        if message not in self.warned:
+            self.say(message, "dim")
+            self.warned.add(message)
+
     def warn(self, message: str) -> None:
         """Print a warning."""
         self.say(f"warning: {message}", "yellow")

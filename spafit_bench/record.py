@@ -87,6 +87,15 @@ class Environment(Frozen):
     command: str
 
 
+class LayerDrift(Frozen):
+    """How far training moved the hidden states behind one layer; see `forgetting.py`."""
+
+    cka: float
+    """Linear CKA with the pretrained encoder's: 1 is unchanged (up to rotation and scale)."""
+    relative_distance: float
+    """Frobenius distance over the norm of the pretrained encoder's: 0 is unchanged."""
+
+
 class RunRecord(Frozen):
     """One run. Keys at the top level are a contract that other tools rely on."""
 
@@ -129,6 +138,9 @@ class RunRecord(Frozen):
     peak_memory_bytes: int | None = None
     stored_bytes: int | None = None
     """Size of `adapter.safetensors`: what this task adds to the shared base model."""
+    forgetting: dict[str, LayerDrift] | None = None
+    """`embeddings` and layers from `0` -> how far they moved, on the first 256 examples of the
+    first dev split; None where it was not measured. Its cost is in no time or memory above."""
     started_at: str
     """UTC, ISO 8601."""
     config: dict[str, Any]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from spafit_bench.claims import Claims
 from spafit_bench.errors import UserError
 from spafit_bench.execute import Outcome, Session, blank_record, execute, utc_now
 from spafit_bench.prepare import PreparedRun
@@ -19,6 +21,8 @@ from spafit_bench.train import Observer
 
 log = logging.getLogger(__name__)
 
+POLL_S = 2.0
+"""Between two looks at runs that other processes have."""
 _LONGEST_REASON = 500
 """Characters: libraries put stack frames into their messages."""
 
@@ -34,6 +38,9 @@ class View(Protocol):
 
     def finished(self, record: RunRecord) -> None:
         """Hear how a run ended."""
+
+    def waiting(self, prepared: PreparedRun, owner: str) -> None:
+        """Hear that nothing is left but runs that other processes have."""
 
     def warn(self, message: str) -> None:
         """Hear of something that a user should know and that stops nothing."""
@@ -56,8 +63,9 @@ def run_all(
 ) -> list[RunRecord]:
     """Carry out runs in order; one that fails or diverges does not stop the others.
 
-    A run that was interrupted goes on from its last snapshot. Ctrl-C and SIGTERM keep a snapshot at
-    the next step; a second one stops at once.
+    Several processes may work on one results folder: each run is claimed by one of them, and runs
+    that others have are waited for. A run that was interrupted goes on from its last snapshot.
+    Ctrl-C and SIGTERM keep a snapshot at the next step; a second one stops at once.
 
     Args:
         runs: checked inputs.
@@ -74,25 +82,76 @@ def run_all(
     """
     store.check_writable()
     store.rebuild_csv()  # a damaged record is said now, not after hours
-    records = []
     try:
-        with StopSignal() as stop:
-            for number, prepared in enumerate(runs, start=1):
-                record = None if options.force else store.find(prepared.run_id)
-                if record is not None and not _to_repeat(record.status, options):
-                    view.skipped(record)
-                else:
-                    observer = view.started(prepared, number, len(runs))
-                    session = _session(prepared, store, view, observer, options)
-                    record = _run_one(prepared, store, replace(session, stop=stop))
-                    view.finished(record)
-                records.append(record)
-                if stop():
-                    raise KeyboardInterrupt
+        with StopSignal() as stop, Claims(store.root / "claims") as claims:
+            return _Series(runs, store, view, options, stop, claims).carry_out()
     except KeyboardInterrupt:
         view.warn("interrupted; the same command goes on where this one stopped")
         raise
-    return records
+
+
+@dataclass(frozen=True)
+class _Series:
+    """Runs that this process carries out, waits for, or finds finished."""
+
+    runs: Sequence[PreparedRun]
+    store: Store
+    view: View
+    options: Options
+    stop: StopSignal
+    claims: Claims
+
+    def carry_out(self) -> list[RunRecord]:
+        records: dict[str, RunRecord] = {}
+        waiting = list(enumerate(self.runs, start=1))
+        while waiting:
+            left = []
+            for number, prepared in waiting:
+                record = self._settled(prepared) or self._claimed(prepared, number)
+                if record is None:
+                    left.append((number, prepared))
+                else:
+                    records[prepared.run_id] = record
+                self._stop_if_asked()
+            if left and len(left) == len(waiting):
+                self._wait(left[0][1])
+            waiting = left
+        return [records[prepared.run_id] for prepared in self.runs]
+
+    def _settled(self, prepared: PreparedRun) -> RunRecord | None:
+        """Return the record of a run that need not be carried out."""
+        record = None if self.options.force else self.store.find(prepared.run_id)
+        if record is None or _to_repeat(record.status, self.options):
+            return None
+        self.view.skipped(record)
+        return record
+
+    def _claimed(self, prepared: PreparedRun, number: int) -> RunRecord | None:
+        """Carry a run out, unless another process has it."""
+        claim = self.claims.take(prepared.run_id)
+        if claim is None:
+            return None
+        with claim:
+            record = self._settled(prepared)  # it may have finished before it was ours
+            if record is None:
+                observer = self.view.started(prepared, number, len(self.runs))
+                session = _session(prepared, self.store, self.view, observer, self.options)
+                record = _run_one(prepared, self.store, replace(session, stop=self.stop))
+                self.view.finished(record)
+            return record
+
+    def _wait(self, prepared: PreparedRun) -> None:
+        """Wait a little for runs that other processes have."""
+        owner = self.claims.owner(prepared.run_id)
+        self.view.waiting(prepared, str(owner) if owner else "another process")
+        until = time.monotonic() + POLL_S
+        while time.monotonic() < until:
+            self._stop_if_asked()
+            time.sleep(0.1)
+
+    def _stop_if_asked(self) -> None:
+        if self.stop():
+            raise KeyboardInterrupt
 
 
 def _to_repeat(status: Status, options: Options) -> bool:

@@ -28,9 +28,19 @@ def run_text(record: RunRecord, folder: Path) -> str:
         f"{row.stratum:<12} {row.treatment} -> {row.trainable:,} of {row.parameters:,}"
         for row in record.strata
     ]
+    lines += _forgetting(record)
     lines += ["", "configuration", *_settings(record.config, "  ")]
     lines += [f"warning: {warning}" for warning in record.warnings]
     return "\n".join(lines)
+
+
+def _forgetting(record: RunRecord) -> list[str]:
+    if record.forgetting is None:
+        return []
+    lines = ["", "forgetting   CKA with the pretrained encoder, relative distance from it"]
+    for layer, drift in record.forgetting.items():
+        lines.append(f"{layer:<12} {drift.cka:.4f}  {drift.relative_distance:.4f}")
+    return lines
 
 
 def _because(record: RunRecord) -> str:
@@ -52,12 +62,17 @@ def _facts(record: RunRecord, folder: Path) -> list[str]:
         "time": f"{record.wall_time_s:.1f} s, training {record.train_time_s or 0:.1f} s at "
         f"{record.train_tokens_per_s or 0:,.0f} tokens/s",
         "memory": _bytes(record.peak_memory_bytes),
-        "stored": _bytes(record.stored_bytes),
+        "stored": _stored(record.stored_bytes),
         "machine": f"{record.environment.device_name}, {record.environment.precision}, "
         f"{record.environment.num_threads} threads",
         "files": str(folder),
     }
     return [f"{name:<11} {value}" for name, value in facts.items() if value]
+
+
+def _stored(count: int | None) -> str:
+    """Size of what was trained, in the precision that it is kept in and in half of it."""
+    return "" if count is None else f"{_bytes(count)} in fp32 ({_bytes(count // 2)} in bf16)"
 
 
 def _bytes(count: int | None) -> str:

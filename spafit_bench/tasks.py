@@ -67,6 +67,10 @@ class Task:
     test_sets: tuple[TestSet, ...] = ()
     rows: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
     """Official number of rows of each split."""
+    dev_majority: float = 0
+    """Most frequent class id of the official dev set (each of them); for a regression, its mean."""
+    submit_names: bool = False
+    """Whether the GLUE server takes class names rather than class ids."""
     empty_texts: bool = False
     """Whether a few official rows have an empty text."""
     note: str = ""
@@ -123,6 +127,7 @@ _ALL = (
         labels=("unacceptable", "acceptable"),
         metrics=("matthews_correlation",),
         test_sets=(_test("CoLA"),),
+        dev_majority=1,
         rows=_rows(train=8551, validation=1043, test=1063),
     ),
     Task(
@@ -132,6 +137,7 @@ _ALL = (
         tsv=TsvLayout(folder="SST-2", text_columns=("sentence",)),
         labels=("negative", "positive"),
         test_sets=(_test("SST-2"),),
+        dev_majority=1,
         rows=_rows(train=67349, validation=872, test=1821),
     ),
     Task(
@@ -144,6 +150,7 @@ _ALL = (
         labels=("not_equivalent", "equivalent"),
         metrics=("f1", "accuracy"),
         test_sets=(_test("MRPC"),),
+        dev_majority=1,
         rows=_rows(train=3668, validation=408, test=1725),
     ),
     Task(
@@ -154,6 +161,7 @@ _ALL = (
         label_range=(0.0, 5.0),
         metrics=("pearson", "spearman"),
         test_sets=(_test("STS-B"),),
+        dev_majority=2.364,
         rows=_rows(train=5749, validation=1500, test=1379),
     ),
     Task(
@@ -186,6 +194,7 @@ _ALL = (
                 tsv_files=("AX/diagnostic.tsv", "diagnostic/diagnostic.tsv"),
             ),
         ),
+        submit_names=True,
         rows=_rows(
             train=392702,
             validation_matched=9815,
@@ -202,6 +211,8 @@ _ALL = (
         tsv=TsvLayout(folder="QNLI", text_columns=("question", "sentence")),
         labels=_ENTAILMENT,
         test_sets=(_test("QNLI"),),
+        dev_majority=1,
+        submit_names=True,
         rows=_rows(train=104743, validation=5463, test=5463),
     ),
     Task(
@@ -211,6 +222,7 @@ _ALL = (
         tsv=TsvLayout(folder="RTE", text_columns=_PAIR),
         labels=_ENTAILMENT,
         test_sets=(_test("RTE"),),
+        submit_names=True,
         rows=_rows(train=2490, validation=277, test=3000),
     ),
     Task(

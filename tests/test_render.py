@@ -1,14 +1,19 @@
-"""The five forms of a result table."""
+"""The six forms of a result table."""
 
 import csv
 import io
 import json
 import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from records import METHODS, make_record, matrix
 
 from spafit_bench.errors import UserError
+from spafit_bench.references import read_references
 from spafit_bench.tables import build_tables
 from spafit_bench.tables.render import FORMATS, render, write_tables
 
@@ -52,8 +57,8 @@ def test_terminal_signs_best_and_second() -> None:
 
 
 def test_one_block_where_it_fits() -> None:
-    """A wide terminal gets one block, 80 columns two, each with the methods."""
-    for width, blocks in ((140, 1), (80, 2)):
+    """A wide terminal gets one block, 90 columns two, each with the methods."""
+    for width, blocks in ((170, 1), (90, 2)):
         lines = render(SCORES, "terminal", width).splitlines()
         assert sum(line.startswith("spafit ") for line in lines) == blocks
 
@@ -73,12 +78,13 @@ def test_markdown_structure() -> None:
     """Every line has as many cells as the heading, and the second is a rule."""
     head, rule, *body = markdown_rows(render(SCORES, "md"))
     assert head[0] == "Method"
-    assert head[3] == "MRPC (F1/Acc)"
+    assert head[1:3] == ["Params (M) (2 labels)", "% (of base)"]
+    assert head[5] == "MRPC (F1/Acc)"
     assert all(re.fullmatch(r"-{3,}|-{2,}:", part) for part in rule)
     assert [row[0] for row in body] == [*METHODS, "majority class"]
     assert {len(row) for row in body} == {len(head)} == {len(rule)}
-    assert body[1][1].startswith("**83.29** ± ")
-    assert body[1][2].startswith("<ins>84.11</ins> ± ")
+    assert body[1][3].startswith("**83.29** ± ")
+    assert body[1][4].startswith("<ins>84.11</ins> ± ")
 
 
 def test_markdown_escapes_names_and_marks() -> None:
@@ -86,7 +92,7 @@ def test_markdown_escapes_names_and_marks() -> None:
     records = [make_record(method="a|b_c*d", official_split=False)]
     text = render(build_tables(records)[:1], "md")
     (_, _, row, _) = markdown_rows(text)
-    assert row == [r"a\|b\_c\*d", r"80.00\*"]
+    assert row == [r"a\|b\_c\*d", "5.65", "1.69", r"80.00\*"]
 
 
 def test_latex_structure() -> None:
@@ -102,7 +108,12 @@ def test_latex_structure() -> None:
         assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(columns)}
         assert table.count("{") - table.count(r"\{") == table.count("}") - table.count(r"\}")
         assert table.count("$") % 2 == table.count(r"\$") % 2
-    assert r"\textbf{83.29} {\scriptsize $\pm$ 0.69}" in floats[0]
+    value, spread = (
+        [line for line in floats[0].splitlines() if line.startswith("lora ")],
+        [line for line in floats[0].splitlines() if r"\scriptsize $\pm$ 0.69}" in line],
+    )
+    assert r"\textbf{83.29}" in value[0]
+    assert floats[0].splitlines().index(spread[0]) == floats[0].splitlines().index(value[0]) + 1
     assert r"\underline{84.11}" in floats[0]
     assert r"$^{\dagger1/3}$" in floats[0]
 
@@ -117,6 +128,77 @@ def test_latex_is_ascii_and_escaped() -> None:
     assert text.isascii()
     escaped = r"a\_b\&50\%\#\{x\}\textasciitilde{}\textasciicircum{}\textbackslash{}\$ "
     assert escaped in text
+
+
+def test_latex_of_few_columns_has_spreads_beside_values() -> None:
+    """A narrow table keeps a value and its spread in one cell."""
+    records = [make_record("rte", m, s, 0.7 + s / 10) for m in ("full", "lora") for s in (0, 1)]
+    text = render(build_tables(records)[:1], "latex")
+    assert r"75.00 {\scriptsize $\pm$ 7.07}" in text
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_compiles(tmp_path: Path) -> None:
+    """Every kind of table, with every mark and published rows, makes a page without an error."""
+    references = read_references(Path("bert-large"))
+    tables = build_tables(matrix(select="best"), references, unlike=True)
+    packages = "\\usepackage{booktabs}\\usepackage{graphicx}"
+    document = f"\\documentclass{{article}}{packages}\\begin{{document}}\n"
+    source = document + render(tables, "latex") + "\\end{document}\n"
+    (tmp_path / "tables.tex").write_text(source)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "tables.pdf").stat().st_size > 1000
+
+
+class Cells(HTMLParser):
+    """Reads the rows of HTML tables, and the tags that were left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a tag."""
+        if tag == "br":
+            return
+        self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close a tag, which has to be the last one opened."""
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        """Add text to the cell."""
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data
+
+
+def test_html_has_every_cell_and_closes_its_tags() -> None:
+    """The fragment is well formed; its rows are those of the tables, its style is its own."""
+    text = render(TABLES, "html")
+    parser = Cells()
+    parser.feed(text)
+    assert parser.open == []
+    (lora,) = [row for row in parser.rows if row[0] == "lora" and len(row) > 10]
+    assert lora[1:4] == ["9.44", "2.83", "83.29 ± 0.69"]
+    assert len(parser.rows) == sum(len(table.rows) + 1 for table in TABLES)
+    assert "<b>83.29</b>" in text
+    assert "<sup>†1/3</sup>" in text
+    assert not re.search(r"<(script|link|img|html|body)|https?:", text)
+
+
+def test_html_escapes_names() -> None:
+    """A name is text, whatever is in it."""
+    text = render(build_tables([make_record(method='<b>&"x')]), "html")
+    assert "&lt;b&gt;&amp;&quot;x" in text
+    assert '<b>&"x' not in text
 
 
 def long_form(text: str) -> list[dict[str, str]]:
@@ -167,7 +249,7 @@ def test_files_of_one_model() -> None:
     }
     rows = {row["method"]: row for row in long_form(files["scores.csv"])}
     assert list(rows) == [*METHODS, "majority class"]
-    value = TABLES[0].rows[0].cells[0].value
+    value = TABLES[0].rows[0].cells[2].value
     assert float(rows["full"]["cola"]) == pytest.approx(value, rel=1e-9)
     assert (rows["full"]["cola_n"], rows["full"]["cola_marks"]) == ("3", "collapsed 1/3")
     assert rows["majority class"]["cola_n"] == ""
@@ -200,4 +282,4 @@ def test_unknown_format_names_the_nearest() -> None:
     """A mistyped format is answered with the one that was meant."""
     with pytest.raises(UserError, match="latex"):
         render(TABLES, "latx")
-    assert set(FORMATS) == {"terminal", "md", "csv", "latex", "json"}
+    assert set(FORMATS) == {"terminal", "md", "csv", "latex", "html", "json"}

@@ -52,7 +52,7 @@ def test_every_difference_parts_rows(change: dict[str, object], expected: str) -
     names = [row.name for row in table.rows if not row.baseline]
     assert f"spafit · {expected}" in names
     assert len(names) == 2
-    assert all(row.cells[0].n == 1 for row in table.rows if not row.baseline)
+    assert all(row.cells[2].n == 1 for row in table.rows if not row.baseline)
 
 
 def test_what_a_method_is_parts_rows_even_between_tasks() -> None:

@@ -42,9 +42,11 @@ def test_one_seed_has_no_spread() -> None:
 
 
 def test_columns_follow_the_paper() -> None:
-    """Tasks stand in the paper's order, MNLI twice, each with its metric, then the averages."""
+    """Sizes, then tasks in the paper's order, MNLI twice, each with its metric, then averages."""
     columns = scores(matrix(seeds=1)).columns
     assert [(column.title, column.subtitle) for column in columns] == [
+        ("Params (M)", "2 labels"),
+        ("%", "of base"),
         ("CoLA", "MCC"),
         ("SST-2", "Acc"),
         ("MRPC", "F1/Acc"),
@@ -112,7 +114,11 @@ def test_average_says_which_tasks_are_missing() -> None:
     (average,) = [column for column in table.columns if column.key == "avg"]
     assert average.subtitle == "2 of 9"
     assert "2 of 9 tasks; missing SST-2, STS-B, QQP, MNLI, QNLI, RTE, WNLI" in notes(table)
-    assert [column.key for column in scores([make_record()]).columns] == ["mrpc"]
+    assert [column.key for column in scores([make_record()]).columns] == [
+        "trainable",
+        "percent",
+        "mrpc",
+    ]
 
 
 def test_best_is_bold_and_second_underlined() -> None:
@@ -121,7 +127,7 @@ def test_best_is_bold_and_second_underlined() -> None:
     majority = {"validation": {"accuracy": 0.99}}
     table = scores([make_record("rte", m, metrics=v, majority=majority) for m, v in values.items()])
     ranks = {
-        row.name: (row.cells[0].bold, row.cells[0].underline, row.baseline) for row in table.rows
+        row.name: (row.cells[2].bold, row.cells[2].underline, row.baseline) for row in table.rows
     }
     assert ranks == {
         "full": (False, True, False),
@@ -190,7 +196,7 @@ def test_marks_and_legend(fields: dict[str, object], mark: str, legend: str) -> 
 
 
 def test_collapse_of_some_seeds_is_counted() -> None:
-    """One collapsed seed of three is marked as such and stays in the mean."""
+    """One collapsed seed of three stays in the mean; the mean without it is told besides."""
     values = [0.6, 0.6, 0.0]
     records = [
         make_record("cola", seed=seed, metrics=value, collapsed=value == 0)
@@ -199,6 +205,32 @@ def test_collapse_of_some_seeds_is_counted() -> None:
     found = cell(scores(records), "spafit", "cola")
     assert found.symbols == "†1/3"
     assert found.value == pytest.approx(40)
+    table = scores(records)
+    told = "spafit on CoLA: 1 of 3 seeds collapsed; mean 40.00 with them, 60.00 without."
+    assert told in table.notes
+    (line,) = [m for m in table.measurements if m.metric == "score_without_collapsed"]
+    assert (line.mean, line.n, line.seeds) == (pytest.approx(60), 2, (0, 1))
+
+
+def test_collapse_of_all_seeds_has_no_other_mean() -> None:
+    """Where every seed collapsed there is only the mark."""
+    records = [make_record("cola", seed=seed, metrics=0.0, collapsed=True) for seed in (0, 1)]
+    table = scores(records)
+    assert cell(table, "spafit", "cola").symbols == "†"
+    assert "without" not in notes(table).replace("Avg w/o", "")
+    assert not any(m.metric == "score_without_collapsed" for m in table.measurements)
+
+
+def test_sizes_come_first_and_are_not_ranked() -> None:
+    """Each row begins with what it trains, in millions and percent of the two-label model."""
+    table = scores(matrix(seeds=1))
+    assert [column.key for column in table.columns][:2] == ["trainable", "percent"]
+    for name, count in METHODS.items():
+        size, percent = row(table, name).cells[:2]
+        assert (size.value, percent.value) == (count, pytest.approx(100 * count / BASE))
+        assert not any((size.bold, size.underline, percent.bold, percent.underline))
+    assert [found.text for found in row(table, "spafit").cells[:2]] == ["5.65", "1.69"]
+    assert [found.value for found in row(table, "majority class").cells[:2]] == [None, None]
 
 
 def test_wnli_note_only_with_wnli() -> None:

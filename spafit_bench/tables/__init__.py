@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
+from spafit_bench.references import References
 from spafit_bench.tables.cells import Cell, Column, Mark, Measurement, ResultTable, Row
 from spafit_bench.tables.costs import cost_table, parameters_table
+from spafit_bench.tables.published import beside, check_any_shown
 from spafit_bench.tables.scores import scores_table
 from spafit_bench.tables.settings import group_runs
 
@@ -27,17 +29,30 @@ __all__ = [
 ]
 
 
-def build_tables(records: Sequence[RunRecord]) -> tuple[ResultTable, ...]:
+def build_tables(
+    records: Sequence[RunRecord], references: References | None = None, *, unlike: bool = False
+) -> tuple[ResultTable, ...]:
     """Compute scores, parameters and cost for each model (and data set, where a task has several).
 
+    Args:
+        records: any runs.
+        references: published scores to set below ours, where they are of the same thing.
+        unlike: whether to show those of other models, splits or data as well, marked.
+
     Raises:
-        UserError: no record is of a finished run; the message says how to make one.
+        UserError: no record is of a finished run (the message says how to make one), or no
+            published score is like ours.
     """
     groups = group_runs(records)
     if not groups:
         raise UserError(_nothing_to_show(records))
+    parts = [beside(references, group, unlike=unlike) for group in groups]
+    if references is not None:
+        check_any_shown(references, parts)
     return tuple(
-        build(group) for group in groups for build in (scores_table, parameters_table, cost_table)
+        table
+        for group, part in zip(groups, parts, strict=True)
+        for table in (scores_table(group, part), parameters_table(group), cost_table(group))
     )
 
 

@@ -17,7 +17,7 @@ from spafit_bench.record import RunRecord
 from spafit_bench.tables.settings import Setting
 
 Kind = Literal["scores", "parameters", "cost"]
-MarkName = Literal["unofficial", "limited", "selected", "collapsed"]
+MarkName = Literal["unofficial", "limited", "selected", "collapsed", "unlike"]
 Sample = Mapping[int, float]
 """Seed -> value."""
 
@@ -28,10 +28,13 @@ MARKS: Mapping[MarkName, tuple[str, str]] = MappingProxyType(
         "limited": ("‡", "trained on only part of the training set"),
         "selected": ("§", "checkpoint chosen by its dev score, which flatters that score"),
         "collapsed": ("†", "collapsed: the model gives every example the same prediction"),
+        "unlike": ("≠", "published for something unlike ours: see the row's note"),
     }
 )
 """Mark -> symbol, meaning."""
 _LONGEST_LABEL = 24
+PUBLISHED = "Published"
+"""Heading of the rows that are not ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,13 @@ class Row:
     group: str = ""
     baseline: bool = False
     """Not a method: it takes no part in the ranking."""
+    source: str = ""
+    """Where a published row's scores are from; empty for ours."""
+
+    @property
+    def is_method(self) -> bool:
+        """Whether it is of our runs."""
+        return not self.baseline and not self.source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +129,8 @@ class Measurement:
     n: int
     seeds: tuple[int, ...]
     marks: tuple[str, ...]
+    source: str = ""
+    """Of a published number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +160,17 @@ class ResultTable:
     def leads(self, row: Row) -> tuple[str, ...]:
         """Text that says what a row is about."""
         return (row.group, row.label) if len(self.lead_titles) > 1 else (row.label,)
+
+    def divider(self, index: int) -> str | None:
+        """Say what parts a row from the one before: nothing, a rule (""), or a heading."""
+        if not index:
+            return None
+        row, before = self.rows[index], self.rows[index - 1]
+        if (row.group, row.baseline, bool(row.source)) == (
+            *(before.group, before.baseline, bool(before.source)),
+        ):
+            return None
+        return PUBLISHED if row.source else ""
 
     def ranking_note(self, best: str, second: str) -> tuple[str, ...]:
         """Explain a form's signs for best and second best, where the table has them."""

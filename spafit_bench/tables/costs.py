@@ -26,7 +26,7 @@ from spafit_bench.tasks import TASKS, Task, get_task
 
 def parameters_table(group: Group) -> ResultTable:
     """Count what each method trains; the head's size, and so the count, differs by task."""
-    sizes = _head_sizes(group)
+    sizes = head_sizes(group)
     usual = next(iter(sizes))
     rows, notes = shorten_labels(
         [
@@ -60,7 +60,7 @@ def parameters_table(group: Group) -> ResultTable:
     )
 
 
-def _head_sizes(group: Group) -> dict[int, list[Task]]:
+def head_sizes(group: Group) -> dict[int, list[Task]]:
     """Part the tasks by outputs of their classifier, the size of most tasks first."""
     sizes: dict[int, list[Task]] = defaultdict(list)
     present = {get_task(run.task).name for run in group.records}
@@ -68,6 +68,25 @@ def _head_sizes(group: Group) -> dict[int, list[Task]]:
         if task.name in present:
             sizes[task.num_labels].append(task)
     return dict(sorted(sizes.items(), key=lambda item: (-len(item[1]), item[0])))
+
+
+def size_columns(group: Group) -> tuple[Column, Column]:
+    """Head the two columns that a scores table begins with."""
+    usual = _outputs(next(iter(head_sizes(group))))
+    return (
+        Column(key="trainable", title="Params (M)", subtitle=usual, unit="parameters"),
+        Column(key="percent", title="%", subtitle="of base", unit="%"),
+    )
+
+
+def size_cells(group: Group, cells: Cells) -> tuple[Cell, Cell]:
+    """Count what a row trains, with the classifier that most tasks have."""
+    tasks = next(iter(head_sizes(group).values()))
+    runs = [run for task in tasks for run in cells.get(task.name, ())]
+    return (
+        count_cell({run.trainable_parameters for run in runs}, lambda n: _short(n / 1e6)),
+        count_cell({run.trainable_percent for run in runs}, _short),
+    )
 
 
 def _outputs(size: int) -> str:
@@ -78,14 +97,14 @@ def _count_cells(cells: Cells, sizes: Mapping[int, Sequence[Task]], usual: int) 
     def runs(size: int) -> list[RunRecord]:
         return [run for task in sizes[size] for run in cells.get(task.name, ())]
 
-    yield _count_cell({run.trainable_parameters for run in runs(usual)}, "{:,.0f}".format)
-    yield _count_cell({run.trainable_percent for run in runs(usual)}, _percent_text)
-    yield _count_cell({run.base_parameters for run in runs(usual)}, "{:,.0f}".format)
+    yield count_cell({run.trainable_parameters for run in runs(usual)}, "{:,.0f}".format)
+    yield count_cell({run.trainable_percent for run in runs(usual)}, _short)
+    yield count_cell({run.base_parameters for run in runs(usual)}, "{:,.0f}".format)
     for size in list(sizes)[1:]:
-        yield _count_cell({run.trainable_parameters for run in runs(size)}, "{:,.0f}".format)
+        yield count_cell({run.trainable_parameters for run in runs(size)}, "{:,.0f}".format)
 
 
-def _count_cell(values: set[int] | set[float], text: Callable[[float], str]) -> Cell:
+def count_cell(values: set[int] | set[float], text: Callable[[float], str]) -> Cell:
     """Show a count; runs that disagree show as a range, never as a mean."""
     if not values:
         return Cell()
@@ -96,7 +115,7 @@ def _count_cell(values: set[int] | set[float], text: Callable[[float], str]) -> 
     )
 
 
-def _percent_text(value: float) -> str:
+def _short(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 

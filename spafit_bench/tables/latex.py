@@ -8,7 +8,7 @@ from types import MappingProxyType
 from spafit_bench.tables.cells import Cell, ResultTable
 
 _SIGNS: Mapping[str, str] = MappingProxyType(
-    {"*": "*", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S"}
+    {"*": "*", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S", "≠": r"\neq"}
 )
 _LATEX: Mapping[int, str] = MappingProxyType(
     str.maketrans(
@@ -48,7 +48,7 @@ def _latex(table: ResultTable) -> str:
         r"\centering",
         rf"\caption{{{_tex(f'{table.title}. {table.caption}')}}}",
         rf"\label{{tab:{table.kind}-{table.slug}}}",
-        *([r"\resizebox{\textwidth}{!}{%"] if wide else []),
+        *([r"\setlength{\tabcolsep}{4pt}", r"\resizebox{\textwidth}{!}{%"] if wide else []),
         rf"\begin{{tabular}}{{{'l' * left}{'r' * len(table.columns)}}}",
         r"\toprule",
         _tex_row([*table.lead_titles, *(column.title for column in table.columns)]),
@@ -57,10 +57,21 @@ def _latex(table: ResultTable) -> str:
         lines.append(_tex_row([*[""] * left, *(column.subtitle for column in table.columns)]))
     lines.append(r"\midrule")
     for number, row in enumerate(table.rows):
-        if number and (row.baseline or row.group != table.rows[number - 1].group):
+        divider = table.divider(number)
+        if divider is not None:
             lines.append(r"\midrule")
+        if divider:
+            span = left + len(table.columns)
+            lines.append(rf"\multicolumn{{{span}}}{{l}}{{\emph{{{_tex(divider)}}}}} \\")
         leads = [_tex(text) for text in table.leads(row)]
-        lines.append(" & ".join([*leads, *map(_tex_cell, row.cells)]) + r" \\")
+        spreads = [_tex_spread(cell) for cell in row.cells]
+        cells = [
+            _tex_cell(cell) + (f" {spread}" if spread and not wide else "")
+            for cell, spread in zip(row.cells, spreads, strict=True)
+        ]
+        lines.append(" & ".join([*leads, *cells]) + r" \\")
+        if wide and any(spreads):
+            lines.append(" & ".join([*[""] * left, *spreads]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}" + "}" * wide]
     lines.append(r"\par\smallskip\footnotesize\raggedright")
     lines += table.ranking_note(r"\textbf{bold}: best mean", r"\underline{underlined}: second best")
@@ -81,7 +92,11 @@ def _tex_cell(cell: Cell) -> str:
         text = rf"\textbf{{{text}}}"
     elif cell.underline:
         text = rf"\underline{{{text}}}"
-    spread = rf" {{\scriptsize $\pm$ {cell.spread}}}" if cell.spread else ""
-    aside = rf" {{\scriptsize ({cell.aside})}}" if cell.aside else ""
     signs = "".join(_SIGNS.get(character, character) for character in cell.symbols)
-    return text + spread + (f"$^{{{signs}}}$" if signs else "") + aside
+    aside = rf" {{\scriptsize ({cell.aside})}}" if cell.aside else ""
+    return text + (f"$^{{{signs}}}$" if signs else "") + aside
+
+
+def _tex_spread(cell: Cell) -> str:
+    """Write the spread: beside the value, or below it where a table is wide."""
+    return rf"{{\scriptsize $\pm$ {cell.spread}}}" if cell.spread else ""

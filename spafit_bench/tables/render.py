@@ -1,4 +1,4 @@
-"""Result tables as text: for a terminal, Markdown, LaTeX (booktabs), CSV and JSON."""
+"""Result tables as text: for a terminal, Markdown, LaTeX (booktabs), HTML, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from typing import Any
 
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.tables.cells import MISSING, Cell, ResultTable, marks_text
+from spafit_bench.tables.html import html_fragment
 from spafit_bench.tables.latex import latex_document
 from spafit_bench.tables.terminal import terminal_table
 
 _LONG_FORM = (
     *("kind", "model", "data", "method", "setting", "task", "split", "metric", "unit"),
-    *("mean", "sd", "n", "seeds", "marks"),
+    *("mean", "sd", "n", "seeds", "marks", "source"),
 )
 
 
@@ -38,7 +39,7 @@ def render(
 
     Args:
         tables: what `build_tables` made.
-        format: `terminal`, `md`, `csv`, `latex` or `json`.
+        format: `terminal`, `md`, `csv`, `latex`, `html` or `json`.
         width: columns of the terminal (default: those of this one); other formats ignore it.
         color: whether the terminal's text has ANSI styles. It says the same without.
 
@@ -85,7 +86,9 @@ def _markdown(table: ResultTable) -> str:
         for column in table.columns
     ]
     lines = [[*table.lead_titles, *heads]]
-    for row in table.rows:
+    for number, row in enumerate(table.rows):
+        if divider := table.divider(number):
+            lines.append([f"*{divider}*", *[""] * (len(lines[0]) - 1)])
         leads = [_md(text) for text in table.leads(row)]
         lines.append([*leads, *(_md_cell(cell) for cell in row.cells)])
     widths = [max(3, *map(len, texts)) for texts in zip(*lines, strict=True)]
@@ -142,6 +145,8 @@ def _wide_csv(table: ResultTable) -> str:
         heads.append(column.key)
         heads += [f"{column.key}_sd", f"{column.key}_n"] if index in spread else []
         heads += [f"{column.key}_marks"] if index in marked else []
+    sourced = any(row.source for row in table.rows)
+    heads += ["source"] * sourced
     lines: list[list[Any]] = [heads]
     for row in table.rows:
         line: list[Any] = [row.group, row.name] if len(table.lead_titles) > 1 else [row.name]
@@ -149,7 +154,7 @@ def _wide_csv(table: ResultTable) -> str:
             line.append(_raw(cell))
             line += [_number(cell.sd), cell.n or ""] if index in spread else []
             line += ["; ".join(marks_text(cell.marks))] if index in marked else []
-        lines.append(line)
+        lines.append([*line, *[row.source] * sourced])
     return _csv(lines)
 
 
@@ -202,6 +207,7 @@ def _json_table(table: ResultTable) -> dict[str, Any]:
             "method": row.name,
             **({"task": row.group} if row.group else {}),
             "baseline": row.baseline,
+            "source": row.source or None,
             "cells": {
                 column.key: {
                     **{key: getattr(cell, key) for key in ("value", "sd", "n")},
@@ -221,6 +227,9 @@ def _json_table(table: ResultTable) -> dict[str, Any]:
 
 
 _FORMATS: Mapping[str, Callable[[Sequence[ResultTable]], str]] = MappingProxyType(
-    {"md": _markdown_all, "csv": _long_csv, "latex": latex_document, "json": _json}
+    {
+        **{"md": _markdown_all, "csv": _long_csv, "latex": latex_document},
+        **{"html": html_fragment, "json": _json},
+    }
 )
 FORMATS = ("terminal", *_FORMATS)

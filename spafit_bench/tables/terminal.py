@@ -103,8 +103,11 @@ def _terminal_block(table: ResultTable, block: Sequence[int]) -> Table:
     lines = {index: _column_lines(table, index) for index in block}
     previous = ""
     for number, row in enumerate(table.rows):
-        if number and ((row.group != previous) or row.baseline):
+        divider = table.divider(number)
+        if divider is not None:
             grid.add_section()
+        if divider:
+            grid.add_row(Text(divider), style="dim italic")
         leads = table.leads(row)
         if row.group and row.group == previous:
             leads = ("", *leads[1:])

@@ -1,0 +1,41 @@
+"""The command line: reads flags, calls the core, prints what it returns.
+
+Heavy libraries are imported inside the commands, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+
+import typer
+
+from spafit_bench.cli import training  # isort: skip (registered in the order of --help)
+from spafit_bench.cli import results, planning, models  # isort: skip
+from spafit_bench.cli.app import app
+from spafit_bench.errors import UserError
+
+__all__ = ["app", "main", "models", "planning", "results", "training"]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message and exit code 2."""
+    debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # paths and symbols that it has no code for
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(prog_name="spafit-bench")
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        typer.echo(str(error), err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("interrupted", fg="red", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader (head, less) has gone
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,129 @@
+"""The commands that use a trained model: export and predict."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spafit_bench.cli.app import app
+from spafit_bench.cli.options import Json, Offline, Results
+
+Run = Annotated[
+    str,
+    typer.Argument(
+        help="A run, the beginning of its name, or a folder from export --format delta.",
+        metavar="RUN",
+    ),
+]
+BaseModel = Annotated[
+    str | None,
+    typer.Option("--model", help="Base model, if it is not where it was.", metavar="NAME|PATH"),
+]
+OtherWeights = Annotated[
+    bool,
+    typer.Option("--other-weights", help="Accept a base model with another hash (a warning)."),
+]
+
+
+@app.command(
+    epilog="Example: `spafit-bench export mrpc-spafit --to my-model` (then "
+    "`AutoModelForSequenceClassification.from_pretrained('my-model')`)"
+)
+def export(
+    run: Run,
+    to: Annotated[Path, typer.Option(help="Folder to make (new or empty).", metavar="DIR")],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="merged: a plain checkpoint for from_pretrained. peft: an adapter for PeftModel. "
+            "delta: only what was trained.",
+            metavar="merged|peft|delta",
+        ),
+    ] = "merged",
+    results: Results = Path("results"),
+    model: BaseModel = None,
+    other_weights: OtherWeights = False,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Write a run as a model: weights, tokenizer, label names and a model card."""
+    from spafit_bench.commands import models
+    from spafit_bench.restore import Base
+
+    base = Base(model=model, offline=offline, other_weights=other_weights)
+    made = models.export(run, results, to, format_, base)
+    typer.echo(models.export_text(made, as_json=as_json))
+
+
+@app.command(
+    epilog="Examples: `spafit-bench predict mrpc-spafit --text 'It rains.' --text-pair 'Rain.'`"
+    " and `cat sentences.txt | spafit-bench predict cola-lora`"
+)
+def predict(
+    run: Run,
+    text: Annotated[
+        list[str] | None, typer.Option(help="A text. Repeatable.", metavar="TEXT")
+    ] = None,
+    text_pair: Annotated[
+        list[str] | None,
+        typer.Option(help="The second text, where the task has pairs.", metavar="TEXT"),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV, TSV or JSON lines with the task's columns (or sentence1, sentence2; "
+            "sentence; text, text_pair), or txt with one example per line. Standard input "
+            "otherwise, as txt; a tab separates the texts of a pair.",
+            metavar="FILE",
+        ),
+    ] = None,
+    input_format: Annotated[
+        str | None,
+        typer.Option(help="If the file's ending does not say.", metavar="csv|tsv|jsonl|txt"),
+    ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="tsv: label, probability (or score) and texts. jsonl: an object per example, "
+            "with every class's probability. json: one object with all predictions.",
+            metavar="tsv|jsonl|json",
+        ),
+    ] = "tsv",
+    as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Examples per forward pass. \\[as the run's]")
+    ] = None,
+    results: Results = Path("results"),
+    model: BaseModel = None,
+    other_weights: OtherWeights = False,
+    offline: Offline = False,
+    device: Annotated[str, typer.Option(help="Device.", metavar="auto|cpu|cuda:i")] = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="\\[the run's own]", metavar="auto|fp32|bf16|fp16"),
+    ] = None,
+) -> None:
+    """Label texts with a trained model."""
+    from spafit_bench.commands import models
+    from spafit_bench.restore import Base
+    from spafit_bench.text_input import TextSource
+
+    source = TextSource(
+        texts=tuple(text or ()), pairs=tuple(text_pair or ()), file=file, kind=input_format
+    )
+    base = Base(
+        model=model,
+        offline=offline,
+        device=device,
+        precision=precision,
+        other_weights=other_weights,
+    )
+    output = "json" if as_json else format_
+    for piece in models.predict(run, results, source, base, output, batch_size):
+        sys.stdout.write(piece)
+        sys.stdout.flush()

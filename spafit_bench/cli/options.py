@@ -1,0 +1,96 @@
+"""Options that several commands share, and what their arguments complete to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from spafit_bench.record import RunRecord
+
+WHAT = "What to run"
+HOW = "How to train"
+WHERE = "Where and how it computes"
+KEEP = "What is kept"
+
+
+def complete_tasks(incomplete: str) -> list[str]:
+    """Complete a task's name."""
+    from spafit_bench.tasks import TASKS
+
+    return [name for name in (*TASKS, "all") if name.startswith(incomplete)]
+
+
+def complete_methods(incomplete: str) -> list[str]:
+    """Complete a method's name."""
+    from spafit_bench.methods import method_names
+
+    return [name for name in (*method_names(), "all") if name.startswith(incomplete)]
+
+
+def complete_presets(incomplete: str) -> list[str]:
+    """Complete a preset's name."""
+    from spafit_bench.config import preset_names
+
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
+Results = Annotated[
+    Path, typer.Option("--results", help="Results folder.", rich_help_panel=KEEP, metavar="DIR")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Hub name, checkpoint folder (safetensors), or tiny-bert. \\[bert-large-cased]",
+        rich_help_panel=WHAT,
+        metavar="NAME|PATH",
+    ),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a hub model.", rich_help_panel=WHAT)
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Never ask the hub.", rich_help_panel=WHERE)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Any setting, e.g. method.rank=8, head.pooler=full. Repeatable.",
+        rich_help_panel=HOW,
+        metavar="KEY=VALUE",
+    ),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="YAML file of settings.", rich_help_panel=HOW, metavar="FILE"),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="smoke: tiny BERT on mini-GLUE, offline, in seconds.",
+        autocompletion=complete_presets,
+        rich_help_panel=HOW,
+    ),
+]
+
+
+def exit_if_any_failed(records: Sequence[RunRecord]) -> None:
+    """Exit with code 1 if a run did not finish."""
+    if any(record.status != "done" for record in records):
+        raise typer.Exit(1)
+
+
+def given(flags: dict[str, Any]) -> dict[str, Any]:
+    """Leave out flags that were not given."""
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def print_text(text: str) -> None:
+    """Print as it is, ending in a newline."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")

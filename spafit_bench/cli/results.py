@@ -1,0 +1,120 @@
+"""Commands that read results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spafit_bench.cli.app import app
+from spafit_bench.cli.options import Json, Results, complete_methods, print_text
+
+
+@app.command(epilog="Example: `spafit-bench table --format latex --out scores.tex`")
+def table(
+    results: Results = Path("results"),
+    format_: Annotated[
+        str, typer.Option("--format", help="Form.", metavar="terminal|md|csv|latex|html|json")
+    ] = "terminal",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Write to FILE instead of printing.", metavar="FILE"),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML of published scores to set below ours, or a shipped one: bert-large.",
+            metavar="FILE",
+        ),
+    ] = None,
+    unlike: Annotated[
+        bool,
+        typer.Option(
+            "--unlike", help="Show those of other models, splits or data as well, marked."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
+) -> None:
+    """Print tables of scores, parameters and cost; keep DIR/tables current."""
+    from spafit_bench.commands import results as commands
+
+    text = commands.table(results, "json" if as_json else format_, out, reference, unlike=unlike)
+    if text:
+        print_text(text)
+
+
+@app.command(epilog="Example: `spafit-bench submit --method spafit --out spafit.zip`")
+def submit(
+    method: Annotated[
+        str, typer.Option(help="Whose predictions.", autocompletion=complete_methods)
+    ],
+    out: Annotated[Path, typer.Option(help="The zip to write.", metavar="FILE.zip")],
+    results: Results = Path("results"),
+    seed: Annotated[int | None, typer.Option(help="Seed. \\[each task's best dev score]")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Which model's runs, where there are several.")
+    ] = None,
+    setting: Annotated[
+        str | None,
+        typer.Option(
+            help="Which settings' or data's runs, where there are several: part of their text, "
+            "such as 'lr 1e-3'.",
+            metavar="TEXT",
+        ),
+    ] = None,
+    fill_majority: Annotated[
+        bool,
+        typer.Option(
+            "--fill-majority", help="Fill missing files with the official dev set's majority class."
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the GLUE server's zip of eleven files from test predictions, and check every row."""
+    from spafit_bench.commands import results as commands
+    from spafit_bench.submit import SubmitRequest
+
+    request = SubmitRequest(
+        method=method, seed=seed, model=model, setting=setting, fill_majority=fill_majority
+    )
+    print_text(commands.submit(results, request, out, as_json=as_json))
+
+
+@app.command(epilog="Example: `spafit-bench compare spafit lora bitfit --results results`")
+def compare(
+    methods: Annotated[
+        list[str] | None,
+        typer.Argument(help="Two or more methods, as the tables name them.", metavar="A B [C...]"),
+    ] = None,
+    results: Results = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Say whether A is better than B: paired tests per task and overall."""
+    from spafit_bench.commands import results as commands
+
+    print_text(commands.compare(methods or (), results, as_json=as_json))
+
+
+@app.command(name="list", epilog="Example: `spafit-bench list runs --json`")
+def list_(
+    what: Annotated[str, typer.Argument(help="tasks, methods, models or runs.")],
+    results: Results = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """List tasks, methods, models or runs."""
+    from spafit_bench.commands import results as commands
+
+    print_text(commands.list_things(what, results, as_json=as_json))
+
+
+@app.command(epilog="Example: `spafit-bench show mrpc-spafit` (any unambiguous beginning)")
+def show(
+    run_id: Annotated[str, typer.Argument(help="A run, or the beginning of its name.")],
+    results: Results = Path("results"),
+    as_json: Json = False,
+) -> None:
+    """Show one run in full."""
+    from spafit_bench.commands import results as commands
+
+    print_text(commands.show(run_id, results, as_json=as_json))

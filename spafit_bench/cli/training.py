@@ -1,0 +1,279 @@
+"""Commands that train: run and demo."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spafit_bench.cli.app import app
+from spafit_bench.cli.options import (
+    HOW,
+    KEEP,
+    WHAT,
+    WHERE,
+    ConfigFile,
+    Json,
+    Model,
+    Offline,
+    Preset,
+    Results,
+    Revision,
+    Set,
+    complete_methods,
+    complete_tasks,
+    exit_if_any_failed,
+    given,
+    print_text,
+)
+
+
+@app.command(
+    epilog="Example: `spafit-bench run --task mrpc,rte --method spafit,lora --seed 0,1,2` "
+    "(a finished run is not repeated)"
+)
+def run(
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Task, comma list, or all.",
+            autocompletion=complete_tasks,
+            rich_help_panel=WHAT,
+            metavar="T[,T]|all",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Method, comma list, all, a YAML file, or one line such as "
+            "'0-4:frozen;5-9:bias;10-23:lora(query+value,r=8,alpha=16)'.",
+            autocompletion=complete_methods,
+            rich_help_panel=WHAT,
+            metavar="M[,M]|all",
+        ),
+    ] = None,
+    model: Model = None,
+    revision: Revision = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="hub, mini, or a folder: hub parquet, GLUE TSV, CSV/JSONL. \\[hub]",
+            rich_help_panel=WHAT,
+            metavar="hub|mini|PATH",
+        ),
+    ] = None,
+    seed: Annotated[
+        str | None, typer.Option(help="Seed or comma list. \\[0]", rich_help_panel=WHAT)
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Train on the first N examples; dev stays whole.", rich_help_panel=WHAT),
+    ] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    assignments: Set = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", rich_help_panel=HOW)
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Epochs.", rich_help_panel=HOW)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples per optimizer step.", rich_help_panel=HOW)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens per example at most.", rich_help_panel=HOW)
+    ] = None,
+    warmup: Annotated[
+        float | None,
+        typer.Option(help="Fraction of steps if below 1, else steps.", rich_help_panel=HOW),
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Decoupled weight decay.", rich_help_panel=HOW)
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            help="Report the last evaluation or the best (optimistic).",
+            rich_help_panel=HOW,
+            metavar="last|best",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: bf16 where the hardware has it.",
+            rich_help_panel=WHERE,
+            metavar="auto|fp32|bf16|fp16",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device.", rich_help_panel=WHERE, metavar="auto|cpu|cuda:i"),
+    ] = None,
+    offline: Offline = False,
+    results: Results = Path("results"),
+    predict_test: Annotated[
+        bool | None,
+        typer.Option(
+            "--predict-test/--no-predict-test",
+            help="Predict the test sets at the end.",
+            rich_help_panel=KEEP,
+        ),
+    ] = None,
+    save_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Trained tensors to keep: of all evaluations, the reported one, or none.",
+            rich_help_panel=KEEP,
+            metavar="all|best|none",
+        ),
+    ] = None,
+    measure_forgetting: Annotated[
+        bool,
+        typer.Option(
+            "--measure-forgetting",
+            help="Record how far each layer moved from the pretrained one.",
+            rich_help_panel=KEEP,
+        ),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Repeat finished runs.", rich_help_panel=KEEP)
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="Repeat failed and diverged runs.", rich_help_panel=KEEP
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run, with estimates; run nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train and evaluate one or more methods on one or more tasks."""
+    from spafit_bench.commands import training
+    from spafit_bench.requests import RunRequest
+
+    train = {
+        "learning_rate": lr,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "warmup": warmup,
+        "weight_decay": weight_decay,
+    }
+    flags = {
+        "model": model,
+        "revision": revision,
+        "data": data,
+        "offline": offline or None,
+        "limit": limit,
+        "select": select,
+        "precision": precision,
+        "device": device,
+        "predict_test": predict_test,
+        "save_weights": save_weights,
+        "measure_forgetting": measure_forgetting or None,
+        "train": given(train) or None,
+    }
+    request = RunRequest(
+        task=task,
+        method=method,
+        seed=seed,
+        preset=preset,
+        config=config,
+        assignments=tuple(assignments or ()),
+        flags=given(flags),
+    )
+    runs = training.prepare_runs(request)
+    if dry_run:
+        print_text(training.dry_run(runs, results, as_json=as_json))
+        return
+    records, text = training.run(
+        runs, results, force=force, retry_failed=retry_failed, as_json=as_json
+    )
+    print_text(text)
+    exit_if_any_failed(records)
+
+
+@app.command(epilog="Offline, on two CPU cores, in minutes; finished runs are not repeated.")
+def demo(results: Results = Path("results/demo"), as_json: Json = False) -> None:
+    """Show it all: nine tasks x four methods on a tiny BERT and mini-GLUE."""
+    from spafit_bench.commands import training
+
+    records, text = training.demo(results, as_json=as_json)
+    print_text(text)
+    exit_if_any_failed(records)
+
+
+@app.command(
+    epilog="Examples: `spafit-bench sweep paper --dry-run` and `spafit-bench sweep my.yaml`"
+)
+def sweep(
+    config: Annotated[
+        str, typer.Argument(help="YAML file, or a shipped one: paper, smoke.", metavar="CONFIG")
+    ],
+    results: Results = Path("results"),
+    model: Model = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Instead of the file's.", rich_help_panel=WHAT, metavar="hub|mini|PATH"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device.", rich_help_panel=WHERE, metavar="auto|cpu|cuda:i"),
+    ] = None,
+    offline: Offline = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes that share the runs; CPU threads are divided, GPUs go round.",
+            rich_help_panel=WHERE,
+        ),
+    ] = 1,
+    shard: Annotated[
+        str,
+        typer.Option(
+            help="This part of the cells, for a scheduler's array.",
+            rich_help_panel=WHERE,
+            metavar="i/n",
+        ),
+    ] = "1/1",
+    force: Annotated[
+        bool, typer.Option("--force", help="Repeat finished runs.", rich_help_panel=KEEP)
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="Repeat failed and diverged runs.", rich_help_panel=KEEP
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would run, with estimates; run nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Carry out a matrix of runs; the same command goes on after a stop."""
+    from spafit_bench.commands import training
+
+    flags = given({"model": model, "data": data, "device": device, "offline": offline or None})
+    request = training.SweepRequest(
+        config=config,
+        results=results,
+        shard=shard,
+        force=force,
+        retry_failed=retry_failed,
+        flags=flags,
+    )
+    if dry_run:
+        print_text(training.sweep_dry_run(request, as_json=as_json))
+    elif jobs > 1:
+        code = training.sweep_workers(request, [*sys.argv[1:], "--jobs", "1"], jobs)
+        if code:
+            raise typer.Exit(code)
+    else:
+        records, text = training.sweep(request, as_json=as_json)
+        print_text(text)
+        exit_if_any_failed(records)

@@ -1,0 +1,1 @@
+"""What each command does, given its flags; mostly returns text for stdout."""

@@ -1,0 +1,46 @@
+"""What `plan` does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spafit_bench.commands.output import to_json
+from spafit_bench.errors import UserError
+from spafit_bench.requests import RunRequest, run_configs
+
+if TYPE_CHECKING:
+    pass
+
+
+def plan(request: RunRequest, *, as_json: bool) -> str:
+    """Show what a method trains in a model."""
+    from spafit_bench.tasks import get_task
+
+    two_labels = request.task is None
+    request = replace(request, task=request.task or "mrpc")
+    configs = run_configs(request)
+    if len(configs) > 1:
+        raise UserError("plan shows one method (and task) at a time; name one, not several")
+    config = configs[0]
+    from spafit_bench.checkpoint import find_checkpoint
+    from spafit_bench.plan_view import plan_json, plan_picture
+    from spafit_bench.prepare import model_shapes, plan_method
+
+    task = get_task(config.task)
+    checkpoint = find_checkpoint(
+        config.model, revision=config.revision, offline=config.offline, weights=False
+    )
+    made, warnings = plan_method(
+        config.resolved_method(),
+        checkpoint,
+        model_shapes(checkpoint, task),
+        fresh_pooler=config.head.pooler_init == "fresh",
+    )
+    name = Path(config.model).name if Path(config.model).is_dir() else config.model
+    if as_json:
+        body = plan_json(made, name, task.num_labels) | {"warnings": list(warnings)}
+        return to_json(body if two_labels else body | {"task": task.name})
+    text = plan_picture(made, checkpoint.architecture, name, task.num_labels)
+    return text + "".join(f"warning: {warning}\n" for warning in warnings)

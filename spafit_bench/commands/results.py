@@ -1,0 +1,167 @@
+"""What the commands that read results do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spafit_bench.commands.output import Listing, columns, rendered, to_json
+from spafit_bench.errors import UserError, nearest
+from spafit_bench.lookup import find_run
+from spafit_bench.store import Store
+
+if TYPE_CHECKING:
+    from spafit_bench.submit import SubmitRequest
+
+
+def table(
+    results: Path,
+    format_: str,
+    out: Path | None,
+    reference: Path | None = None,
+    *,
+    unlike: bool = False,
+) -> str:
+    """Build the tables; without `out`, also renew `DIR/tables`."""
+    from spafit_bench.references import read_references
+    from spafit_bench.store import replacing
+    from spafit_bench.tables import build_tables
+    from spafit_bench.tables.render import FORMATS, render, write_tables
+
+    if format_ not in FORMATS:
+        raise UserError(f"--format {format_}: {nearest(format_, FORMATS)}")
+    references = None if reference is None else read_references(reference)
+    records = Store(results).records()
+    if not records:
+        raise UserError(
+            f"--results {results}: no runs here; make one with `spafit-bench run --task mrpc "
+            "--method spafit --preset smoke`"
+        )
+    tables = build_tables(records, references, unlike=unlike)
+    try:
+        if out is not None:
+            with replacing(out) as temporary:
+                temporary.write_text(render(tables, format_, None), encoding="utf-8")
+            return ""
+        Store(results).rebuild_csv()
+        folder = results / "tables"
+        folder.mkdir(exist_ok=True)
+        files = write_tables(tables)
+        for stale in [*folder.glob("*.csv"), *folder.glob("*.md")]:
+            if stale.name not in files:
+                stale.unlink()
+        for name, content in files.items():
+            with replacing(folder / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out or results}: cannot be written ({error.strerror})") from None
+    return rendered(tables, format_)
+
+
+def submit(results: Path, request: SubmitRequest, out: Path, *, as_json: bool) -> str:
+    """Write the GLUE server's zip; say which run each file is of."""
+    from spafit_bench.submit import SEED_RULE, build_submission
+
+    submission = build_submission(Store(results), request)
+    submission.write(out)
+    for warning in submission.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    files = [file.as_dict() for file in submission.files]
+    rule = f"{request.seed} for all" if request.seed is not None else SEED_RULE
+    head = {"out": str(out), "method": submission.label, "model": submission.model}
+    if as_json:
+        more = {"data": submission.data, "seed_rule": rule, "warnings": submission.warnings}
+        return to_json(head | more | {"files": files})
+    rows = [
+        file
+        | {"run": file["run_id"] or f"{file['filled_with']} everywhere: {file['filled_because']}"}
+        | {"dev": None if file["dev_score"] is None else f"{100 * file['dev_score']:.2f}"}
+        for file in files
+    ]
+    listing = columns(Listing(("file", "rows", "seed", "dev", "run"), rows))
+    title = f"{submission.label} ({submission.model}, {submission.data}); seed: {rule}"
+    return f"{title}\n\n{listing}\n\n{out}: {len(files)} files, every row checked"
+
+
+def compare(names: Sequence[str], results: Path, *, as_json: bool) -> str:
+    """Say whether one method is better than another, and on what grounds."""
+    from spafit_bench.compare import compare
+    from spafit_bench.compare_view import comparison_json, comparison_text
+
+    found = compare(Store(results), names)
+    return comparison_json(found) if as_json else comparison_text(found)
+
+
+def list_things(what: str, results: Path, *, as_json: bool) -> str:
+    """List tasks, methods, models or runs."""
+    kinds: dict[str, Callable[[], Listing]] = {
+        "tasks": _list_tasks,
+        "methods": _list_methods,
+        "models": _list_models,
+        "runs": partial(_list_runs, results),
+    }
+    if what not in kinds:
+        raise UserError(f"cannot list {what!r}: {nearest(what, kinds)}")
+    listing = kinds[what]()
+    if as_json:
+        return to_json({what: listing.rows})
+    return columns(listing)
+
+
+def _list_tasks() -> Listing:
+    from spafit_bench.tasks import TASKS
+
+    rows = [
+        {
+            "task": task.name,
+            "title": task.title,
+            "metrics": "+".join(task.metrics),
+            "outputs": task.num_labels,
+            "train": task.rows["train"],
+            "dev": "+".join(str(task.rows[split]) for split in task.dev_splits),
+            "text": ", ".join(task.text_columns),
+        }
+        for task in TASKS.values()
+    ]
+    return Listing(tuple(rows[0]), rows)
+
+
+def _list_methods() -> Listing:
+    from spafit_bench.methods import get_method, method_names
+
+    rows = []
+    for name in method_names():
+        method = get_method(name)
+        rows.append({"method": name, "strata": method.spec, "description": method.description})
+    return Listing(("method", "strata"), rows)
+
+
+def _list_models() -> Listing:
+    from spafit_bench.architectures import ARCHITECTURES
+    from spafit_bench.checkpoint import SHIPPED_MODELS
+
+    rows = [{"model": name, "where": "inside the package"} for name in SHIPPED_MODELS]
+    rows += [
+        {"model": f"any {kind}", "where": "hub name or folder (model_type in config.json)"}
+        for kind in sorted(ARCHITECTURES)
+    ]
+    return Listing(("model", "where"), rows)
+
+
+def _list_runs(results: Path) -> Listing:
+    rows = [record.model_dump(mode="json") for record in Store(results).records()]
+    columns = ("run_id", "status", "task", "method", "model", "seed", "score", "trainable_percent")
+    return Listing(columns, rows)
+
+
+def show(run_id: str, results: Path, *, as_json: bool) -> str:
+    """Show one run, named by any unambiguous beginning."""
+    found = find_run(run_id, Store(results))
+    if as_json:
+        return to_json(found.record.model_dump(mode="json"))
+    from spafit_bench.run_view import run_text
+
+    return run_text(found.record, found.folder)

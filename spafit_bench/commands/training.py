@@ -1,0 +1,179 @@
+"""What `run`, `demo` and `sweep` do."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spafit_bench.commands.output import rendered, to_json
+from spafit_bench.record import RunRecord
+from spafit_bench.requests import RunRequest, run_configs
+from spafit_bench.store import Store
+
+if TYPE_CHECKING:
+    from spafit_bench.matrix import MatrixResult
+    from spafit_bench.prepare import PreparedRun
+    from spafit_bench.sweep import Sweep
+
+
+def prepare_runs(request: RunRequest) -> list[PreparedRun]:
+    """Find and check the inputs of every requested run, before the first one starts."""
+    configs = run_configs(request)
+    from spafit_bench.prepare import Preparer
+
+    preparer = Preparer()
+    return [preparer.prepare(config) for config in configs]
+
+
+def run(
+    runs: Sequence[PreparedRun],
+    results: Path,
+    *,
+    force: bool,
+    retry_failed: bool,
+    as_json: bool,
+) -> tuple[list[RunRecord], str]:
+    """Carry out runs; return their records, and tables (or JSON) of them."""
+    from spafit_bench.progress import ProgressView
+    from spafit_bench.run import Options, run_all
+
+    view = ProgressView()
+    try:
+        options = Options(force=force, retry_failed=retry_failed)
+        records = run_all(runs, Store(results), view, options)
+    finally:
+        view.close()
+    if as_json:
+        bodies = [record.model_dump(mode="json") for record in records]
+        return records, to_json(bodies[0] if len(bodies) == 1 else {"runs": bodies})
+    return records, _summary(records, results)
+
+
+def _summary(records: Sequence[RunRecord], results: Path) -> str:
+    done = [record for record in records if record.status == "done"]
+    lines = [f"{len(done)} of {len(records)} runs done; records in {results / 'runs'}"]
+    lines += [f"{r.run_id}: {r.status} ({r.reason})" for r in records if r.status != "done"]
+    if not done:
+        return "\n".join(lines)
+    from spafit_bench.tables import build_tables
+
+    scores = [table for table in build_tables(done) if table.kind == "scores"]
+    return rendered(scores, "terminal") + "\n" + "\n".join(lines)
+
+
+DEMO_METHODS = "full,bitfit,lora,spafit"
+
+_NEXT = """
+What to try next
+  spafit-bench show mrpc-spafit --results {results}
+      one of these runs in full
+  spafit-bench plan --method spafit
+      what SPAFIT trains in BERT-large-cased, layer by layer
+  spafit-bench run --task mrpc --method "0-1:frozen;2-5:lora(value,r=8,alpha=16)" --preset smoke
+      a method of your own, in one line
+  spafit-bench run --task mrpc --method spafit,lora --seed 0-2
+      the real thing: GLUE and BERT-large-cased from the hub
+"""
+
+
+def demo(results: Path, *, as_json: bool) -> tuple[list[RunRecord], str]:
+    """Run every task with four methods on the package's own model and data; tables of all."""
+    from spafit_bench.commands.results import table
+
+    runs = prepare_runs(RunRequest(task="all", method=DEMO_METHODS, preset="smoke"))
+    records, text = run(runs, results, force=False, retry_failed=False, as_json=as_json)
+    if not as_json:
+        text = table(results, "terminal", None) + _NEXT.format(results=results)
+    return records, text
+
+
+def dry_run(runs: Sequence[PreparedRun], results: Path, *, as_json: bool) -> str:
+    """Say what would run and what it would cost, about."""
+    from spafit_bench.forecast import forecast
+
+    store = Store(results)
+    finished = {
+        r.run_id for r in runs if (found := store.find(r.run_id)) and found.status == "done"
+    }
+    rows = [forecast(prepared, finished=prepared.run_id in finished) for prepared in runs]
+    if as_json:
+        return to_json({"runs": [row.as_dict() for row in rows]})
+    from spafit_bench.forecast import forecast_table
+
+    return forecast_table(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRequest:
+    """The flags of `sweep`."""
+
+    config: str
+    results: Path
+    shard: str
+    force: bool = False
+    retry_failed: bool = False
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+    def sweep(self) -> Sweep:
+        """Read the sweep."""
+        from spafit_bench.sweep import parse_shard, read_sweep, sweep_path
+
+        found = read_sweep(sweep_path(self.config), self.flags)
+        return replace(found, shard=parse_shard(self.shard))
+
+
+def sweep(request: SweepRequest, *, as_json: bool) -> tuple[list[RunRecord], str]:
+    """Carry out a sweep, or the rest of it."""
+    matrix = request.sweep()
+    from spafit_bench.matrix import run_sweep
+    from spafit_bench.progress import ProgressView
+    from spafit_bench.run import Options
+
+    view = ProgressView()
+    options = Options(force=request.force, retry_failed=request.retry_failed)
+    try:
+        done = run_sweep(matrix, Store(request.results), view, options)
+    finally:
+        view.close()
+    if as_json:
+        return [*done.records], to_json({"runs": [r.model_dump(mode="json") for r in done.records]})
+    return [*done.records], _sweep_summary(request, done)
+
+
+def _sweep_summary(request: SweepRequest, done: MatrixResult) -> str:
+    lines = [
+        f"chosen for {group.method} on {group.task}: "
+        + ("none, every trial failed or collapsed" if value is None else str(value))
+        for group, value in done.chosen.items()
+    ]
+    failed = [record for record in done.records if record.status != "done"]
+    lines += [f"{r.run_id}: {r.status} ({r.reason})" for r in failed]
+    lines.append(f"{len(done.records) - len(failed)} of {len(done.records)} runs done")
+    if failed:
+        results = shlex.quote(str(request.results))
+        again = f"spafit-bench sweep {shlex.quote(request.config)} --results {results}"
+        lines.append(f"to try the others again: {again} --retry-failed")
+    else:
+        lines.append(f"next: spafit-bench table --results {shlex.quote(str(request.results))}")
+    return "\n".join(lines)
+
+
+def sweep_dry_run(request: SweepRequest, *, as_json: bool) -> str:
+    """Say what a sweep would run and what it would take, about."""
+    matrix = request.sweep()
+    from spafit_bench.matrix import planned_runs
+
+    return dry_run(planned_runs(matrix), request.results, as_json=as_json)
+
+
+def sweep_workers(request: SweepRequest, arguments: Sequence[str], jobs: int) -> int:
+    """Carry out a sweep in several processes; return the worst exit code."""
+    request.sweep()
+    import torch
+
+    from spafit_bench.matrix import run_workers
+
+    return run_workers(arguments, jobs, torch.cuda.device_count())

@@ -1,0 +1,155 @@
+"""What is compared: rows of one table, found by name, and the predictions of their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spafit_bench.errors import UserError, nearest
+from spafit_bench.record import RunRecord
+from spafit_bench.stats import METRICS
+from spafit_bench.tables.settings import Group, Setting
+from spafit_bench.tasks import Task
+
+_TOLERANCE = 1e-5
+"""Largest gap between a recorded metric and the same from the kept predictions, native scale:
+scores of regression tasks pass through 32-bit floats."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Rows of one table."""
+
+    group: Group
+    rows: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run said of each dev split."""
+
+    labels: Mapping[str, np.ndarray]
+    """Split -> (n,)."""
+    predictions: Mapping[str, np.ndarray]
+    """Split -> (n,)."""
+
+
+class UnusablePredictionsError(Exception):
+    """The predictions of a run are missing or damaged; the message says which, for people."""
+
+
+def choose_rows(groups: Sequence[Group], names: Sequence[str]) -> tuple[Chosen, ...]:
+    """Find the tables that have every named row.
+
+    A name is a row's label as tables print it (the dot may be left out), or that of a method with a
+    single row.
+
+    Raises:
+        UserError: fewer than two rows; no table has them all; or a name stands for several rows.
+    """
+    if len(names) < 2:
+        raise UserError(
+            "compare needs two methods or more, as in `spafit-bench compare spafit lora`"
+        )
+    found, ambiguous = [], []
+    for group in groups:
+        matches = [_matches(group, name) for name in names]
+        if all(len(rows) == 1 for rows in matches):
+            found.append(Chosen(group, tuple(rows[0] for rows in matches)))
+        elif all(matches):
+            ambiguous += [(n, rows) for n, rows in zip(names, matches, strict=True) if rows[1:]]
+    if not found:
+        raise _not_found(groups, names, ambiguous)
+    for chosen in found:
+        if len(set(chosen.rows)) < len(names):
+            raise UserError(f"compare {' '.join(names)}: a method is named twice; name each once")
+    return tuple(found)
+
+
+def _matches(group: Group, name: str) -> list[Setting]:
+    wanted = _plain(name)
+    exact = [row for row in group.rows if _plain(row.label) == wanted]
+    return exact or [row for row in group.rows if _plain(row.method) == wanted]
+
+
+def _plain(label: str) -> str:
+    return " ".join(label.replace("·", " ").casefold().split())
+
+
+def _not_found(
+    groups: Sequence[Group],
+    names: Sequence[str],
+    ambiguous: Sequence[tuple[str, Sequence[Setting]]],
+) -> UserError:
+    if ambiguous:
+        name, rows = ambiguous[0]
+        listed = "".join(f"\n  {row.label!r}" for row in rows)
+        return UserError(f"{name!r} is {len(rows)} rows of the table; name one of them:{listed}")
+    if not groups:
+        return UserError(
+            "no run has finished, so there is nothing to compare: make runs with "
+            f"`spafit-bench run --task mrpc --method {','.join(names)} --seed 0,1,2`"
+        )
+    labels = sorted({row.label for group in groups for row in group.rows})
+    for name in names:
+        if not any(_matches(group, name) for group in groups):
+            return UserError(f"no finished run of {name!r}: {nearest(name, labels)}")
+    tables = "".join(
+        f"\n  {group.model}, {group.data}: {', '.join(row.label for row in group.rows)}"
+        for group in groups
+    )
+    return UserError(
+        f"no table (same weights, same data) has all of {', '.join(names)}; the tables are:{tables}"
+    )
+
+
+def _read(path: Path, task: Task) -> Predictions:
+    import pandas as pd
+    from pyarrow import ArrowException
+
+    columns = ["split", "index", "label", "prediction"]
+    try:
+        frame = pd.read_parquet(
+            path, columns=columns, filters=[("split", "in", list(task.dev_splits))]
+        )
+    except FileNotFoundError:
+        raise UnusablePredictionsError("no predictions.parquet") from None
+    except (OSError, ValueError, KeyError, TypeError, ArrowException):
+        raise UnusablePredictionsError("predictions.parquet is damaged") from None
+    labels, predictions = {}, {}
+    for split in task.dev_splits:
+        rows = frame[frame["split"] == split].sort_values("index")
+        labels[split] = rows["label"].to_numpy(dtype=np.float64, na_value=np.nan)
+        predictions[split] = rows["prediction"].to_numpy(dtype=np.float64, na_value=np.nan)
+        whole = np.array_equal(rows["index"], np.arange(len(rows))) and len(rows) > 0
+        if not whole or not np.isfinite([labels[split], predictions[split]]).all():
+            raise UnusablePredictionsError(f"predictions.parquet lacks examples of {split}")
+    return Predictions(labels, predictions)
+
+
+def read_predictions(runs: Path, record: RunRecord, task: Task) -> Predictions:
+    """Read a run's dev predictions and make sure that they are those its record scores.
+
+    Args:
+        runs: folder of the run folders.
+        record: the run.
+        task: its task.
+
+    Raises:
+        UnusablePredictionsError: missing, damaged, or of another run.
+    """
+    found = _read(runs / record.run_id / "predictions.parquet", task)
+    for split in task.dev_splits:
+        labels, models = found.labels[split], found.predictions[split][None]
+        for metric in task.metrics:
+            value = float(METRICS[metric](np.ones((1, len(labels))), models, labels)[0])
+            recorded = record.metrics.get(split, {}).get(metric)
+            if recorded is None or abs(value - recorded) > _TOLERANCE:
+                raise UnusablePredictionsError(
+                    f"predictions.parquet gives {split} {metric} {value:.4f}, its record "
+                    f"{'none' if recorded is None else f'{recorded:.4f}'}"
+                )
+    return found

@@ -1,0 +1,357 @@
+"""Two rows of a table on one task: how far apart, and against which noise."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from spafit_bench import stats
+from spafit_bench.compare_inputs import (
+    Chosen,
+    Predictions,
+    UnusablePredictionsError,
+    read_predictions,
+)
+from spafit_bench.record import RunRecord
+from spafit_bench.stats import Interval, Resamples, Significance
+from spafit_bench.store import Store
+from spafit_bench.tables.cells import Mark, Sample, marks_of, mean_of, sample_of, sd_of
+from spafit_bench.tables.settings import Setting
+from spafit_bench.tasks import TASKS, Task
+
+ALPHA = 0.05
+"""Rate of false alarms in each family of tests."""
+SEED = 0
+"""Of every bootstrap and randomisation, together with the names of what is compared."""
+
+Unit = Literal["seeds", "differing examples", "tasks"]
+Key = TypeVar("Key", bound=Hashable)
+Rows = tuple[Setting, Setting]
+RunPair = tuple[RunRecord, RunRecord]
+Models = tuple[Predictions, Predictions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """A test within its family, or why there is none."""
+
+    test: str = ""
+    n: int = 0
+    unit: Unit = "seeds"
+    p: float | None = None
+    """None where the sample could not have reached significance."""
+    holm: float | None = None
+    """Adjusted for the tests of the family."""
+    separable: bool | None = None
+    needs: int | None = None
+    """How many of the unit would allow a test, where there is none."""
+
+
+UNTESTED = Tested()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One method on one task."""
+
+    label: str
+    seeds: tuple[int, ...]
+    mean: float
+    """Of the task's score, times 100, as in the tables."""
+    sd: float | None
+    t_interval: Interval | None
+    bootstrap_interval: Interval | None
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """A difference between means over training runs."""
+
+    paired: bool
+    seeds: tuple[int, ...]
+    """The pairs; empty where the runs are not paired."""
+    difference: float
+    """First minus second, in points (score times 100)."""
+    interval: Interval | None
+    effect: tuple[float, Interval] | None
+    """Hedges' g of the paired differences."""
+    ahead: int
+    """Pairs in which the first is ahead."""
+    tested: Tested = UNTESTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedPair:
+    """McNemar's test of the accuracy of one pair of models."""
+
+    runs: tuple[str, str]
+    only_first: int
+    only_second: int
+    tested: Tested
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPredictions:
+    """A difference between the same trained models over dev examples."""
+
+    pairs: int
+    """Pairs of models whose predictions were used."""
+    difference: float | None = None
+    interval: Interval | None = None
+    mcnemar: tuple[SeedPair, ...] = ()
+    missing: tuple[str, ...] = ()
+    """Predictions that could not be used, and why."""
+    tested: Tested = UNTESTED
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskComparison:
+    """Two methods on one task."""
+
+    task: str
+    first: Side
+    second: Side
+    over_seeds: OverSeeds
+    on_predictions: OnPredictions
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What tests say before they have met their families."""
+
+    seeds: Significance | None
+    resamples: Resamples | None
+    tasks: Significance | None = None
+
+    @property
+    def predictions(self) -> Significance | None:
+        """The test that the resamples make."""
+        return None if self.resamples is None else stats.randomization(self.resamples)
+
+
+class Bench:
+    """Measures pairs of rows, reading each run's predictions once."""
+
+    def __init__(self, store: Store, chosen: Chosen) -> None:
+        self.chosen = chosen
+        self._store = store
+        self._read: dict[str, Predictions | str] = {}
+        pairs = list(combinations(chosen.rows, 2))
+        self.shared = {pair: self.shared_tasks(pair) for pair in pairs}
+        # so many draws that the smallest p-value withstands Holm's correction
+        self.resamples = max(stats.RESAMPLES, 40 * sum(map(len, self.shared.values())))
+
+    def shared_tasks(self, rows: Sequence[Setting]) -> tuple[Task, ...]:
+        """Tasks on which every row has a score."""
+        return tuple(task for task in TASKS.values() if all(self.sample(row, task) for row in rows))
+
+    def runs(self, row: Setting, task: Task) -> dict[int, RunRecord]:
+        """Scored runs of a row, by seed."""
+        runs = self.chosen.group.rows[row].get(task.name, ())
+        return {run.seed: run for run in runs if task.score(run.metrics) is not None}
+
+    def sample(self, row: Setting, task: Task) -> Sample:
+        """Score of each seed, times 100."""
+        found = sample_of(self.runs(row, task).values(), lambda run: task.score(run.metrics))
+        return {seed: 100 * value for seed, value in found.items()}
+
+    def measure(self, pair: Rows, task: Task) -> tuple[TaskComparison, Evidence]:
+        """Compare two rows on one task."""
+        means, seeds = over_seeds(*(self.sample(row, task) for row in pair))
+        on_predictions, resamples = self._on_predictions(pair, task, means.seeds)
+        comparison = TaskComparison(
+            task=task.name,
+            first=self._side(pair[0], task),
+            second=self._side(pair[1], task),
+            over_seeds=means,
+            on_predictions=on_predictions,
+        )
+        return comparison, Evidence(seeds, resamples)
+
+    def _side(self, row: Setting, task: Task) -> Side:
+        sample, several = self.sample(row, task), len(self.sample(row, task)) >= stats.LEAST_SEEDS
+        values = np.array(list(sample.values()))
+        return Side(
+            label=row.label,
+            seeds=tuple(sorted(sample)),
+            mean=mean_of(sample),
+            sd=sd_of(sample),
+            t_interval=stats.t_interval(values) if several else None,
+            bootstrap_interval=stats.bootstrap_interval(values, seed=stream(task.name, row.label)),
+            marks=marks_of(list(self.runs(row, task).values())),
+        )
+
+    def _on_predictions(
+        self, pair: Rows, task: Task, seeds: Sequence[int]
+    ) -> tuple[OnPredictions, Resamples | None]:
+        """Resample the dev set under the paired models, or without pairs under as many of each."""
+        sides = [self.runs(row, task) for row in pair]
+        picked = [
+            [runs[s] for s in seeds] if seeds else [runs[s] for s in sorted(runs)] for runs in sides
+        ]
+        usable, missing = self._usable(list(zip(*picked, strict=False)), task)
+        if not usable:
+            return OnPredictions(pairs=0, missing=missing), None
+        sign = 1 if pair[0].label <= pair[1].label else -1
+        parts = [
+            stats.resample_predictions(
+                usable[0][1][0].labels[split],
+                _stacked([models for _, models in usable], split, sign),
+                task.metrics,
+                seed=stream(task.name, split, *sorted(row.label for row in pair)),
+                resamples=self.resamples,
+            )
+            for split in task.dev_splits
+        ]
+        together = stats.mean_resamples(parts)
+        resamples = replace(
+            together, observed=sign * together.observed, bootstrap=sign * together.bootstrap
+        )
+        mcnemar = _mcnemar(usable, task)
+        return describe_predictions(resamples, len(usable), mcnemar, missing), resamples
+
+    def _usable(
+        self, pairs: Sequence[RunPair], task: Task
+    ) -> tuple[list[tuple[RunPair, Models]], tuple[str, ...]]:
+        usable: list[tuple[RunPair, Models]] = []
+        missing: dict[str, None] = {}
+        for pair in pairs:
+            found = [self._predictions(run, task) for run in pair]
+            models = [item for item in found if isinstance(item, Predictions)]
+            missing |= {
+                f"{run.run_id}: {why}": None
+                for run, why in zip(pair, found, strict=True)
+                if isinstance(why, str)
+            }
+            if len(models) == 2 and not all(
+                _same_labels(m, usable[0][1][0] if usable else models[0]) for m in models
+            ):
+                missing[f"{pair[0].run_id}: its dev labels are not those of the other runs"] = None
+            elif len(models) == 2:
+                usable.append((pair, (models[0], models[1])))
+        return usable, tuple(missing)
+
+    def _predictions(self, run: RunRecord, task: Task) -> Predictions | str:
+        if run.run_id not in self._read:
+            try:
+                self._read[run.run_id] = read_predictions(self._store.runs, run, task)
+            except UnusablePredictionsError as error:
+                self._read[run.run_id] = str(error)
+        return self._read[run.run_id]
+
+
+def over_seeds(first: Sample, second: Sample) -> tuple[OverSeeds, Significance | None]:
+    """Compare means over runs: paired where three seeds or more are common, or all are.
+
+    Args:
+        first: seed -> points.
+        second: likewise.
+    """
+    common = tuple(sorted(first.keys() & second.keys()))
+    if len(common) >= stats.LEAST_SEEDS or (common and first.keys() == second.keys()):
+        d = np.array([first[seed] - second[seed] for seed in common])
+        testable = len(d) >= stats.LEAST_SEEDS and not stats.is_constant(d)
+        paired = OverSeeds(
+            paired=True,
+            seeds=common,
+            difference=float(d.mean()),
+            interval=stats.t_interval(d) if testable else None,
+            effect=stats.hedges_g(d),
+            ahead=int(np.sum(d > 0)),
+        )
+        return paired, stats.paired_t(d)
+    a, b = np.array(list(first.values())), np.array(list(second.values()))
+    difference = float(a.mean() - b.mean())
+    unpaired = OverSeeds(
+        paired=False, seeds=(), difference=difference, interval=None, effect=None, ahead=0
+    )
+    if min(len(a), len(b)) < stats.LEAST_SEEDS or (stats.is_constant(a) and stats.is_constant(b)):
+        return unpaired, None
+    significance, interval = stats.welch(a, b)
+    return replace(unpaired, interval=interval), significance
+
+
+def family(evidence: Mapping[Key, Significance | None], unit: Unit) -> dict[Key, Tested]:
+    """Give each test its place in a family: shown if it could be significant, and Holm-adjusted.
+
+    Whether it could is decided by the smallest p-values of the family alone, never by p-values.
+    """
+    hopeful = {key: test.floor for key, test in evidence.items() if test and test.floor <= ALPHA}
+    lowest = dict(zip(hopeful, stats.holm(list(hopeful.values())), strict=True))
+    shown = {
+        key: test.p for key, test in evidence.items() if test and lowest.get(key, 1.0) <= ALPHA
+    }
+    adjusted = dict(zip(shown, stats.holm(list(shown.values())), strict=True))
+    return {
+        key: Tested(
+            test=test.test if test else "",
+            n=test.n if test else 0,
+            unit=unit,
+            p=shown.get(key),
+            holm=adjusted.get(key),
+            separable=adjusted[key] <= ALPHA if key in shown else None,
+            needs=None if key in shown else _needed(test, len(evidence)),
+        )
+        for key, test in evidence.items()
+    }
+
+
+def _needed(test: Significance | None, num_tests: int) -> int:
+    """Say how large a sample would be tested: even as the first of its family, for sign flips."""
+    if test is None or test.test.endswith(" t"):
+        return stats.LEAST_SEEDS
+    return stats.least_n(ALPHA / num_tests)
+
+
+def describe_predictions(
+    resamples: Resamples, pairs: int, mcnemar: tuple[SeedPair, ...], missing: tuple[str, ...]
+) -> OnPredictions:
+    """Write resampled differences in points."""
+    interval = stats.percentile_interval(resamples)
+    return OnPredictions(
+        pairs=pairs,
+        difference=100 * resamples.observed,
+        interval=Interval(100 * interval.low, 100 * interval.high),
+        mcnemar=mcnemar,
+        missing=missing,
+    )
+
+
+def _mcnemar(usable: Sequence[tuple[RunPair, Models]], task: Task) -> tuple[SeedPair, ...]:
+    """Test the accuracy of each pair of models; a family of their own."""
+    if "accuracy" not in task.metrics:
+        return ()
+    found = {}
+    for pair, models in usable:
+        right = [
+            np.concatenate([m.predictions[s] == m.labels[s] for s in task.dev_splits])
+            for m in models
+        ]
+        found[pair[0].run_id, pair[1].run_id] = stats.mcnemar(right[0], right[1])
+    tested = family({key: test for key, (_, _, test) in found.items()}, "differing examples")
+    return tuple(
+        SeedPair(runs=key, only_first=b, only_second=c, tested=tested[key])
+        for key, (b, c, _) in found.items()
+    )
+
+
+def _same_labels(left: Predictions, right: Predictions) -> bool:
+    return all(np.array_equal(left.labels[s], right.labels[s]) for s in left.labels)
+
+
+def _stacked(models: Sequence[Models], split: str, sign: int) -> tuple[np.ndarray, np.ndarray]:
+    """Stack the models of each method (num_models, n), in an order that naming does not change."""
+    first, second = (np.stack([pair[i].predictions[split] for pair in models]) for i in (0, 1))
+    return (first, second) if sign > 0 else (second, first)
+
+
+def stream(*names: str) -> int:
+    """Seed of what is called so: adding another method or task does not change it."""
+    return zlib.crc32("|".join((str(SEED), *names)).encode())

@@ -1,0 +1,124 @@
+"""What the scores table says around its numbers: the caption and the notes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from spafit_bench.record import RunRecord
+from spafit_bench.tables.cells import MARKS, MISSING, Row
+from spafit_bench.tables.heads import metrics_title
+from spafit_bench.tables.settings import Group
+from spafit_bench.tasks import TASKS, Task, mean_or_none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Average:
+    """A column that averages tasks."""
+
+    key: str
+    title: str
+    tasks: tuple[Task, ...]
+
+    @property
+    def coverage(self) -> str:
+        """Say how many of the tasks that could be in it are."""
+        possible = len(TASKS) if self.key == "avg" else sum(not t.note for t in TASKS.values())
+        count = len(self.tasks)
+        return f"{count} tasks" if count == possible else f"{count} of {possible}"
+
+
+def scores_caption(group: Group, rows: Sequence[Row], usual: int) -> str:
+    """Say what a number of the table is, and over how many seeds."""
+    selects = {run.select for run in group.records}
+    if len(selects) > 1:
+        when = "at the last evaluation, or where marked § at the best"
+    else:
+        when = "at the best evaluation (§)" if "best" in selects else "at the last evaluation"
+    varied = any(cell.aside for row in rows for cell in row.cells)
+    if usual == 1 and not varied:
+        return f"Dev scores times 100 {when}; one seed, so no spread."
+    seeds = f"{usual} seed{'s' * (usual != 1)}{', or n where given' * varied}"
+    return f"Dev scores times 100 {when}: mean ± sample sd over {seeds}."
+
+
+def scores_notes(
+    group: Group, rows: Sequence[Row], averages: Sequence[Average], tasks: Sequence[Task]
+) -> Iterator[str]:
+    """Explain marks, metrics and averages, and count what is left out."""
+    cells = [cell for row in rows for cell in row.cells]
+    used = {mark.name: mark for cell in cells for mark in cell.marks}
+    shared = {mark.name for cell in cells for mark in cell.marks if mark.share}
+    for name, (symbol, meaning) in MARKS.items():
+        if name in used:
+            yield f"{symbol} {meaning}" + (
+                f" ({symbol}1/3: in 1 of 3 seeds)." if name in shared else "."
+            )
+    yield from _collapse_notes(group)
+    pairs = [
+        metrics_title(metrics)
+        for metrics in dict.fromkeys(task.metrics for task in tasks if len(task.metrics) > 1)
+    ]
+    if pairs:
+        yield f"{' and '.join(pairs)}: the mean of the two metrics."
+    yield from _average_notes(tasks, rows, averages)
+    yield from (f"{task.title}: {task.note}." for task in tasks if task.note)
+    yield (
+        "Params: what trains, adapters and classifier included, in millions; %: of the base model, "
+        "adapters not counted in it."
+    )
+    yield from _left_out_notes(group)
+
+
+def _collapse_notes(group: Group) -> Iterator[str]:
+    """Where only some seeds of a cell collapsed, give its mean with and without them."""
+    for setting, cells in group.rows.items():
+        for task in TASKS.values():
+            runs = cells.get(task.name, ())
+            sound = [run for run in runs if not run.collapsed]
+            means = [mean_score(task, found) for found in (runs, sound)]
+            if len(sound) < len(runs) and None not in means:
+                yield (
+                    f"{setting.label} on {task.title}: {len(runs) - len(sound)} of {len(runs)} "
+                    f"seeds collapsed; mean {means[0]:.2f} with them, {means[1]:.2f} without."
+                )
+
+
+def mean_score(task: Task, runs: Sequence[RunRecord]) -> float | None:
+    """Mean of the task's score over runs, times 100; None for no run."""
+    mean = mean_or_none([task.score(run.metrics) for run in runs])
+    return None if mean is None else 100 * mean
+
+
+def _average_notes(
+    tasks: Sequence[Task], rows: Sequence[Row], averages: Sequence[Average]
+) -> Iterator[str]:
+    methods = [row for row in rows if row.is_method]
+    tail = [cell for row in methods for cell in row.cells[len(row.cells) - len(averages) :]]
+    if averages:
+        absent = [task.title for task in TASKS.values() if task not in tasks]
+        covered = f"{len(tasks)} of {len(TASKS)} tasks; missing {', '.join(absent)}"
+        text = f"Avg: mean over {covered if absent else f'all {len(tasks)} tasks'}"
+        several = [task.title for task in tasks if len(task.dev_splits) > 1]
+        yield text + "".join(f"; {title} counts once" for title in several) + "."
+    if averages and any(cell.marks for cell in tail):
+        yield "A mark on an average holds for at least one of its scores."
+    if any(cell.value is not None and cell.sd is None and cell.n > 1 for cell in tail):
+        yield "An average has no spread where its tasks ran different seeds."
+    if any(cell.text == MISSING for row in methods for cell in row.cells):
+        rule = "; a row that lacks a task has no average" if averages else ""
+        yield f"—: no finished run{rule}."
+
+
+def _left_out_notes(group: Group) -> Iterator[str]:
+    """Count the runs that the table does not show."""
+    lost = Counter((run.status, run.method, run.task) for run in group.left_out)
+    for (status, method, task), count in sorted(lost.items()):
+        runs = "run" if count == 1 else "runs"
+        title = TASKS[task].title if task in TASKS else task
+        yield f"Left out: {count} {status} {runs} of {method} on {title}."
+    if group.repeated:
+        count = len(group.repeated)
+        runs = "1 earlier run" if count == 1 else f"{count} earlier runs"
+        yield f"Left out: {runs} of a seed that a later run of the same setting repeats."
