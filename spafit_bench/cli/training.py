@@ -207,9 +207,7 @@ def demo(results: Results = Path("results/demo"), as_json: Json = False) -> None
     exit_if_any_failed(records)
 
 
-@app.command(
-    epilog="Examples: `spafit-bench sweep paper --dry-run` and `spafit-bench sweep my.yaml`"
-)
+@app.command(epilog="Example: `spafit-bench sweep paper --dry-run`, then without")
 def sweep(
     config: Annotated[
         str, typer.Argument(help="YAML file, or a shipped one: paper, smoke.", metavar="CONFIG")
