@@ -287,7 +287,8 @@ RunId = Callable[..., str]
 @pytest.fixture
 def run_id(checkpoint: Path, data: Path) -> RunId:
     """The name of a run with the given settings; nothing is trained."""
-    from spafit_bench.commands import RunRequest, prepare_runs
+    from spafit_bench.commands.training import prepare_runs
+    from spafit_bench.requests import RunRequest
 
     def name(*assignments: str, method: str = "lora", seed: str = "0", **flags: Any) -> str:
         given = {"model": str(checkpoint), "data": str(data), "precision": "fp32"} | flags
@@ -490,10 +491,13 @@ def test_help_is_fast_and_complete() -> None:
     code = """
 import sys
 from spafit_bench.cli import app, main
-commands = [c.name or c.callback.__name__ for c in app.registered_commands]
+commands = [[c.name or c.callback.__name__] for c in app.registered_commands]
+for group in app.registered_groups:
+    inner = [c.name or c.callback.__name__ for c in group.typer_instance.registered_commands]
+    commands += [[group.name], *([group.name, name] for name in inner)]
 assert len(commands) >= 6, commands
-for command in (None, *commands):
-    sys.argv = ["spafit-bench", *([command] if command else []), "--help"]
+for command in ([], *commands):
+    sys.argv = ["spafit-bench", *command, "--help"]
     try:
         main()
     except SystemExit as end:
