@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,8 @@ def find_run(name: str, store: Store) -> FoundRun:
     Raises:
         UserError: no such run, several, or a damaged record.
     """
-    folder = Path(name).expanduser()
-    if (folder / "record.json").is_file():
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's fails for unknown users
+    if _has_record(folder):
         return FoundRun(read_record(folder / "record.json"), folder)
     record = store.find(name) if "/" not in name else None
     if record is None:
@@ -40,6 +41,13 @@ def find_run(name: str, store: Store) -> FoundRun:
             raise _ambiguous(name, matches, store)
         record = matches[0]
     return FoundRun(record, store.runs / record.run_id)
+
+
+def _has_record(folder: Path) -> bool:
+    try:
+        return (folder / "record.json").is_file()
+    except OSError:  # too long to be a path
+        return False
 
 
 def _ambiguous(name: str, matches: Sequence[RunRecord], store: Store) -> UserError:
