@@ -145,7 +145,7 @@ def _idle_parts(method: Method, places: Mapping[str, Place]) -> list[str]:
         if not found and not method.is_preset and treatment != getattr(Method, part):
             idle.append(f"{part}:{treatment} matches nothing: this encoder has no {part}")
         if found and treatment.biases and not any(place.is_bias for place in found):
-            idle.append(f"{part}:{treatment} matches nothing: no biases there in this encoder")
+            idle.append(f"{part}:{treatment} matches nothing: this encoder has no biases there")
     return idle
 
 
@@ -221,10 +221,10 @@ def _unmatched(method: Method, layers: str, treatment: Treatment, trained: Train
     empty = [pattern for pattern, found in trained[0].items() if not found]
     if not empty:
         return []
-    problem = f"bias({'+'.join(empty)}) in layers {layers} matches nothing: no such biases"
+    problem = f"{layers}:{Treatment(biases=tuple(empty))} matches nothing"
     if method.is_preset or empty == ["all"] == list(treatment.biases):
-        return [f"{problem} in this encoder, so none train there"]
-    raise UserError(f"method {method.name!r}: {problem} in this encoder")
+        return [f"{problem}: this encoder has no such biases, so none train there"]
+    raise UserError(f"method {method.name!r}: {problem}: this encoder has no such biases")
 
 
 def _adapted(
