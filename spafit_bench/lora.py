@@ -48,7 +48,8 @@ class LoraLinear(nn.Linear):
         y: Tensor = gain * (base + update)
         if drops:  # dropout is on the change alone, never on the pretrained product
             y = base + (gain - 1) * F.linear(dropped, self.weight) + gain * update
-        return y if self.bias is None else y + self.bias
+        y = y if self.bias is None else y + self.bias
+        return y.to(base.dtype)  # under autocast, what a linear map returns
 
     @torch.no_grad()
     def _row_norm(self) -> Tensor:

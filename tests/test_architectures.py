@@ -327,6 +327,23 @@ def test_in_bf16_only_frozen_matrices_are_narrow(tmp_path: Path) -> None:
         assert narrow == (is_linear and not parameter.requires_grad), name
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_low_precision_is_near_fp32(
+    model_type: str, precision: str, folders: dict[str, Path]
+) -> None:
+    """Every treatment computes and has finite gradients in bf16 and fp16."""
+    for method in ("full", "spafit", "all:lora(all,r=2,alpha=4,dora)"):
+        exact = build(folders[model_type], method).model.eval()(**random_inputs()).logits
+        adapted = build(folders[model_type], method, precision=precision)
+        with adapted.numerics.autocast():
+            logits = adapted.model.eval()(**random_inputs()).logits
+        torch.testing.assert_close(logits.float(), exact, rtol=0, atol=0.02)
+        F.cross_entropy(logits.float(), torch.tensor([0, 1, 1, 0])).backward()
+        for name, parameter in adapted.trainable().items():
+            assert torch.isfinite(parameter.grad).all(), name
+
+
 def test_an_encoder_of_other_dimensions_is_refused(tmp_path: Path) -> None:
     """Only a classifier may have another shape; elsewhere weights and configuration disagree."""
     save_checkpoint(tmp_path)

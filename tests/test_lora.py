@@ -167,7 +167,8 @@ def test_dora_starts_exactly_in_bf16() -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         adapted = ours(x)
         base = F.linear(x, linear.weight)
-    torch.testing.assert_close(adapted.float(), base.float() + linear.bias, rtol=0, atol=0)
+    assert adapted.dtype == base.dtype == torch.bfloat16
+    assert torch.equal(adapted, (base.float() + linear.bias).bfloat16())
     assert ours.lora_magnitude.dtype == torch.float32
 
 

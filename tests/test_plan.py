@@ -26,6 +26,7 @@ from spafit_bench.checkpoint import find_checkpoint, fresh_parameters, parameter
 from spafit_bench.errors import UserError
 from spafit_bench.methods import get_method, method_names, parse_method
 from spafit_bench.plan import Plan, make_plan
+from spafit_bench.prepare import plan_method
 from spafit_bench.tasks import get_task
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "models" / "bert-large-cased-meta"
@@ -385,6 +386,18 @@ def test_fresh_tensors_of_the_head_always_train(tmp_path: Path) -> None:
         assert {t.name for t in head} == set(plan.fresh)
         assert all(t.trains for t in head)
         assert plan.treatment_of("pooler") == "full"
+
+
+def test_a_pooler_drawn_anew_trains_in_full(bert: Path) -> None:
+    """`head.pooler_init: fresh` makes a stored pooler count as fresh; a stored one stays as is."""
+    checkpoint = find_checkpoint(str(bert))
+    shapes = parameter_shapes(checkpoint, get_task("mrpc"))
+    for method, kept in (("spafit", HIDDEN), ("lora", 0), ("full", HIDDEN**2 + HIDDEN)):
+        counts = []
+        for fresh_pooler in (False, True):
+            plan, _ = plan_method(get_method(method), checkpoint, shapes, fresh_pooler=fresh_pooler)
+            counts.append(sum(t.num_trainable for t in plan.tensors if t.stratum == "pooler"))
+        assert counts == [kept, HIDDEN**2 + HIDDEN]
 
 
 def test_an_encoder_without_biases(tmp_path: Path) -> None:
