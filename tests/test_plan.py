@@ -388,6 +388,31 @@ def test_fresh_tensors_of_the_head_always_train(tmp_path: Path) -> None:
         assert plan.treatment_of("pooler") == "full"
 
 
+FRESH = {
+    "bert": ("classifier",),
+    "roberta": ("classifier.dense", "classifier.out_proj"),
+    "camembert": ("classifier.dense", "classifier.out_proj"),
+    "xlm-roberta": ("classifier.dense", "classifier.out_proj"),
+    "distilbert": ("pre_classifier", "classifier"),
+    "electra": ("classifier.dense", "classifier.out_proj"),
+    "deberta-v2": ("pooler.dense", "classifier"),
+    "modernbert": ("head.dense", "head.norm", "classifier"),
+}
+"""Modules that a bare encoder of each architecture lacks."""
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_head_of_a_bare_encoder_trains(model_type: str, tmp_path: Path) -> None:
+    """Whatever starts at random trains in full under every method, by name."""
+    save_checkpoint(tmp_path, model_type, form="base")
+    for method in method_names():
+        plan = plan_checkpoint(tmp_path, method)
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in plan.fresh)
+        assert set(modules) == set(FRESH[model_type])
+        in_full = {t.name for t in plan.tensors if t.trains and t.num_trainable == t.num_parameters}
+        assert set(plan.fresh) <= in_full
+
+
 def test_a_pooler_drawn_anew_trains_in_full(bert: Path) -> None:
     """`head.pooler_init: fresh` makes a stored pooler count as fresh; a stored one stays as is."""
     checkpoint = find_checkpoint(str(bert))
