@@ -115,7 +115,9 @@ def save_checkpoint(
         The folder.
     """
     quiet_transformers()
-    model = _FORMS[form].from_config(tiny_config(model_type, **changes))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same checkpoint, whatever ran before
+        model = _FORMS[form].from_config(tiny_config(model_type, **changes))
     _shake(model)
     model.to(dtype).save_pretrained(folder)
     save_tokenizer(folder, segments=getattr(model.config, "type_vocab_size", 0) > 1)
