@@ -57,6 +57,8 @@ def adapt(model: PreTrainedModel, plan: Plan, *, numerics: Numerics, seed: int) 
     parameters = dict(model.named_parameters())
     for tensor in plan.tensors:
         parameters[tensor.name].requires_grad_(tensor.trains)
+    _cast_frozen(model, numerics.dtype)  # before DoRA measures the matrices it will compute with
+    for tensor in plan.tensors:
         if tensor.lora is not None:
             path = tensor.name.removesuffix(".weight")
             linear = model.get_submodule(path)
@@ -66,7 +68,6 @@ def adapt(model: PreTrainedModel, plan: Plan, *, numerics: Numerics, seed: int) 
     adapted_model = AdaptedModel(model, plan, numerics)
     trains = sum(p.numel() for p in adapted_model.trainable().values())
     assert trains == plan.trainable_parameters, (trains, plan.trainable_parameters)
-    _cast_frozen(model, numerics.dtype)
     nn.Module.to(model, numerics.device)
     return adapted_model
 

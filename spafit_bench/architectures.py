@@ -8,7 +8,7 @@ a module is noticed rather than silently frozen.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from spafit_bench.errors import UserError
@@ -53,6 +53,10 @@ class Architecture:
     norms: tuple[Norm, ...]
     classifier: tuple[str, ...]
     pooler: tuple[str, ...] = ()
+    pooler_is_pretrained: bool = True
+    """Whether published encoders have the pooler; decides only where no weights are at hand."""
+    has_sdpa: bool = True
+    """Whether transformers computes its attention with a fused kernel too, or only eagerly."""
     encoder: tuple[str, ...] = ()
     """Encoder-wide tensors of no single layer: relative embeddings, projections, final norms."""
     note: str = ""
@@ -134,12 +138,17 @@ _DEBERTA_V2 = Architecture(
         Matrix("query", "attention.self.query_proj", "attention"),
         Matrix("key", "attention.self.key_proj", "attention"),
         Matrix("value", "attention.self.value_proj", "attention"),
+        # Of relative positions; absent where they share the content's (v3 and most of v2).
+        Matrix("position_query", "attention.self.pos_query_proj", "attention"),
+        Matrix("position_key", "attention.self.pos_key_proj", "attention"),
         Matrix("attention_output", "attention.output.dense", "attention"),
         Matrix("intermediate", "intermediate.dense", "ffn"),
         Matrix("output", "output.dense", "ffn"),
     ),
     norms=(Norm("attention.output.LayerNorm", "attention"), Norm("output.LayerNorm", "ffn")),
     pooler=("pooler",),
+    pooler_is_pretrained=False,
+    has_sdpa=False,
     classifier=("classifier",),
     encoder=("deberta.encoder.rel_embeddings", "deberta.encoder.LayerNorm", "deberta.encoder.conv"),
 )
@@ -163,8 +172,17 @@ _MODERNBERT = Architecture(
 
 ARCHITECTURES = {
     row.model_type: row
-    for row in (_BERT, _ROBERTA, _ELECTRA, _DISTILBERT, _DEBERTA_V2, _MODERNBERT)
-} | {"camembert": _ROBERTA, "xlm-roberta": _ROBERTA}
+    for row in (
+        _BERT,
+        _ROBERTA,
+        replace(_ROBERTA, model_type="camembert"),
+        replace(_ROBERTA, model_type="xlm-roberta"),
+        _ELECTRA,
+        _DISTILBERT,
+        _DEBERTA_V2,
+        _MODERNBERT,
+    )
+}
 
 _REFUSED = {
     "albert": "ALBERT shares one block between all its layers, so layer groups cannot be treated "

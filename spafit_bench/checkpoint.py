@@ -117,7 +117,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _check_weights(path: Path) -> None:
-    if any((path / name).is_file() for name in _WEIGHTS):
+    if weight_files(path):
         return
     pickled = [name for name in _PICKLED if (path / name).is_file()]
     if pickled:
@@ -126,6 +126,27 @@ def _check_weights(path: Path) -> None:
             "the checkpoint to model.safetensors (save_pretrained does) and use that folder"
         )
     raise UserError(f"{path}: no model.safetensors in the checkpoint folder")
+
+
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """Return the safetensors files that make up a checkpoint; other ones beside them do not count.
+
+    Raises:
+        UserError: an index that is damaged or names a file that is not there.
+    """
+    whole, index = (path / name for name in _WEIGHTS)
+    if whole.is_file():
+        return (whole,)
+    if not index.is_file():
+        return ()
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index}: not a readable index of weights ({error!r})") from None
+    for name in names:
+        if not (path / name).is_file():
+            raise UserError(f"{index}: names {name}, which is not in the folder")
+    return tuple(path / name for name in names)
 
 
 @lru_cache(maxsize=8)
@@ -145,7 +166,7 @@ def fingerprint(checkpoint: Checkpoint) -> tuple[str, str]:
             total.update(f"{path.name} {_sha256(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
         return total.hexdigest()
 
-    weights = sorted(checkpoint.path.glob("*.safetensors"))
+    weights = list(weight_files(checkpoint.path))
     names = ("config.json", *_TOKENIZER_FILES)
     rest = [path for name in names if (path := checkpoint.path / name).is_file()]
     return digest(weights), digest(rest)
@@ -181,16 +202,21 @@ def parameter_shapes(checkpoint: Checkpoint, task: Task) -> dict[str, tuple[int,
 
 
 def fresh_parameters(checkpoint: Checkpoint, names: list[str]) -> tuple[str, ...]:
-    """Return the parameters that the stored weights lack, without loading them.
+    """Return the parameters without pretrained values, reading no weights.
 
-    Where the folder has no weights (a bare `config.json`), the classifier alone is fresh.
+    The classifier always is: one that is stored has learnt some other task, and methods can be
+    compared only if they start alike. Anything else is where the stored weights lack it; in a
+    folder without weights (a bare `config.json`), where published encoders lack it.
     """
     from safetensors import SafetensorError, safe_open
 
-    files = sorted(checkpoint.path.glob("*.safetensors"))
+    row = checkpoint.architecture
+    components = {name: locate(name, row).component for name in names}
+    always = {"classifier"}
+    files = weight_files(checkpoint.path)
     if not files:
-        components = {name: locate(name, checkpoint.architecture).component for name in names}
-        return tuple(name for name in names if components[name] == "classifier")
+        always |= set() if row.pooler_is_pretrained else {"pooler"}
+        return tuple(name for name in names if components[name] in always)
     stored: set[str] = set()
     for file in files:
         try:
@@ -199,7 +225,11 @@ def fresh_parameters(checkpoint: Checkpoint, names: list[str]) -> tuple[str, ...
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: not a readable safetensors file ({error})") from None
     # A bare encoder is stored without the prefix of its own name (`bert.`, `model.`, ...).
-    return tuple(n for n in names if n not in stored and n.partition(".")[2] not in stored)
+    return tuple(
+        n
+        for n in names
+        if components[n] in always or (n not in stored and n.partition(".")[2] not in stored)
+    )
 
 
 def _modern(key: str) -> str:
@@ -214,22 +244,39 @@ def load_model(
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load the encoder in fp32 with a head for the task.
 
-    Tensors that the checkpoint lacks are drawn from the seed alone, each from a generator of its
-    own, so that every method starts from the same head.
+    The classifier, and whatever else the checkpoint lacks, is drawn from the seed alone, each
+    tensor from a generator of its own, so that every method starts from the same head.
 
     Args:
         checkpoint: where the weights are.
         task: decides the number of outputs.
         seed: for fresh tensors.
         fresh_pooler: draw the pooler anew although the checkpoint has one.
-        attention: transformers' attention implementation (`eager`, `sdpa`).
+        attention: transformers' attention implementation (`eager`, `sdpa`); an encoder that has
+            only `eager` gets that.
 
     Returns:
-        The model on the CPU, and the names of its fresh tensors.
+        The model on the CPU, and the names of its fresh tensors in the model's order.
 
     Raises:
         UserError: weights that cannot be read or do not fit the configuration.
     """
+    row = checkpoint.architecture
+    model, missing = _load_pretrained(checkpoint, task, attention if row.has_sdpa else "eager")
+    redrawn = {"classifier", "pooler"} if fresh_pooler else {"classifier"}
+    scale = float(getattr(model.config, "initializer_range", 0.02))
+    fresh = []
+    for name, parameter in model.named_parameters():
+        if name in missing or locate(name, row).component in redrawn:
+            _initialise(name, parameter, seed, scale)
+            fresh.append(name)
+    return model, tuple(fresh)
+
+
+def _load_pretrained(
+    checkpoint: Checkpoint, task: Task, attention: str
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load what is stored; return the model and the parameters that the weights lack."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
@@ -244,25 +291,20 @@ def load_model(
             local_files_only=True,
             attn_implementation=attention,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # a classifier of another task; the rest is checked below
         )
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{checkpoint.path}: the weights cannot be loaded ({reason:.300})"
         ) from None
-    fresh = set(info["missing_keys"])
-    if fresh_pooler:
-        places = {
-            name: locate(name, checkpoint.architecture) for name, _ in model.named_parameters()
-        }
-        fresh |= {name for name, place in places.items() if place.component == "pooler"}
-    scale = float(getattr(model.config, "initializer_range", 0.02))
-    ordered = []
-    for name, parameter in model.named_parameters():
-        if name in fresh:
-            _initialise(name, parameter, seed, scale)
-            ordered.append(name)
-    return model, tuple(ordered)
+    for name, stored, expected in sorted(info["mismatched_keys"]):
+        if locate(name, checkpoint.architecture).component != "classifier":
+            raise UserError(
+                f"{checkpoint.path}: {name!r} is stored with shape {tuple(stored)}, but "
+                f"config.json means {tuple(expected)}; the two do not belong together"
+            )
+    return model, set(info["missing_keys"])
 
 
 def _initialise(name: str, parameter: torch.Tensor, seed: int, scale: float) -> None:
@@ -291,7 +333,7 @@ def untrained_pooler(checkpoint: Checkpoint) -> bool:
     """
     from safetensors import safe_open
 
-    for file in sorted(checkpoint.path.glob("*.safetensors")):
+    for file in weight_files(checkpoint.path):
         with safe_open(file, framework="np") as tensors:
             for key in tensors.keys():  # noqa: SIM118 (not a dict)
                 if key.endswith("pooler.dense.bias"):

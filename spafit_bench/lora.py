@@ -18,7 +18,8 @@ class LoraLinear(nn.Linear):
     names in the model do not change; it adds `lora_A` (r, in), Kaiming-uniform with a = sqrt 5, and
     `lora_B` (out, r), zero, so that step 0 equals the pretrained model. DoRA (arXiv:2402.09353,
     section 4.1) adds `lora_magnitude` (out,): y = m (W + s B A) x / ||W + s B A|| + b, with the row
-    norm held constant in the gradient (section 4.3).
+    norm held constant in the gradient (section 4.3). Dropout acts on the input of what adaptation
+    adds to W x, as in LoRA.
     """
 
     def __init__(self, linear: nn.Linear, lora: Lora, generator: torch.Generator) -> None:
@@ -33,17 +34,32 @@ class LoraLinear(nn.Linear):
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, lora.rank, device=device))
         self.register_parameter("lora_magnitude", None)
         if lora.dora:
-            self.lora_magnitude = nn.Parameter(self.weight.detach().float().norm(dim=1))
+            self.lora_magnitude = nn.Parameter(self._row_norm())
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the adapted map: x (..., in) -> (..., out)."""
-        dropped = F.dropout(x, self.dropout, self.training) if self.dropout else x
+        drops = self.training and self.dropout > 0
+        dropped = F.dropout(x, self.dropout) if drops else x
         update = F.linear(F.linear(dropped, self.lora_A), self.lora_B) * self.scaling
         if self.lora_magnitude is None:
             return F.linear(x, self.weight, self.bias) + update
-        row_norm = self.adapted_weight().detach().norm(dim=1)
-        y: Tensor = (F.linear(dropped, self.weight) + update) * (self.lora_magnitude / row_norm)
-        return y if self.bias is None else y + self.bias
+        gain = self.lora_magnitude / self._row_norm()
+        base = F.linear(x, self.weight)
+        y: Tensor = gain * (base + update)
+        if drops:  # dropout is on the change alone, never on the pretrained product
+            y = base + (gain - 1) * F.linear(dropped, self.weight) + gain * update
+        y = y if self.bias is None else y + self.bias
+        return y.to(base.dtype)  # under autocast, what a linear map returns
+
+    @torch.no_grad()
+    def _row_norm(self) -> Tensor:
+        """Return ||W + s B A|| of each row, (out,), in fp32 or better whatever the autocast.
+
+        In bf16 its rounding alone would move step 0 away from the pretrained model.
+        """
+        with torch.autocast(self.weight.device.type, enabled=False):
+            factor = self.lora_B @ self.lora_A
+            return (self.weight.to(factor.dtype) + self.scaling * factor).norm(dim=1)
 
     def adapted_weight(self) -> Tensor:
         """Return W + s B A, (out, in), before DoRA's rescaling."""

@@ -151,7 +151,7 @@ def parse_layers(text: str, num_layers: int) -> range:
 
 
 def _scaled(match: re.Match[str], num_layers: int) -> range:
-    ends = []
+    shares = []
     for numerator, denominator, default in ((match[1], match[2], 0), (match[3], match[4], 1)):
         if denominator is not None and int(denominator) == 0:
             raise UserError(f"layers {match[0]!r}: a fraction over zero")
@@ -160,7 +160,10 @@ def _scaled(match: re.Match[str], num_layers: int) -> range:
         )
         if share > 1:
             raise UserError(f"layers {match[0]!r}: a fraction of the depth is at most 1")
-        ends.append(round(share * num_layers))
+        shares.append(share)
+    if shares[0] > shares[1]:
+        raise UserError(f"layers {match[0]!r} run backwards; write {shares[1]}..{shares[0]}")
+    ends = [round(share * num_layers) for share in shares]
     return range(ends[0], ends[1])
 
 

@@ -12,7 +12,7 @@ from math import prod
 
 from spafit_bench.architectures import Architecture, Place, locate
 from spafit_bench.errors import UserError, nearest
-from spafit_bench.methods import Method
+from spafit_bench.methods import PARTS, Method
 from spafit_bench.treatments import FULL, Lora, Treatment
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -114,6 +114,7 @@ def make_plan(
     fresh = tuple(fresh)
     _check_fresh(fresh, places)
     owners, warnings = _layer_rules(method, architecture, shapes, places)
+    warnings += _idle_parts(method, places)
     tensors = []
     for name, shape in shapes.items():
         place = places[name]
@@ -135,6 +136,19 @@ def _check_fresh(fresh: Iterable[str], places: Mapping[str, Place]) -> None:
             )
 
 
+def _idle_parts(method: Method, places: Mapping[str, Place]) -> list[str]:
+    """Report parts around the layers whose treatment finds nothing to train."""
+    idle = []
+    for part in PARTS:
+        treatment: Treatment = getattr(method, part)
+        found = [place for place in places.values() if place.component == part]
+        if not found and not method.is_preset and treatment != getattr(Method, part):
+            idle.append(f"{part}:{treatment} matches nothing: this encoder has no {part}")
+        if found and treatment.biases and not any(place.is_bias for place in found):
+            idle.append(f"{part}:{treatment} matches nothing: this encoder has no biases there")
+    return idle
+
+
 Rule = tuple[str, bool, Lora | None]
 
 
@@ -149,7 +163,7 @@ def _layer_rules(
         layers = range(int(first), int(last or first) + 1)
         names = [n for n, p in places.items() if p.layer is not None and p.layer in layers]
         trained = _trained(stratum.treatment, architecture, places, names)
-        adapted = _adapted(stratum.treatment, architecture)
+        adapted = _adapted(stratum.treatment, architecture, {places[n].module for n in names})
         warnings += _unmatched(method, stratum.layers, stratum.treatment, trained)
         for name in names:
             lora = adapted.get(places[name].module) if places[name].leaf == "weight" else None
@@ -182,6 +196,8 @@ def _trained(
 def _bias_modules(pattern: str, architecture: Architecture) -> set[str]:
     """Resolve a bias pattern to the modules whose bias it means."""
     rows = architecture.block
+    if pattern.lower() == "layernorm":  # however it is spelt
+        pattern = "layernorm"
     sets = {
         "all": {row.module for row in rows},
         "attention": {row.module for row in rows if row.group == "attention"},
@@ -205,18 +221,23 @@ def _unmatched(method: Method, layers: str, treatment: Treatment, trained: Train
     empty = [pattern for pattern, found in trained[0].items() if not found]
     if not empty:
         return []
-    problem = f"bias({'+'.join(empty)}) in layers {layers} matches nothing: no such biases"
+    problem = f"{layers}:{Treatment(biases=tuple(empty))} matches nothing"
     if method.is_preset or empty == ["all"] == list(treatment.biases):
-        return [f"{problem} in this encoder, so none train there"]
-    raise UserError(f"method {method.name!r}: {problem} in this encoder")
+        return [f"{problem}: this encoder has no such biases, so none train there"]
+    raise UserError(f"method {method.name!r}: {problem}: this encoder has no such biases")
 
 
-def _adapted(treatment: Treatment, architecture: Architecture) -> dict[str, Lora]:
-    """Resolve LoRA treatments to the modules they adapt."""
+def _adapted(
+    treatment: Treatment, architecture: Architecture, modules: set[str]
+) -> dict[str, Lora]:
+    """Resolve LoRA treatments to the modules they adapt, of those that the layers have."""
+    present = replace(
+        architecture, matrices=tuple(m for m in architecture.matrices if m.module in modules)
+    )
     adapted: dict[str, Lora] = {}
     for lora in treatment.loras:
-        names = _expand(lora.matrices, architecture)
-        for matrix in architecture.matrices:
+        names = _expand(lora.matrices, present)
+        for matrix in present.matrices:
             wanted = [name for name in (matrix.name, *matrix.fuses) if name in names]
             if not wanted:
                 continue

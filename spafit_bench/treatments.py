@@ -50,16 +50,17 @@ class Lora:
         return self.rank * (in_features + out_features) + (out_features if self.dora else 0)
 
     def __str__(self) -> str:
-        parts = ["+".join(self.matrices), f"r={self.rank}", f"alpha={_exact(self.alpha)}"]
+        parts = ["+".join(self.matrices), f"r={self.rank}", f"alpha={_number(self.alpha)}"]
         if self.dropout:
-            parts.append(f"dropout={_exact(self.dropout)}")
+            parts.append(f"dropout={_number(self.dropout)}")
         parts += [flag for flag in ("rslora", "dora") if getattr(self, flag)]
         return f"lora({','.join(parts)})"
 
 
-def _exact(number: float) -> str:
-    """Write a number so that reading it gives the same one: a record is restored from its spec."""
-    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
+def _number(value: float) -> str:
+    """Write a number as short as it can be read back exactly."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
 
 
 @dataclass(frozen=True, kw_only=True)
