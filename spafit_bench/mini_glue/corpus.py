@@ -25,10 +25,10 @@ from spafit_bench.mini_glue.events import (
 )
 from spafit_bench.mini_glue.lexicon import EVERYTHING
 from spafit_bench.mini_glue.reference import draw_puzzle
-from spafit_bench.mini_glue.sentiment import review, verdict
+from spafit_bench.mini_glue.sentiment import opinion, review, verdict
 
 _EDITS: tuple[tuple[Edit, int], ...] = (
-    (edits.swap_roles, 6),
+    (edits.swap_roles, 10),
     (edits.negate, 4),
     (edits.change_verb, 4),
     (edits.change_person, 3),
@@ -131,9 +131,10 @@ def _perturbed_beside(draw: Draw, event: Event, role: str) -> tuple[Event, tuple
 
 
 def _visited(draw: Draw) -> Passage:
-    """A review and what a visitor did after it, or after another work."""
+    """A review and what a visitor did or thought after it, or after another work."""
     positive, same = draw.chance(0.5), draw.chance(0.5)
-    texts = (review(draw, positive), verdict(draw, positive == same))
+    after = verdict if draw.chance(0.3) else opinion
+    texts = (review(draw, positive), after(draw, positive == same))
     return Passage(texts, () if same else (UNRELATED,))
 
 
@@ -171,7 +172,7 @@ _PASSAGES: tuple[tuple[Callable[[Draw], Passage], int], ...] = (
     (_recalled, 12),
     (_asked_again, 12),
     (_answered, 13),
-    (_visited, 8),
+    (_visited, 14),
     (_explained, 6),
     (_single, 9),
 )

@@ -30,24 +30,35 @@ _VERDICTS = {
 def sentiment(draw: Draw) -> tuple[tuple[str], int]:
     """Draw a review and whether it is positive (about 54 % are)."""
     positive = draw.chance(0.54)
-    return (review(draw, positive),), POSITIVE if positive else NEGATIVE
+    return (review(draw, positive, denials=0.2),), POSITIVE if positive else NEGATIVE
 
 
-def review(draw: Draw, positive: bool) -> str:
-    """Say something of a work that is good or bad on the whole."""
+def review(draw: Draw, positive: bool, denials: float = 0.5) -> str:
+    """Say something of a work that is good or bad on the whole.
+
+    `denials` is the share of clauses that deny the opposite of what they mean.
+    """
     form = draw.weighted((("plain", 3), ("but", 3), ("although", 3), ("viewer", 3)))
     if form == "plain":
-        return sentence(_clause(draw, _subject(draw), positive))
+        return sentence(_clause(draw, _subject(draw), positive, denials))
     if form == "viewer":
-        return sentence(_viewer(draw, positive))
+        return sentence(_viewer(draw, positive, denials))
     part, whole = draw.pick(_PARTS), draw.pick(_WORKS)
-    aside = _clause(draw, f"the {part}", not positive)
-    main = _clause(draw, f"the {whole}", positive)
+    aside = _clause(draw, f"the {part}", not positive, denials)
+    main = _clause(draw, f"the {whole}", positive, denials)
     if form == "but":
         return sentence(f"{aside},", "but", main)
     if draw.chance(0.5):
         return sentence("although", f"{aside},", main)
     return sentence(main, "although", aside)
+
+
+def opinion(draw: Draw, positive: bool) -> str:
+    """Say plainly what somebody thought of a work."""
+    name, word = draw.pick(lexicon.NAMES), draw.pick(_WORDS[positive])
+    if draw.chance(0.5):
+        return sentence(name, "found it", word)
+    return sentence(name, lexicon.past(draw.pick(_VERBS[positive])), "it")
 
 
 def verdict(draw: Draw, positive: bool) -> str:
@@ -60,18 +71,18 @@ def _subject(draw: Draw) -> str:
     return whole if draw.chance(0.5) else f"the {draw.pick(_PARTS)} of {whole}"
 
 
-def _clause(draw: Draw, subject: str, positive: bool) -> str:
-    """Say of a subject that it is good or bad, half the time by denying the opposite."""
-    denied = draw.chance(0.5)
+def _clause(draw: Draw, subject: str, positive: bool, denials: float) -> str:
+    """Say of a subject that it is good or bad, sometimes by denying the opposite."""
+    denied = draw.chance(denials)
     word = draw.pick(_WORDS[positive != denied])
     if denied:
         return f"{subject} was {draw.pick(('not', 'never', 'hardly', 'far from'))} {word}"
     return f"{subject} was {draw.pick(('', 'very ', 'really ', 'always '))}{word}"
 
 
-def _viewer(draw: Draw, positive: bool) -> str:
+def _viewer(draw: Draw, positive: bool, denials: float) -> str:
     """Say that somebody liked or disliked a work that has a good or a bad name."""
-    denied = draw.chance(0.5)
+    denied = draw.chance(denials)
     verb = draw.pick(_VERBS[positive != denied])
     word = draw.pick(_WORDS[draw.chance(0.5)])
     verb = f"did not {verb}" if denied else lexicon.past(verb)
