@@ -59,6 +59,8 @@ class Architecture:
     """Whether transformers computes its attention with a fused kernel too, or only eagerly."""
     encoder: tuple[str, ...] = ()
     """Encoder-wide tensors of no single layer: relative embeddings, projections, final norms."""
+    reserves_positions: bool = False
+    """Whether positions count from the padding token's id, so that the first ones are not used."""
     note: str = ""
 
     @property
@@ -113,7 +115,7 @@ def _bert_like(
 
 
 _BERT = _bert_like("bert", "bert", pooler=("bert.pooler",))
-_ROBERTA = _bert_like("roberta", "roberta")
+_ROBERTA = replace(_bert_like("roberta", "roberta"), reserves_positions=True)
 _ELECTRA = _bert_like("electra", "electra", encoder=("electra.embeddings_project",))
 _DISTILBERT = Architecture(
     model_type="distilbert",

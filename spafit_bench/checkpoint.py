@@ -51,6 +51,12 @@ class Checkpoint:
     architecture: Architecture
 
     @property
+    def short_name(self) -> str:
+        """The name without the folder it was in."""
+        local = Path(self.name).expanduser()
+        return local.resolve().name if local.is_dir() else self.name
+
+    @property
     def num_layers(self) -> int:
         """Depth of the encoder."""
         return int(self.config.get("num_hidden_layers", self.config.get("n_layers", 0)))

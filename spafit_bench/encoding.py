@@ -77,10 +77,14 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exception on damaged files
         reason = " ".join(str(error).split())
         raise UserError(f"{checkpoint.path}: tokenizer cannot be loaded ({reason:.300})") from None
+    if int(checkpoint.config.get("type_vocab_size", 0)) < 2:  # an encoder without segments
+        names = tokenizer.model_input_names
+        tokenizer.model_input_names = [name for name in names if name != "token_type_ids"]
+    return tokenizer
 
 
 def encode(split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> EncodedSplit:

@@ -142,6 +142,11 @@ def parse_layers(text: str, num_layers: int) -> range:
     last = max(first, num_layers - 1) if match[2] == "last" else int(match[2] or first)
     if first > last:
         raise UserError(f"layers {text!r} run backwards; write {last}-{first}")
+    if match[2] == "last" and first >= num_layers:
+        raise UserError(
+            f"the last group would begin at layer {first}, beyond the {num_layers} layers of this "
+            f"encoder: its first layer is at most {num_layers - 1}"
+        )
     if last >= num_layers:
         raise UserError(
             f"layers {text!r} do not fit an encoder of {num_layers} layers: "

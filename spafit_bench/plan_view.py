@@ -11,17 +11,24 @@ from rich.table import Table
 from rich.text import Text
 
 from spafit_bench.architectures import Architecture
+from spafit_bench.checkpoint import Checkpoint
+from spafit_bench.estimate import Shape, activation_bytes
 from spafit_bench.plan import Plan, PlannedTensor
 
 _STYLES = {"·": "dim", "b": "cyan", "L": "green", "F": "red"}
 
 
-def plan_json(plan: Plan, model: str, num_labels: int) -> dict[str, Any]:
+BATCH = (32, 128, 2)
+"""Examples, tokens each and bytes of an element for the estimate of activation memory."""
+
+
+def plan_json(plan: Plan, checkpoint: Checkpoint, num_labels: int) -> dict[str, Any]:
     """Return the counts, and every stratum and layer, for machines."""
+    batch_size, length, width = BATCH
     return {
         "method": plan.method.name,
         "spec": plan.method.spec,
-        "model": model,
+        "model": checkpoint.short_name,
         "num_labels": num_labels,
         "num_layers": plan.num_layers,
         "trainable_parameters": plan.trainable_parameters,
@@ -29,6 +36,14 @@ def plan_json(plan: Plan, model: str, num_labels: int) -> dict[str, Any]:
         "trainable_percent": plan.trainable_percent,
         "stored_bytes": 4 * plan.trainable_parameters,
         "optimizer_bytes": 8 * plan.trainable_parameters,
+        "activation_bytes": activation_bytes(
+            plan,
+            Shape.of(checkpoint.config),
+            batch_size=batch_size,
+            length=length,
+            width=width,
+        ),
+        "activation_batch": {"batch_size": batch_size, "length": length, "element_bytes": width},
         "strata": [
             {
                 "stratum": name,
@@ -51,8 +66,10 @@ def _layer(plan: Plan, layer: int) -> list[PlannedTensor]:
     return [tensor for tensor in plan.tensors if tensor.place.layer == layer]
 
 
-def plan_picture(plan: Plan, architecture: Architecture, model: str, num_labels: int) -> str:
+def plan_picture(plan: Plan, checkpoint: Checkpoint, num_labels: int) -> str:
     """Draw the plan for a terminal; the letters carry it where there is no colour."""
+    numbers = plan_json(plan, checkpoint, num_labels)
+    architecture, model = checkpoint.architecture, checkpoint.short_name
     outputs = "1 output" if num_labels == 1 else f"{num_labels} labels"
     title = f"{plan.method.name} on {model} ({plan.num_layers} layers, {outputs})"
     out = io.StringIO()
@@ -67,21 +84,22 @@ def plan_picture(plan: Plan, architecture: Architecture, model: str, num_labels:
         console.print(Text(plan.method.spec))
     console.print(_grid(plan, architecture))
     console.print(
-        "· frozen   b bias trains   L LoRA of the given rank   F trains in full   LN normalisation",
+        "· frozen  b bias trains  L LoRA of the given rank  F trains in full  LN norm",
         style="dim",
     )
-    console.print(_strata(plan))
+    console.print(_strata(numbers["strata"]))
     trainable, base = plan.trainable_parameters, plan.base_parameters
     console.print(
         Text(
-            f"trainable {trainable:,} of {base:,} base parameters = "
-            f"{plan.trainable_percent:.3f} % (adapters are not in the denominator)",
+            f"trainable {trainable:,} of {base:,} = {plan.trainable_percent:.3f} % "
+            "(of the base, without adapters)",
             style="bold",
         )
     )
     console.print(
-        f"stored per task {human_bytes(4 * trainable)} in fp32 ({human_bytes(2 * trainable)} in "
-        f"bf16), optimizer state {human_bytes(8 * trainable)}"
+        f"stored per task   {human_bytes(4 * trainable)} in fp32, {human_bytes(2 * trainable)} in "
+        f"bf16\noptimizer state   {human_bytes(numbers['optimizer_bytes'])}\nactivations       "
+        f"about {human_bytes(numbers['activation_bytes'])} for {BATCH[0]} x {BATCH[1]} tokens in bf16"
     )
     if architecture.note:
         console.print(Text(f"note: {architecture.note}"))
@@ -93,7 +111,10 @@ def _grid(plan: Plan, architecture: Architecture) -> Table:
     table.add_column("layer", justify="right")
     names = {"attention_output": "attn.out", "intermediate": "interm."}
     columns = [(names.get(m.name, m.name), m.module) for m in architecture.matrices]
-    columns += [(f"LN {n.group}", n.module) for n in architecture.norms]
+    groups = {"attention": "LN attn", "ffn": "LN ffn"}
+    columns += [(groups[n.group], n.module) for n in architecture.norms]
+    present = {tensor.place.module for tensor in plan.tensors}
+    columns = [column for column in columns if column[1] in present]
     for title, _ in columns:
         table.add_column(title, justify="center")
     table.add_column("trainable", justify="right")
@@ -120,13 +141,13 @@ def _cell(tensors: list[PlannedTensor]) -> Text:
     return Text(mark, style=_STYLES[mark[0]])
 
 
-def _strata(plan: Plan) -> Table:
+def _strata(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("stratum")
-    table.add_column("treatment")
+    table.add_column("treatment", overflow="fold")
     table.add_column("parameters", justify="right")
     table.add_column("trainable", justify="right")
-    for row in plan_json(plan, "", 0)["strata"]:
+    for row in rows:
         name = f"layers {row['stratum']}" if row["stratum"][0].isdigit() else row["stratum"]
         table.add_row(name, row["treatment"], f"{row['parameters']:,}", f"{row['trainable']:,}")
     return table

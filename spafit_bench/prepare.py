@@ -61,8 +61,7 @@ class PreparedRun:
     @property
     def model(self) -> str:
         """The model's name without the folder it was in."""
-        name = self.config.model
-        return Path(name).expanduser().resolve().name if Path(name).is_dir() else name
+        return self.checkpoint.short_name
 
     @property
     def run_id(self) -> str:
@@ -272,7 +271,7 @@ def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 def _check_length(config: RunConfig, checkpoint: Checkpoint) -> None:
     positions = checkpoint.config.get("max_position_embeddings")
-    if isinstance(positions, int) and checkpoint.architecture.model_type == "roberta":
+    if isinstance(positions, int) and checkpoint.architecture.reserves_positions:
         positions -= int(checkpoint.config.get("pad_token_id") or 0) + 1  # it counts from there
     if isinstance(positions, int) and config.train.max_length > positions:
         raise UserError(

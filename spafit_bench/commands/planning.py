@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spafit_bench.commands.output import to_json
@@ -38,9 +37,8 @@ def plan(request: RunRequest, *, as_json: bool) -> str:
         model_shapes(checkpoint, task),
         fresh_pooler=config.head.pooler_init == "fresh",
     )
-    name = Path(config.model).name if Path(config.model).is_dir() else config.model
     if as_json:
-        body = plan_json(made, name, task.num_labels) | {"warnings": list(warnings)}
+        body = plan_json(made, checkpoint, task.num_labels) | {"warnings": list(warnings)}
         return to_json(body if two_labels else body | {"task": task.name})
-    text = plan_picture(made, checkpoint.architecture, name, task.num_labels)
+    text = plan_picture(made, checkpoint, task.num_labels)
     return text + "".join(f"warning: {warning}\n" for warning in warnings)

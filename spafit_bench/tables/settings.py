@@ -73,8 +73,8 @@ def group_runs(records: Sequence[RunRecord]) -> tuple[Group, ...]:
     """Part finished runs into groups; the largest group comes first.
 
     Two data sets of one task are never in one group, nor are two sets of weights. Different tasks
-    may have data of different origin, as long as no task has two. Runs on held-out train only served
-    a choice and are in no group.
+    may have data of different origin, as long as no task has two. Runs on held-out train only
+    served a choice and are in no group.
     """
     records = [record for record in records if record.holdout is None]
     done = [record for record in records if record.status == "done"]
