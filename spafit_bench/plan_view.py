@@ -87,7 +87,7 @@ def plan_picture(plan: Plan, checkpoint: Checkpoint, num_labels: int) -> str:
         "· frozen  b bias trains  L LoRA of the given rank  F trains in full  LN norm",
         style="dim",
     )
-    console.print(_strata(numbers["strata"]))
+    console.print(_strata(numbers["strata"]), soft_wrap=True)
     trainable, base = plan.trainable_parameters, plan.base_parameters
     console.print(
         Text(
@@ -99,7 +99,7 @@ def plan_picture(plan: Plan, checkpoint: Checkpoint, num_labels: int) -> str:
     console.print(
         f"stored per task   {human_bytes(4 * trainable)} in fp32, {human_bytes(2 * trainable)} in "
         f"bf16\noptimizer state   {human_bytes(numbers['optimizer_bytes'])}\nactivations       "
-        f"about {human_bytes(numbers['activation_bytes'])} for {BATCH[0]} x {BATCH[1]} tokens in bf16"
+        f"about {human_bytes(numbers['activation_bytes'])} for {BATCH[0]} x {BATCH[1]} bf16 tokens"
     )
     if architecture.note:
         console.print(Text(f"note: {architecture.note}"))
@@ -141,16 +141,14 @@ def _cell(tensors: list[PlannedTensor]) -> Text:
     return Text(mark, style=_STYLES[mark[0]])
 
 
-def _strata(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("stratum")
-    table.add_column("treatment", overflow="fold")
-    table.add_column("parameters", justify="right")
-    table.add_column("trainable", justify="right")
+def _strata(rows: list[dict[str, Any]]) -> Text:
+    """List the strata, the treatment last because it may be long."""
+    lines = [f"{'stratum':<13}{'trainable':>12}{'of':>13}  treatment"]
     for row in rows:
         name = f"layers {row['stratum']}" if row["stratum"][0].isdigit() else row["stratum"]
-        table.add_row(name, row["treatment"], f"{row['parameters']:,}", f"{row['trainable']:,}")
-    return table
+        counts = f"{row['trainable']:>12,}{row['parameters']:>13,}"
+        lines.append(f"{name:<13}{counts}  {row['treatment']}")
+    return Text("\n".join(lines))
 
 
 def human_bytes(count: float) -> str:
