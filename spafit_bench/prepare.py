@@ -17,6 +17,7 @@ from spafit_bench.checkpoint import (
     fresh_parameters,
     parameter_shapes,
     untrained_pooler,
+    weight_files,
 )
 from spafit_bench.config import RunConfig
 from spafit_bench.data import TaskData, hold_out, limited, load_task_data
@@ -240,13 +241,10 @@ def _check_tokenizer(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 def _check_stored(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
     """Refuse weights that are not those of the configuration."""
-    files = sorted(checkpoint.path.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{checkpoint.path}: an index of weights, and none of its files")
     root, _, rest = checkpoint.architecture.layers.partition(".")
     in_layer = re.compile(rf"(?:{root}\.)?{re.escape(rest)}\.(\d+)\.")
     bare = {name.partition(".")[2]: shape for name, shape in shapes.items()}
-    for file in files:
+    for file in weight_files(checkpoint.path):
         for key, shape in _stored_shapes(file).items():
             wanted = shapes.get(key, bare.get(key))
             problem = f"has shape {shape}, but the model asks for {wanted}"

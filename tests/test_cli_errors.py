@@ -227,9 +227,12 @@ def _pickle(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
 
 
-def _index_alone(folder: Path) -> None:
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+def _index(text: str) -> Edit:
+    def edit(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(text)
+
+    return edit
 
 
 def _head_of_three(folder: Path) -> None:
@@ -253,7 +256,9 @@ BROKEN_MODELS: dict[str, tuple[Edit, str]] = {
     "weights cut short": (_in("model.safetensors", truncate), "not a readable safetensors file"),
     "random weights": (_in("model.safetensors", scramble), "not a readable safetensors file"),
     "empty weights": (_in("model.safetensors", _writes("")), "not a readable safetensors file"),
-    "index alone": (_index_alone, "an index of weights, and none of its files"),
+    "index of nothing": (_index('{"weight_map": {}}'), "no model.safetensors"),
+    "a shard missing": (_index('{"weight_map": {"a": "b.safetensors"}}'), "names b.safetensors"),
+    "index cut short": (_index('{"weight'), "not a readable index of weights"),
     "config cut short": (_in("config.json", truncate), "config.json: not readable as JSON"),
     "config random": (_in("config.json", scramble), "config.json: not readable as JSON"),
     "config a list": (_in("config.json", _writes("[]")), "config.json: not a model configuration"),
