@@ -76,26 +76,24 @@ def test_words_of_the_lexicon_are_whole_tokens(tokenizer):
     assert tokenizer.unk_token not in tokenizer.tokenize("Zebras, 42 of them: quick (and odd)!")
 
 
-def predict(model, tokenizer, text, choices):
-    """Return which of `choices` the model finds likeliest for the text's one mask."""
-    inputs = tokenizer(text, return_tensors="pt")
+def test_masked_names_are_found_in_the_other_sentence(model, tokenizer):
+    """A name hidden in one of two sentences that say the same is read from the other one."""
+    texts, answers = [], []
+    for passage in pretraining_text(3000, "fresh"):
+        if len(passage.texts) == 2 and not passage.perturbations:
+            first, second = passage.texts
+            shared = [
+                name for name in lexicon.NAMES if f"{name} " in first and f"{name} " in second
+            ]
+            if shared and second.count(shared[0]) == 1:
+                texts.append((first, second.replace(shared[0], tokenizer.mask_token)))
+                answers.append(tokenizer.convert_tokens_to_ids(shared[0]))
+    inputs = tokenizer(*map(list, zip(*texts, strict=True)), padding=True, return_tensors="pt")
+    masked = inputs["input_ids"] == tokenizer.mask_token_id
     with torch.no_grad():
-        logits = model(**inputs).prediction_logits[0]
-    spot = inputs["input_ids"][0].tolist().index(tokenizer.mask_token_id)
-    ids = tokenizer.convert_tokens_to_ids(list(choices))
-    return choices[int(logits[spot, ids].argmax())]
-
-
-def test_masked_words_agree_with_their_subject(model, tokenizer):
-    """The verb agrees with the subject, not with the noun beside it."""
-    right = 0
-    for subject in ("judge", "baker", "singer", "runner", "mayor"):
-        for attractor in ("boxer", "chemist", "plumber", "florist"):
-            one = f"The {subject} that Anna saw near the {attractor}s [MASK] old."
-            many = f"The {subject}s that Anna saw near the {attractor} [MASK] old."
-            right += predict(model, tokenizer, one, ("is", "are")) == "is"
-            right += predict(model, tokenizer, many, ("is", "are")) == "are"
-    assert right >= 36, f"{right} of 40"
+        predicted = model(**inputs).prediction_logits[masked].argmax(dim=-1)
+    assert len(answers) > 200
+    assert (predicted == torch.tensor(answers)).float().mean() > 0.8
 
 
 def test_pooler_tells_what_belongs_together(model, tokenizer):

@@ -30,15 +30,17 @@ _VERDICTS = {
 def sentiment(draw: Draw) -> tuple[tuple[str], int]:
     """Draw a review and whether it is positive (about 54 % are)."""
     positive = draw.chance(0.54)
-    return (review(draw, positive, denials=0.2),), POSITIVE if positive else NEGATIVE
+    text = review(draw, positive, denials=0.15, contrasts=1)
+    return (text,), POSITIVE if positive else NEGATIVE
 
 
-def review(draw: Draw, positive: bool, denials: float = 0.5) -> str:
+def review(draw: Draw, positive: bool, denials: float = 0.5, contrasts: int = 2) -> str:
     """Say something of a work that is good or bad on the whole.
 
-    `denials` is the share of clauses that deny the opposite of what they mean.
+    `denials` is the share of clauses that deny the opposite of what they mean, `contrasts` the
+    weight of each form with two clauses that disagree; a form with one clause has weight two.
     """
-    form = draw.weighted((("plain", 3), ("but", 3), ("although", 3), ("viewer", 3)))
+    form = draw.weighted((("plain", 2), ("but", contrasts), ("although", contrasts), ("viewer", 2)))
     if form == "plain":
         return sentence(_clause(draw, _subject(draw), positive, denials))
     if form == "viewer":

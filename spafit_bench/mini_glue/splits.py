@@ -46,7 +46,7 @@ def _usual(sampler: Sampler, train: int, dev: int = 250, test: int = 250) -> tup
 
 SPLITS: dict[str, tuple[Split, ...]] = {
     "cola": _usual(acceptability, 1200),
-    "sst2": _usual(sentiment, 800),
+    "sst2": _usual(sentiment, 1600),
     "mrpc": _usual(paraphrase, 1000),
     "stsb": _usual(similarity, 1000),
     "qqp": _usual(duplicate, 1200),
