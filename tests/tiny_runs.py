@@ -20,7 +20,7 @@ from transformers import (
 from spafit_bench.commands.training import RunRequest, prepare_runs
 from spafit_bench.progress import ProgressView
 from spafit_bench.record import RunRecord
-from spafit_bench.run import run_all
+from spafit_bench.run import Options, run_all
 from spafit_bench.store import Store
 from spafit_bench.tasks import get_task
 from tests.glue_files import write_plain
@@ -101,7 +101,7 @@ class World:
         }
         request = RunRequest(task=task, method=method, assignments=settings, flags=base | flags)
         runs = prepare_runs(request)
-        (record,) = run_all(runs, self.store, view=ProgressView(quiet=True))
+        (record,) = run_all(runs, self.store, ProgressView(quiet=True), Options())
         assert record.status == "done", record.reason
         return record
 
