@@ -49,7 +49,7 @@ def test_a_stronger_layer_wins(tmp_path: Path, strongest: str) -> None:
     assignments = sources.pop("assignments", ())
     config = one(tmp_path, sources.pop("text", ""), *assignments, **sources)
     assert config.precision == RESULTS[strongest]
-    assert config.train.batch_size == 16  # from the defaults, whatever else is given
+    assert config.train.weight_decay == 0.01  # from the defaults, whatever else is given
 
 
 def test_the_smoke_preset_needs_no_network(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def random_split(num_examples: int, *, longest: int = 14) -> EncodedSplit:
 
 def run_training(adapted: AdaptedModel, split: EncodedSplit, given: TrainSettings) -> list[float]:
     """Train without evaluation; return the loss of every step."""
-    result = train(adapted, split, given, seed=4, evaluate=dict, observer=Silent())
+    result = train(adapted, split, given, seed=4, hooks=Hooks(evaluate=dict, observer=Silent()))
     assert result.diverged is None
     return list(result.losses)
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from spafit_bench.settings import group_runs
+from spafit_bench.tables.settings import group_runs
 from transformers import AutoModel, AutoTokenizer
 
 from spafit_bench.adapt import AdaptedModel
