@@ -1,10 +1,12 @@
 """Pretrain tiny BERT, the six-layer cased encoder that the package ships.
 
-Two objectives, on passages of mini-GLUE's grammar that are no task's dev or test rows: masked
-language modelling, and a sentence-pair objective through the pooler (does the second sentence
-belong to the first, and how was it perturbed). No task's label is read.
+On passages of mini-GLUE's grammar that are no task's dev or test rows: masked language modelling;
+a sentence-pair objective through the pooler (does the second sentence belong to the first, and how
+was it perturbed); and, after the third layer, which words the two sentences share. No task's label
+is read.
 
-Run from the repository root: `python scripts/pretrain_tiny.py`; about fifteen minutes on two cores.
+Run from the repository root: `python scripts/pretrain_tiny.py`. It takes about ten minutes on two
+free cores.
 """
 
 from __future__ import annotations

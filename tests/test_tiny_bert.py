@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from importlib.resources import files
 from pathlib import Path
 
@@ -66,6 +67,14 @@ def test_no_word_of_mini_glue_is_unknown(tokenizer, task):
     assert max(len(row) for row in encoded) * len(columns) <= 128
     decoded = tokenizer.decode(encoded[0], skip_special_tokens=True)
     assert decoded.replace(" ", "") == texts[0].replace(" ", "")
+
+
+def test_the_vocabulary_is_the_one_that_the_script_builds():
+    """The shipped vocabulary can be made again, to the byte, from the repository."""
+    script = Path(__file__).parent.parent / "scripts" / "pretrain_tiny.py"
+    build = runpy.run_path(str(script))["build_vocabulary"]
+    shipped = (FOLDER / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    assert build(50_000) == shipped
 
 
 def test_words_of_the_lexicon_are_whole_tokens(tokenizer):
