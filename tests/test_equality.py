@@ -23,7 +23,7 @@ from spafit_bench.encoding import EncodedSplit, training_batches
 from spafit_bench.methods import method_names
 from spafit_bench.record import Evaluation
 from spafit_bench.tasks import get_task
-from spafit_bench.train import Progress, learning_rate_factor, make_optimizer, train
+from spafit_bench.train import Hooks, Progress, learning_rate_factor, make_optimizer, train
 
 DEPTH = 6  # SPAFIT's groups: layer 0 frozen, layer 1 biases, layers 2-5 LoRA
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -235,8 +235,10 @@ def padded(split: EncodedSplit, indices: Iterable[int]) -> tuple[dict[str, Tenso
 
 def reference_losses(model: nn.Module, split: EncodedSplit, given: TrainSettings) -> list[float]:
     """Fine-tune with torch's AdamW and transformers' schedule, nothing of the package's loop."""
-    rng = np.random.default_rng(4)
-    batches = [b for _ in range(2) for b in training_batches(split, given.batch_size, rng)]
+    batches = []
+    for epoch in range(2):  # the documented order: a generator of seed and epoch
+        rng = np.random.default_rng([4, epoch])
+        batches += training_batches(split, given.batch_size, rng)
     optimizer = torch.optim.AdamW(
         decayed(model.parameters(), given.weight_decay),
         lr=given.learning_rate,

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from spafit_bench.tables.settings import group_runs
 from transformers import AutoModel, AutoTokenizer
 
 from spafit_bench.adapt import AdaptedModel
@@ -17,6 +16,7 @@ from spafit_bench.forgetting import MAX_EXAMPLES, measure_forgetting
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.record import RunRecord, parse_record
 from spafit_bench.restore import load_run
+from spafit_bench.tables.settings import group_runs
 from tests.tiny_runs import World, make_world, write_data
 
 LAYERS = ("embeddings", "0", "1", "2", "3")

@@ -120,7 +120,7 @@ def test_stated_boundaries_are_never_rescaled() -> None:
         assert layers == ["0-4", "5-9", f"10-{depth - 1}"]
     with pytest.raises(UserError, match=r"5-9.*encoder of 6 layers.*0-5"):
         get_method("spafit-4-9-i").resolve(6)
-    with pytest.raises(UserError, match=r"24-last.*24 layers.*0-23"):
+    with pytest.raises(UserError, match=r"begin at layer 24.*24 layers.*at most 23"):
         get_method("spafit-4-23-i").resolve(24)
 
 
@@ -155,7 +155,7 @@ def test_layer_groups(text: str, layers: range) -> None:
     [
         ("24", "valid layers are 0-23"),
         ("20-24", "valid layers are 0-23"),
-        ("24-last", "valid layers are 0-23"),
+        ("24-last", "at most 23"),
         ("9-5", "run backwards; write 5-9"),
         ("10/24..5/24", "run backwards; write 5/24..5/12"),
         ("1/0..", "over zero"),
