@@ -7,7 +7,7 @@ READY := .venv/.ready
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format tiny-bert clean
+.PHONY: help setup demo test smoke lint format tiny-bert clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -26,6 +26,9 @@ demo: $(READY) ## Nine tasks x four methods on tiny BERT, offline, in minutes
 
 test: $(READY) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+smoke: $(READY) ## Nine tasks x four methods through the real command line, against stored bands
+	$(BIN)/python -m pytest -m smoke -s tests/test_smoke.py
 
 lint: $(READY) ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -85,6 +85,11 @@ def planned_runs(sweep: Sweep) -> list[PreparedRun]:
     return [preparer.prepare(c) for c in (*configs, *final_configs(sweep, first_guess))]
 
 
+def threads_per_worker(jobs: int) -> int:
+    """Divide the CPU's threads among processes."""
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
 def run_workers(arguments: Sequence[str], jobs: int, num_gpus: int) -> int:
     """Start several processes on one sweep; claims share the runs out among them.
 
@@ -96,14 +101,14 @@ def run_workers(arguments: Sequence[str], jobs: int, num_gpus: int) -> int:
     Returns:
         The worst exit code.
     """
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    threads = str(threads_per_worker(jobs))
     workers = []
     for number in range(jobs):
         environment = os.environ | {"OMP_NUM_THREADS": threads, "SPAFIT_BENCH_WORKER": str(number)}
         if num_gpus:
             environment["CUDA_VISIBLE_DEVICES"] = str(number % num_gpus)
         command = [sys.executable, "-m", "spafit_bench", *arguments]
-        workers.append(subprocess.Popen(command, env=environment))
+        workers.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
     codes = []
     for worker in workers:
         while True:

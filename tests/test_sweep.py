@@ -240,4 +240,4 @@ def test_workers_share_a_sweep(cli: Cli, tmp_path: Path, checkpoint: Path, data:
     assert answer.code == 0, answer.err
     runs = sorted(path.parent.name for path in tmp_path.glob("results/runs/*/record.json"))
     assert len(runs) == 4
-    assert answer.err.count(" trainable (") == 4, answer.err
+    assert answer.err.count(" tokens/s)") == 4, answer.err

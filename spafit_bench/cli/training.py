@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -198,11 +199,17 @@ def run(
 
 
 @app.command(epilog="Offline, on two CPU cores, in minutes; finished runs are not repeated.")
-def demo(results: Results = Path("results/demo"), as_json: Json = False) -> None:
+def demo(
+    results: Results = Path("results/demo"),
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Processes that share the runs.", rich_help_panel=WHERE)
+    ] = min(2, os.cpu_count() or 1),
+    as_json: Json = False,
+) -> None:
     """Show it all: nine tasks x four methods on a tiny BERT and mini-GLUE."""
     from spafit_bench.commands import training
 
-    records, text = training.demo(results, as_json=as_json)
+    records, text = training.demo(results, jobs, as_json=as_json)
     print_text(text)
     exit_if_any_failed(records)
 
@@ -267,11 +274,8 @@ def sweep(
     )
     if dry_run:
         print_text(training.sweep_dry_run(request, as_json=as_json))
-    elif jobs > 1:
-        code = training.sweep_workers(request, [*sys.argv[1:], "--jobs", "1"], jobs)
-        if code:
-            raise typer.Exit(code)
     else:
-        records, text = training.sweep(request, as_json=as_json)
+        arguments = [*sys.argv[1:], "--jobs", "1"]
+        records, text = training.sweep_with_workers(request, arguments, jobs, as_json=as_json)
         print_text(text)
         exit_if_any_failed(records)

@@ -64,8 +64,6 @@ def _summary(records: Sequence[RunRecord], results: Path) -> str:
     return rendered(scores, "terminal") + "\n" + "\n".join(lines)
 
 
-DEMO_METHODS = "full,bitfit,lora,spafit"
-
 _NEXT = """
 What to try next
   spafit-bench show mrpc-spafit --results {results}
@@ -79,15 +77,16 @@ What to try next
 """
 
 
-def demo(results: Path, *, as_json: bool) -> tuple[list[RunRecord], str]:
+def demo(results: Path, jobs: int, *, as_json: bool) -> tuple[list[RunRecord], str]:
     """Run every task with four methods on the package's own model and data; tables of all."""
+    request = SweepRequest(config="demo", results=results)
+    arguments = ["sweep", "demo", "--results", str(results)]
+    records, text = sweep_with_workers(request, arguments, jobs, as_json=as_json)
+    if as_json:
+        return records, text
     from spafit_bench.commands.results import table
 
-    runs = prepare_runs(RunRequest(task="all", method=DEMO_METHODS, preset="smoke"))
-    records, text = run(runs, results, force=False, retry_failed=False, as_json=as_json)
-    if not as_json:
-        text = table(results, "terminal", None) + _NEXT.format(results=results)
-    return records, text
+    return records, table(results, "terminal", None) + _NEXT.format(results=results)
 
 
 def dry_run(runs: Sequence[PreparedRun], results: Path, *, as_json: bool) -> str:
@@ -112,7 +111,7 @@ class SweepRequest:
 
     config: str
     results: Path
-    shard: str
+    shard: str = "1/1"
     force: bool = False
     retry_failed: bool = False
     flags: Mapping[str, Any] = field(default_factory=dict)
@@ -125,14 +124,16 @@ class SweepRequest:
         return replace(found, shard=parse_shard(self.shard))
 
 
-def sweep(request: SweepRequest, *, as_json: bool) -> tuple[list[RunRecord], str]:
+def sweep(
+    request: SweepRequest, *, as_json: bool, quiet: bool = False
+) -> tuple[list[RunRecord], str]:
     """Carry out a sweep, or the rest of it."""
     matrix = request.sweep()
     from spafit_bench.matrix import run_sweep
     from spafit_bench.progress import ProgressView
     from spafit_bench.run import Options
 
-    view = ProgressView()
+    view = ProgressView(quiet=quiet)
     options = Options(force=request.force, retry_failed=request.retry_failed)
     try:
         done = run_sweep(matrix, Store(request.results), view, options)
@@ -141,6 +142,35 @@ def sweep(request: SweepRequest, *, as_json: bool) -> tuple[list[RunRecord], str
     if as_json:
         return [*done.records], to_json({"runs": [r.model_dump(mode="json") for r in done.records]})
     return [*done.records], _sweep_summary(request, done)
+
+
+def sweep_with_workers(
+    request: SweepRequest, arguments: Sequence[str], jobs: int, *, as_json: bool
+) -> tuple[list[RunRecord], str]:
+    """Carry out a sweep in several processes.
+
+    Args:
+        request: the sweep.
+        arguments: of `spafit-bench`, for each process.
+        jobs: processes; with one, it is this process that does the work.
+        as_json: what to return.
+
+    Raises:
+        KeyboardInterrupt: the processes were stopped.
+    """
+    if jobs == 1:
+        return sweep(request, as_json=as_json)
+    request.sweep()  # a mistake is said once, not by every process
+    import torch
+
+    from spafit_bench.matrix import run_workers, threads_per_worker
+
+    if run_workers(arguments, jobs, torch.cuda.device_count()) not in (0, 1):
+        raise KeyboardInterrupt
+    # Everything is settled; what is left is to read it. Runs are named by the number of threads.
+    torch.set_num_threads(threads_per_worker(jobs))
+    once = replace(request, force=False, retry_failed=False)
+    return sweep(once, as_json=as_json, quiet=True)
 
 
 def _sweep_summary(request: SweepRequest, done: MatrixResult) -> str:
@@ -167,13 +197,3 @@ def sweep_dry_run(request: SweepRequest, *, as_json: bool) -> str:
     from spafit_bench.matrix import planned_runs
 
     return dry_run(planned_runs(matrix), request.results, as_json=as_json)
-
-
-def sweep_workers(request: SweepRequest, arguments: Sequence[str], jobs: int) -> int:
-    """Carry out a sweep in several processes; return the worst exit code."""
-    request.sweep()
-    import torch
-
-    from spafit_bench.matrix import run_workers
-
-    return run_workers(arguments, jobs, torch.cuda.device_count())
