@@ -149,12 +149,40 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
     clock, started_at = time.perf_counter(), utc_now()
     can_measure = memory.reset_peak_memory(prepared.numerics.device)
     splits = encode_task(prepared)
-    adapted = build_model(prepared)
-    scores = _DevScores(prepared, adapted, splits)
+    scores = _DevScores(prepared, build_model(prepared), splits)
     if session.resume is not None:
         scores.restore(session.resume)
         clock -= session.resume.facts["wall_time_s"]
         started_at = session.resume.facts["started_at"]
+    result = _train(session, scores, clock, started_at)
+    if result.diverged is None:
+        predictions, states, reported = _finish(scores, result)
+        status: Status = "done"
+    else:
+        predictions, states, reported, status = {}, {}, {}, "diverged"
+    measured = {
+        "wall_time_s": round(time.perf_counter() - clock, 3),
+        "peak_memory_bytes": memory.peak_memory_bytes(prepared.numerics.device)
+        if can_measure
+        else None,
+        "majority": majority_scores(prepared.task, splits),
+        **_training_facts(result, scores),
+        **reported,
+    }
+    if status == "done" and prepared.config.measure_forgetting:
+        held_out = splits[prepared.task.dev_splits[0]]
+        pretrained = build_model(prepared)
+        measured["forgetting"] = measure_forgetting(pretrained, scores.adapted, held_out)
+    return Outcome(
+        record=blank_record(prepared, started_at, status).model_copy(update=measured),
+        predictions=predictions,
+        labels={name: splits[name].targets for name in prepared.task.dev_splits},
+        states=states,
+    )
+
+
+def _train(session: Session, scores: _DevScores, clock: float, started_at: str) -> TrainResult:
+    """Train, keeping the state of the training and of the evaluations together."""
 
     def keep(training: Snapshot) -> None:
         so_far = {"wall_time_s": time.perf_counter() - clock, "started_at": started_at}
@@ -163,11 +191,11 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
             Snapshot({**training.tensors, **tensors}, {**training.facts, **facts, **so_far})
         )
 
-    result = train(
-        adapted,
-        splits["train"],
-        prepared.config.train,
-        seed=prepared.config.seed,
+    return train(
+        scores.adapted,
+        scores.splits["train"],
+        scores.prepared.config.train,
+        seed=scores.prepared.config.seed,
         hooks=Hooks(
             evaluate=scores,
             observer=session.observer,
@@ -177,34 +205,19 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
         ),
         resume=session.resume,
     )
+
+
+def _finish(
+    scores: _DevScores, result: TrainResult
+) -> tuple[dict[str, Predictions], dict[str, State], dict[str, Any]]:
+    """Go to the evaluation to report; return predictions, what is stored, and its scores."""
+    prepared, adapted = scores.prepared, scores.adapted
     if scores.best_state is not None:
         adapted.restore(scores.best_state)
-    finished = result.diverged is None
-    predictions = scores.predictions if finished else {}
-    if finished:
-        predictions |= _test_predictions(prepared, adapted, splits)
-    measured = {
-        "wall_time_s": round(time.perf_counter() - clock, 3),
-        "peak_memory_bytes": memory.peak_memory_bytes(prepared.numerics.device)
-        if can_measure
-        else None,
-        "majority": majority_scores(prepared.task, splits),
-        **_training_facts(result, scores),
-    }
-    if finished:
-        measured |= _chosen(prepared, result.evaluations) | {
-            "collapsed": is_collapsed(prepared.task, predictions)
-        }
-    if finished and prepared.config.measure_forgetting:
-        held_out = splits[prepared.task.dev_splits[0]]
-        measured["forgetting"] = measure_forgetting(build_model(prepared), adapted, held_out)
-    record = blank_record(prepared, started_at, "done" if finished else "diverged")
-    return Outcome(
-        record=record.model_copy(update=measured),
-        predictions=predictions,
-        labels={name: splits[name].targets for name in prepared.task.dev_splits},
-        states=_states(prepared, adapted, scores) if finished else {},
-    )
+    predictions = scores.predictions | _test_predictions(prepared, adapted, scores.splits)
+    reported = _chosen(prepared, result.evaluations)
+    reported["collapsed"] = is_collapsed(prepared.task, predictions)
+    return predictions, _states(prepared, adapted, scores), reported
 
 
 def utc_now() -> str:
