@@ -42,7 +42,7 @@ class ProgressView:
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
     quiet: bool = False
     is_worker: bool = field(default_factory=lambda: WORKER in os.environ)
-    """One of several processes on a terminal, where two live bars would overwrite each other."""
+    """One of several processes, whose bars would overwrite each other: one line per run."""
     current: RunView | None = None
     warned: set[str] = field(default_factory=set)
 
@@ -124,9 +124,9 @@ class RunView:
 
     def on_step(self, progress: TrainProgress) -> None:
         """Show loss, speed and time left."""
-        if self.parent.quiet:
+        if self.parent.quiet or self.parent.is_worker:
             return
-        if self.parent.console.is_terminal and not self.parent.is_worker:
+        if self.parent.console.is_terminal:
             self._live(progress)
         elif time.monotonic() - self.last_line_s > PLAIN_EVERY_S:
             self.last_line_s = time.monotonic()
