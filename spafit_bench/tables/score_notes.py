@@ -63,7 +63,8 @@ def scores_notes(
     if pairs:
         yield f"{' and '.join(pairs)}: the mean of the two metrics."
     yield from _average_notes(tasks, rows, averages)
-    yield from (f"{task.title}: {task.note}." for task in tasks if task.note)
+    official = {run.task for run in group.records if run.official_split}  # the note is about GLUE
+    yield from (f"{t.title}: {t.note}." for t in tasks if t.note and t.name in official)
     yield (
         "Params: what trains, adapters and classifier included, in millions; %: of the base model, "
         "adapters not counted in it."
