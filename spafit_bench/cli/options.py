@@ -57,6 +57,18 @@ Revision = Annotated[
 Offline = Annotated[
     bool, typer.Option("--offline", help="Never ask the hub.", rich_help_panel=WHERE)
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Device.", rich_help_panel=WHERE, metavar="auto|cpu|cuda:i"),
+]
+Force = Annotated[bool, typer.Option("--force", help="Repeat finished runs.", rich_help_panel=KEEP)]
+RetryFailed = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Repeat failed and diverged runs.", rich_help_panel=KEEP),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would run, with estimates; run nothing.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(

@@ -16,11 +16,15 @@ from spafit_bench.cli.options import (
     WHAT,
     WHERE,
     ConfigFile,
+    Device,
+    DryRun,
+    Force,
     Json,
     Model,
     Offline,
     Preset,
     Results,
+    RetryFailed,
     Revision,
     Set,
     complete_methods,
@@ -108,10 +112,7 @@ def run(
             metavar="auto|fp32|bf16|fp16",
         ),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Device.", rich_help_panel=WHERE, metavar="auto|cpu|cuda:i"),
-    ] = None,
+    device: Device = None,
     offline: Offline = False,
     results: Results = Path("results"),
     predict_test: Annotated[
@@ -138,18 +139,9 @@ def run(
             rich_help_panel=KEEP,
         ),
     ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Repeat finished runs.", rich_help_panel=KEEP)
-    ] = False,
-    retry_failed: Annotated[
-        bool,
-        typer.Option(
-            "--retry-failed", help="Repeat failed and diverged runs.", rich_help_panel=KEEP
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run, with estimates; run nothing.")
-    ] = False,
+    force: Force = False,
+    retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train and evaluate one or more methods on one or more tasks."""
@@ -225,10 +217,7 @@ def sweep(
         str | None,
         typer.Option(help="Instead of the file's.", rich_help_panel=WHAT, metavar="hub|mini|PATH"),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Device.", rich_help_panel=WHERE, metavar="auto|cpu|cuda:i"),
-    ] = None,
+    device: Device = None,
     offline: Offline = False,
     jobs: Annotated[
         int,
@@ -246,18 +235,9 @@ def sweep(
             metavar="i/n",
         ),
     ] = "1/1",
-    force: Annotated[
-        bool, typer.Option("--force", help="Repeat finished runs.", rich_help_panel=KEEP)
-    ] = False,
-    retry_failed: Annotated[
-        bool,
-        typer.Option(
-            "--retry-failed", help="Repeat failed and diverged runs.", rich_help_panel=KEEP
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would run, with estimates; run nothing.")
-    ] = False,
+    force: Force = False,
+    retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Carry out a matrix of runs; the same command goes on after a stop."""
