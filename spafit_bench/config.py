@@ -99,6 +99,8 @@ class RunConfig(Frozen):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Annotated[str, AfterValidator(_known_device)] = "auto"
+    engine: Literal["auto", "fast", "plain"] = "auto"
+    """How logits are computed: fused and without padding, or by the model as it was written."""
     limit: Count | None = None
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of train that is held out and evaluated on instead of dev, to choose settings."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from spafit_bench.checkpoint import Checkpoint
 from spafit_bench.data import Split
 from spafit_bench.errors import UserError
+from spafit_bench.ragged import Ragged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,20 +53,38 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded to the longest of them."""
+    """Examples end to end, without padding."""
 
-    inputs: dict[str, Tensor]
-    """`input_ids`, `attention_mask` and, if the encoder has segments, `token_type_ids`; each
-    (batch, length) int64."""
+    input_ids: Tensor
+    """(num_rows,) int64; rows of no example repeat the first token."""
+    token_type_ids: Tensor | None
+    """(num_rows,) int64, if the encoder has segments."""
+    position_ids: Tensor
+    """(num_rows,) int64, from 0 in every example."""
+    layout: Ragged
     labels: Tensor | None
-    """(batch,) int64 classes or float32."""
-    num_tokens: int
-    """Real tokens, padding left out."""
+    """(size,) int64 classes or float32."""
+    pad_token_id: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens."""
+        return self.layout.num_tokens
 
     @property
     def size(self) -> int:
         """Number of examples."""
-        return len(self.inputs["input_ids"])
+        return self.layout.size
+
+    def padded(self) -> dict[str, Tensor]:
+        """Return what a transformers model takes: each (size, longest) int64."""
+        inputs = {
+            "input_ids": self.layout.pad(self.input_ids, self.pad_token_id),
+            "attention_mask": self.layout.pad(torch.ones_like(self.input_ids), 0),
+        }
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = self.layout.pad(self.token_type_ids, 0)
+        return inputs
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -115,29 +134,29 @@ def _flat(rows: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
 
 
 def collate(split: EncodedSplit, indices: np.ndarray, device: torch.device) -> Batch:
-    """Pad the chosen examples to the longest of them.
+    """Put the chosen examples end to end.
 
     Args:
         split: where they are.
         indices: (batch,) example numbers.
         device: where the batch goes.
     """
-    lengths = split.lengths[indices]
-    shape = (len(indices), int(lengths.max()))
-    mask = np.arange(shape[1]) < lengths[:, None]
-    source = (split.offsets[indices][:, None] + np.arange(shape[1]))[mask]
-    ids = np.full(shape, split.pad_token_id, dtype=np.int64)
-    ids[mask] = split.input_ids[source]
-    inputs = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
-    if split.token_type_ids is not None:
-        segments = np.zeros(shape, dtype=np.int64)
-        segments[mask] = split.token_type_ids[source]
-        inputs["token_type_ids"] = segments
-    labels = None if split.labels is None else torch.from_numpy(split.labels[indices])
+    layout = Ragged(split.lengths[indices], device)
+    source = np.repeat(split.offsets[indices], layout.lengths) + layout.positions
+
+    def rows(values: np.ndarray) -> Tensor:
+        filled = np.full(layout.num_rows, values[0], dtype=np.int64)
+        filled[: len(values)] = values
+        return torch.from_numpy(filled).to(device, non_blocking=True)
+
+    kinds, labels = split.token_type_ids, split.labels
     return Batch(
-        inputs={key: torch.from_numpy(value).to(device) for key, value in inputs.items()},
-        labels=None if labels is None else labels.to(device),
-        num_tokens=int(lengths.sum()),
+        input_ids=rows(split.input_ids[source]),
+        token_type_ids=None if kinds is None else rows(kinds[source]),
+        position_ids=rows(layout.positions),
+        layout=layout,
+        labels=None if labels is None else torch.from_numpy(labels[indices]).to(device),
+        pad_token_id=split.pad_token_id,
     )
 
 

@@ -273,7 +273,9 @@ def build_model(prepared: PreparedRun) -> AdaptedModel:
         attention="sdpa" if numerics.device.type == "cuda" else "eager",
     )
     assert fresh == prepared.plan.fresh, (fresh, prepared.plan.fresh)
-    adapted = adapt(model, prepared.plan, numerics=numerics, seed=config.seed)
+    adapted = adapt(
+        model, prepared.plan, numerics=numerics, seed=config.seed, engine=prepared.engine
+    )
     seed_everything(config.seed)
     return adapted
 
@@ -363,7 +365,7 @@ def blank_record(
             num_layers=plan.num_layers,
             fresh_tensors=plan.fresh,
         ),
-        environment=describe_environment(prepared.numerics),
+        environment=describe_environment(prepared.numerics, prepared.engine),
         warnings=prepared.warnings,
     )
 

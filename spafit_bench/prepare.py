@@ -22,6 +22,7 @@ from spafit_bench.checkpoint import (
 from spafit_bench.config import RunConfig
 from spafit_bench.data import TaskData, hold_out, limited, load_task_data
 from spafit_bench.encoding import load_tokenizer
+from spafit_bench.engines import engine_name
 from spafit_bench.errors import UserError
 from spafit_bench.methods import Method
 from spafit_bench.numerics import Numerics, choose_numerics
@@ -52,6 +53,8 @@ class PreparedRun:
     files_sha256: str
     plan: Plan
     numerics: Numerics
+    engine: str
+    """`fast` or `plain`."""
     warnings: tuple[str, ...]
 
     @property
@@ -75,6 +78,7 @@ class PreparedRun:
             "files": self.files_sha256,
             "data": self.data.fingerprint,
             "precision": self.numerics.precision,
+            "engine": self.engine,
             "device": self.numerics.device.type,
             "threads": torch.get_num_threads() if self.numerics.device.type == "cpu" else None,
         }
@@ -124,6 +128,7 @@ class Preparer:
             files_sha256=files_sha256,
             plan=plan,
             numerics=numerics,
+            engine=engine_name(config.engine, checkpoint.config, plan),
             warnings=(*self.tokenizers[checkpoint.path], *warnings),
         )
 

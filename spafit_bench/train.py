@@ -148,10 +148,9 @@ class _Loop:
             group["lr"] = self.settings.learning_rate * factor
         num_examples = sum(batch.size for batch in micro_batches)
         total = torch.zeros((), device=self.adapted.numerics.device)
+        self.adapted.engine.refresh()
         for batch in micro_batches:
-            with self.adapted.numerics.autocast():
-                logits = self.adapted.model(**batch.inputs).logits
-            loss = loss_sum(logits.float(), batch) / num_examples
+            loss = loss_sum(self.adapted.engine.logits(batch), batch) / num_examples
             self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)

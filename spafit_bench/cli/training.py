@@ -112,6 +112,14 @@ def run(
             metavar="auto|fp32|bf16|fp16",
         ),
     ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: fast where it can be; plain: transformers' own forward pass.",
+            rich_help_panel=WHERE,
+            metavar="auto|fast|plain",
+        ),
+    ] = None,
     device: Device = None,
     offline: Offline = False,
     results: Results = Path("results"),
@@ -164,6 +172,7 @@ def run(
         "limit": limit,
         "select": select,
         "precision": precision,
+        "engine": engine,
         "device": device,
         "predict_test": predict_test,
         "save_weights": save_weights,
