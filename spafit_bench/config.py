@@ -96,6 +96,8 @@ class RunConfig(Frozen):
     revision: str | None = None
     data: str = "hub"
     offline: bool = False
+    cache: bool = True
+    """Keep tokenised text for later runs; see `array_cache.user_cache` for where and how much."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Annotated[str, AfterValidator(_known_device)] = "auto"

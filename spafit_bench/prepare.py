@@ -29,7 +29,7 @@ from spafit_bench.plan import Plan, make_plan
 from spafit_bench.tasks import Task, get_task
 
 _NOT_IN_RUN_ID = {"model", "revision", "data", "offline", "device", "predict_test", "save_weights"}
-_NOT_IN_RUN_ID |= {"measure_forgetting"}
+_NOT_IN_RUN_ID |= {"measure_forgetting", "cache"}
 """Settings that do not change the result: places, and what is written down of it."""
 _VOCABULARIES = (
     "vocab.txt",

@@ -14,10 +14,10 @@ PACKAGE = Path(spafit_bench.__file__).parent
 MEETING = {"run", "matrix", "commands", "cli", "forecast", "progress", "requests", "restore"}
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
-    "adapt", "architectures", "checkpoint", "config", "data", "encoding", "environment", "estimate",
-    "evaluation", "execute", "forgetting", "glue_metric", "hub", "lora", "memory",
-    "methods", "numerics", "plan", "prepare", "readers", "snapshot", "sources", "sweep", "tasks",
-    "train", "treatments",
+    "adapt", "architectures", "array_cache", "checkpoint", "config", "data", "encoding",
+    "environment", "estimate", "evaluation", "execute", "forgetting", "glue_metric", "hub", "lora",
+    "memory", "methods", "numerics", "plan", "prepare", "readers", "snapshot", "sources", "sweep",
+    "tasks", "token_cache", "train", "treatments",
 }  # fmt: skip
 READS = {
     "claims", "compare", "compare_inputs", "compare_measure", "compare_view", "errors",
