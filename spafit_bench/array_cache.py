@@ -181,7 +181,7 @@ def _read(path: Path, key: str) -> Arrays:
         raise _DamagedEntry("empty") from None
     content = np.asarray(mapped)  # plain arrays are faster to index
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest.tobytes():
+    if hashlib.sha256(body.data).digest() != digest.tobytes():
         raise _DamagedEntry("damaged (its checksum differs)")
     start = 8 + int.from_bytes(body[:8].tobytes(), "little")
     header: dict[str, Any] = json.loads(body[8:start].tobytes())

@@ -68,6 +68,8 @@ class PreparedRun:
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that changes the result."""
         settings = self.config.model_dump(mode="json", exclude=_NOT_IN_RUN_ID)
+        if self.config.train.batch_tokens is None:  # as in runs from before there was this setting
+            del settings["train"]["batch_tokens"]
         identity = settings | {
             "method": self.plan.method.spec,
             "head": self.config.head.pooler_init,

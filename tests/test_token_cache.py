@@ -115,8 +115,8 @@ def test_runs_share_it(
     """A later process takes what is sound, makes anew what is not, and predicts the same."""
     folder = tmp_path / "own-cache"
     monkeypatch.setenv("SPAFIT_BENCH_CACHE_DIR", str(folder))
-    flags = ("run", "--task", "mrpc", "--method", "bitfit", "--model", checkpoint, "--data", data)
-    flags += ("--epochs", 1, "--precision", "fp32", "--device", "cpu", "--json")
+    where = ("--model", checkpoint, "--data", data, "--precision", "fp32", "--device", "cpu")
+    flags = ("run", "--task", "mrpc", "--method", "bitfit", *where, "--epochs", 1, "--json")
     off = call(*flags, "--max-length", 22, "--set", "cache=false")
     assert off.code == 0, off.err
     assert not folder.exists()
