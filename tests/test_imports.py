@@ -15,9 +15,9 @@ MEETING = {"run", "matrix", "commands", "cli", "forecast", "progress", "requests
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
     "adapt", "architectures", "array_cache", "checkpoint", "config", "data", "encoding",
-    "environment", "estimate", "evaluation", "execute", "forgetting", "glue_metric", "hub", "lora",
-    "memory", "methods", "numerics", "plan", "prepare", "readers", "snapshot", "sources", "sweep",
-    "tasks", "token_cache", "train", "treatments",
+    "environment", "estimate", "evaluation", "execute", "forgetting", "glue_metric", "hub",
+    "libraries", "lora", "memory", "methods", "numerics", "plan", "prepare", "readers", "snapshot",
+    "sources", "sweep", "tasks", "token_cache", "train", "treatments",
 }  # fmt: skip
 READS = {
     "claims", "compare", "compare_inputs", "compare_measure", "compare_view", "errors",
