@@ -160,24 +160,70 @@ def collate(split: EncodedSplit, indices: np.ndarray, device: torch.device) -> B
     )
 
 
+def num_batches(split: EncodedSplit, batch_size: int, *, batch_tokens: int | None = None) -> int:
+    """Return how many batches `training_batches` makes of a split, the same in every epoch."""
+    num, den = _batch_weight(split, batch_size, batch_tokens)
+    total = int(split.offsets[-1]) if batch_tokens else len(split)
+    return -(-total * den // num)
+
+
 def training_batches(
-    split: EncodedSplit, batch_size: int, rng: np.random.Generator
+    split: EncodedSplit,
+    batch_size: int,
+    rng: np.random.Generator,
+    *,
+    batch_tokens: int | None = None,
 ) -> list[np.ndarray]:
     """Draw one epoch: every example exactly once, in random batches of similar length.
 
     A uniform permutation is cut into pools of `POOL_BATCHES` batches; each pool is sorted by length
-    and cut into batches, and all batches are shuffled. Which examples meet in a batch thus depends
-    on length within a random pool only, and batches come in uniformly random order.
+    and cut into batches, and all batches are shuffled.
+
+    Random: the step at which an example is seen (uniform over the epoch, whatever its length; only
+    the batch that holds the remainder is smaller), the pool that it falls into, and the order
+    among equal lengths. Not random: within a pool, neighbours in length meet in a batch. So which
+    examples meet changes from epoch to epoch, but short ones meet long ones less often than in
+    batches drawn without regard to length; a split of fewer than `POOL_BATCHES` batches is one
+    pool, where only equal lengths change places. Everything follows from `rng` alone.
+
+    With `batch_tokens`, a batch has about that many tokens instead of a number of examples: pools
+    and batches are cut at equal shares of the epoch's tokens, an example belonging to the share
+    that its middle falls into. The number of batches is thus the same in every epoch.
+
+    Args:
+        split: its lengths are all that is looked at.
+        batch_size: examples of a batch; the last of a pool may have fewer.
+        rng: of the epoch.
+        batch_tokens: tokens of a batch, at least those of the longest example; not padding.
     """
+    num, den = _batch_weight(split, batch_size, batch_tokens)
+    weights = split.lengths if batch_tokens else np.ones(len(split), dtype=np.int64)
     order = rng.permutation(len(split))
-    lengths = split.lengths
-    batches: list[np.ndarray] = []
-    pool_size = batch_size * POOL_BATCHES
-    for start in range(0, len(order), pool_size):
-        pool = order[start : start + pool_size]
-        pool = pool[np.argsort(-lengths[pool], kind="stable")]
-        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
+    pools = _shares(weights[order], num * POOL_BATCHES, den)
+    order = order[np.lexsort((-split.lengths[order], pools))]
+    cuts = np.flatnonzero(np.diff(_shares(weights[order], num, den))) + 1
+    batches = np.split(order, cuts)
     return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def _batch_weight(
+    split: EncodedSplit, batch_size: int, batch_tokens: int | None
+) -> tuple[int, int]:
+    """Return the weight of a batch as a fraction: its examples, or its share of all tokens.
+
+    The share is `batch_tokens` or a little more, so that it is at least one example long and no
+    batch is empty.
+    """
+    if batch_tokens is None:
+        return batch_size, 1
+    total = int(split.offsets[-1])
+    return total, max(1, total // batch_tokens)
+
+
+def _shares(weights: np.ndarray, num: int, den: int) -> np.ndarray:
+    """Number the shares of `num / den` that the middles of consecutive weights fall into."""
+    doubled_middles = 2 * np.cumsum(weights) - weights
+    return doubled_middles * den // (2 * num)
 
 
 def evaluation_batches(split: EncodedSplit, batch_size: int) -> Iterator[np.ndarray]:

@@ -57,13 +57,17 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
         max_length=settings.max_length,
     )
     rows = prepared.data.splits["train"].num_rows
-    tokens = rows * settings.epochs * float(sample.lengths.mean())
+    mean_length = float(sample.lengths.mean())
+    tokens = rows * settings.epochs * mean_length
+    batch_size = settings.batch_size
+    if settings.batch_tokens is not None:
+        batch_size = max(1, round(settings.batch_tokens / mean_length))
     flops = tokens * training_flops_per_token(plan)
     width = 4 if prepared.numerics.precision == "fp32" else 2
     activations = activation_bytes(
         plan,
         Shape.of(prepared.checkpoint.config),
-        batch_size=settings.micro_batch_size or settings.batch_size,
+        batch_size=settings.micro_batch_size or batch_size,
         length=int(sample.lengths.max()),
         width=width,
     )
@@ -73,7 +77,7 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
     return Forecast(
         run_id=prepared.run_id,
         finished=finished,
-        steps=math.ceil(settings.epochs * math.ceil(rows / settings.batch_size)),
+        steps=math.ceil(settings.epochs * math.ceil(rows / batch_size)),
         train_time_s=round(flops / (_measured_rate(prepared.numerics) * MATMUL_SHARE), 1),
         memory_bytes=state_bytes(plan, width) + activations,
         stored_bytes=kept,

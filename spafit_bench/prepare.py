@@ -30,7 +30,7 @@ from spafit_bench.plan import Plan, make_plan
 from spafit_bench.tasks import Task, get_task
 
 _NOT_IN_RUN_ID = {"model", "revision", "data", "offline", "device", "predict_test", "save_weights"}
-_NOT_IN_RUN_ID |= {"measure_forgetting"}
+_NOT_IN_RUN_ID |= {"measure_forgetting", "cache"}
 """Settings that do not change the result: places, and what is written down of it."""
 _VOCABULARIES = (
     "vocab.txt",
@@ -71,6 +71,8 @@ class PreparedRun:
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that changes the result."""
         settings = self.config.model_dump(mode="json", exclude=_NOT_IN_RUN_ID)
+        if self.config.train.batch_tokens is None:  # as in runs from before there was this setting
+            del settings["train"]["batch_tokens"]
         identity = settings | {
             "method": self.plan.method.spec,
             "head": self.config.head.pooler_init,

@@ -11,13 +11,15 @@ import pytest
 import spafit_bench
 
 PACKAGE = Path(spafit_bench.__file__).parent
-MEETING = {"run", "matrix", "commands", "cli", "forecast", "progress", "requests", "restore"}
+MEETING = {
+    "cli", "commands", "forecast", "matrix", "progress", "requests", "restore", "run",
+}  # fmt: skip
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
-    "adapt", "architectures", "checkpoint", "config", "data", "encoding", "engines",
-    "environment", "estimate", "evaluation", "execute", "forgetting", "fused", "glue_metric", "hub", "lora", "memory",
-    "methods", "numerics", "plan", "prepare", "ragged", "readers", "snapshot", "sources",
-    "sweep", "tasks",
+    "adapt", "architectures", "array_cache", "checkpoint", "config", "data", "encoding",
+    "engines", "environment", "estimate", "evaluation", "execute", "forgetting", "fused",
+    "glue_metric", "hub", "libraries", "lora", "memory", "methods", "numerics", "plan",
+    "prepare", "ragged", "readers", "snapshot", "sources", "sweep", "tasks", "token_cache",
     "train", "treatments",
 }  # fmt: skip
 READS = {

@@ -86,6 +86,12 @@ def run(
     batch_size: Annotated[
         int | None, typer.Option(help="Examples per optimizer step.", rich_help_panel=HOW)
     ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens per optimizer step, about, instead of --batch-size.", rich_help_panel=HOW
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens per example at most.", rich_help_panel=HOW)
     ] = None,
@@ -160,6 +166,7 @@ def run(
         "learning_rate": lr,
         "epochs": epochs,
         "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
         "max_length": max_length,
         "warmup": warmup,
         "weight_decay": weight_decay,
