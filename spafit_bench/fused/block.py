@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
-from spafit_bench.fused.dropout import Dropout, keep
+from spafit_bench.fused.dropout import Dropout, keep, keep_
 from spafit_bench.fused.maps import FusedMap
 from spafit_bench.ragged import Ragged
 
@@ -138,7 +138,7 @@ def _add_and_norm(
 ) -> tuple[Tensor, _Normed]:
     mask = block.hidden_dropout.draw(branch) if training else None
     scale = 1.0 if mask is None else block.hidden_dropout.scale
-    z = torch.add(stream, keep(branch, mask), alpha=scale)
+    z = torch.add(stream, keep_(branch, mask), alpha=scale)
     shape = list(norm.normalized_shape)
     y, mean, deviation = torch.native_layer_norm(z, shape, norm.weight, norm.bias, norm.eps)
     return y, _Normed(z, mean, deviation, mask)
@@ -220,11 +220,8 @@ def _backward(
     of_attention_output = block.attention_output.parameter_gradients(kept.context, branch)
     context = block.attention_output.input_gradient(branch)
     parts = _attend_backward(block, kept.attended, layout, context)
-    x, of_qkv = _qkv_backward(block.qkv, kept.low_x, parts, needs_input_gradient)
-    if x is not None and block.first_token_only:
-        x.index_add_(0, layout.starts, stream)
-    elif x is not None:
-        x.add_(stream)
+    of_qkv = _qkv_gradients(block.qkv, kept.low_x, parts)
+    x = _input_gradient(block.qkv, parts, stream) if needs_input_gradient else None
     mapped = [*of_qkv, *of_attention_output, *of_intermediate, *of_output]
     return x, [*mapped, *of_attention_norm, *of_output_norm]
 
@@ -244,9 +241,9 @@ def _norm_backward(
         norm.bias,
         wanted,
     )
-    branch = keep(z.to(block.output.weight.dtype), kept.mask)
+    branch = z.to(block.output.weight.dtype, copy=True)
     if kept.mask is not None:
-        branch = branch * block.hidden_dropout.scale
+        keep_(branch, kept.mask).mul_(block.hidden_dropout.scale)
     return (
         z,
         branch,
@@ -271,10 +268,10 @@ def _attend_backward(
     context = context if block.first_token_only else layout.spread(context, zeros=True)
     (heads,) = _split(context, layout.size, 1, block)
     if kept.mask is not None:
-        heads = heads * block.attention_dropout.scale
+        heads = heads * block.attention_dropout.scale  # it may be a view of what autograd gave
     found = torch.empty(3, *kept.keys.shape, dtype=heads.dtype, device=heads.device)
     torch.bmm(keep(kept.probabilities, kept.mask).transpose(1, 2), heads, out=found[2])
-    gradient = keep(torch.bmm(heads, kept.values.transpose(1, 2)), kept.mask)
+    gradient = keep_(torch.bmm(heads, kept.values.transpose(1, 2)), kept.mask)
     scores = torch.ops.aten._softmax_backward_data(gradient, kept.probabilities, -1, gradient.dtype)
     torch.bmm(scores.transpose(1, 2), kept.queries, out=found[1])
     queries = torch.bmm(scores, kept.keys).mul_(1 / math.sqrt(block.head_size))
@@ -286,17 +283,21 @@ def _attend_backward(
     return (_Part(layout.gather(_join(block, layout.size, found), zeros=True), 0, 3, None),)
 
 
-def _qkv_backward(
-    qkv: FusedMap, low_x: Tensor | None, parts: tuple[_Part, ...], needs_input_gradient: bool
-) -> tuple[Tensor | None, list[Tensor]]:
+def _qkv_gradients(qkv: FusedMap, low_x: Tensor | None, parts: tuple[_Part, ...]) -> list[Tensor]:
     own: list[Tensor] = []
     for part in parts:
         rows = low_x if low_x is None or part.rows is None else low_x[part.rows]
         own += qkv.parameter_gradients(rows, part.gradient, part.first, part.last)
-    if not needs_input_gradient:
-        return None, own
-    *few, (_, whole) = [(p, qkv.input_gradient(p.gradient, p.first, p.last).float()) for p in parts]
-    for part, gradient in few:
-        assert part.rows is not None
-        whole.index_add_(0, part.rows, gradient)
-    return whole, own
+    return own
+
+
+def _input_gradient(qkv: FusedMap, parts: tuple[_Part, ...], stream: Tensor) -> Tensor:
+    """Sum what comes through the products and past them; `stream` is of the rows that asked."""
+    *few, whole = parts
+    x = qkv.input_gradient(whole.gradient, whole.first, whole.last)
+    if not few:
+        return stream.add_(x)
+    (part,) = few
+    assert part.rows is not None
+    past = stream.add_(qkv.input_gradient(part.gradient, part.first, part.last))
+    return x.float().index_add_(0, part.rows, past)

@@ -78,3 +78,11 @@ def keep(x: Tensor, mask: Tensor | None) -> Tensor:
         return x
     integers = _INTEGER[x.element_size()]
     return (x.view(integers) & mask.to(integers)).view(x.dtype)
+
+
+def keep_(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Do what `keep` does, in place."""
+    if mask is not None:
+        integers = _INTEGER[x.element_size()]
+        x.view(integers).bitwise_and_(mask.to(integers))
+    return x
