@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import peft
 import torch
 import transformers
+from datasets import Dataset
 from torch import nn
 
 from benchmarks.cases import LEARNING_RATE, MAX_LENGTH, TEXTS, Case
@@ -59,7 +61,7 @@ def _unfreeze_biases(model: nn.Module, middle: int, late: int, depth: int) -> No
 
 
 @dataclass
-class Clock(transformers.TrainerCallback):
+class Timer(transformers.TrainerCallback):
     """Times every step, and counts the real tokens that go into it."""
 
     times_s: list[float] = field(default_factory=list)
@@ -77,35 +79,50 @@ class Clock(transformers.TrainerCallback):
         self.times_s.append(time.perf_counter() - self.started_s)
 
 
-def make_trainer(case: Case, clock: Clock, folder: str, *, tuned: bool) -> transformers.Trainer:
-    """Return a Trainer for the case.
+@dataclass(frozen=True)
+class Rows:
+    """Tokenised data, and what makes batches of it."""
 
-    Args:
-        case: what is trained.
-        clock: gets the times and tokens of the steps.
-        folder: where Trainer may write.
-        tuned: dynamic padding, batches of like length, bf16, fused AdamW; else the settings of
-            `run_glue.py`: padded to 128, fp32.
-    """
+    train: Dataset
+    validation: Dataset
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+def encoded_rows(case: Case, clock: Timer, *, tuned: bool) -> Rows:
+    """Tokenise: padded in batches if `tuned`, else all to the same length."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(case.model)
     padding: Any = False if tuned else "max_length"
+    collator = transformers.DataCollatorWithPadding(tokenizer)
+    columns = ["label", "input_ids", "token_type_ids", "attention_mask"]
 
     def encode(rows: dict[str, Any]) -> Any:
         texts = (rows[name] for name in TEXTS[case.task])
         return tokenizer(*texts, truncation=True, max_length=MAX_LENGTH, padding=padding)
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = collator(rows)
-        if "labels" in batch:
-            clock.tokens.append(int(batch["attention_mask"].sum()))
+        batch: dict[str, Any] = collator(rows)
+        clock.tokens.append(int(batch["attention_mask"].sum()))
         return batch
 
-    collator = transformers.DataCollatorWithPadding(tokenizer)
-    columns = ["label", "input_ids", "token_type_ids", "attention_mask"]
-    rows = {
-        split: case.rows(split, limit).map(encode, batched=True).select_columns(columns)
-        for split, limit in (("train", case.num_examples), ("validation", case.eval_examples))
-    }
+    def split(name: str, limit: int) -> Dataset:
+        return case.rows(name, limit).map(encode, batched=True).select_columns(columns)
+
+    train = split("train", case.num_examples)
+    return Rows(train, split("validation", case.eval_examples), collate)
+
+
+def make_trainer(
+    case: Case, clock: Timer, rows: Rows, folder: str, *, tuned: bool
+) -> transformers.Trainer:
+    """Return a Trainer for the case.
+
+    Args:
+        case: what is trained.
+        clock: gets the times of the steps.
+        rows: what it is trained on.
+        folder: where Trainer may write.
+        tuned: batches of like length, bf16, fused AdamW; else the settings of `run_glue.py`.
+    """
     steps = case.steps + case.warm_up
     speed: dict[str, Any] = {"bf16": True, "optim": "adamw_torch_fused"} if tuned else {}
     if tuned:
@@ -130,8 +147,8 @@ def make_trainer(case: Case, clock: Clock, folder: str, *, tuned: bool) -> trans
     return transformers.Trainer(
         model=build_model(case),
         args=arguments,
-        train_dataset=rows["train"],
-        eval_dataset=rows["validation"],
-        data_collator=collate,
+        train_dataset=rows.train,
+        eval_dataset=rows.validation,
+        data_collator=rows.collate,
         callbacks=[clock],
     )

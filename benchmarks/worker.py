@@ -10,8 +10,9 @@ import resource
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 STARTED_S = time.perf_counter()
@@ -21,65 +22,76 @@ import torch  # noqa: E402 (the whole command is timed, imports included)
 from benchmarks.cases import LEARNING_RATE, Case  # noqa: E402
 
 
+@dataclass
+class Clock:
+    """Notes when each training step ends."""
+
+    ends_s: list[float] = field(default_factory=list)
+
+    def on_step(self, _: Any) -> None:
+        """Note the time."""
+        self.ends_s.append(time.perf_counter())
+
+    def on_evaluation(self, _: Any) -> None:
+        """Ignore it."""
+
+
 def measure_ours(case: Case, engine: str) -> dict[str, Any]:
-    """Train and evaluate with spafit-bench's own functions."""
+    """Train and evaluate with spafit-bench's own functions; or time the products of that alone."""
     from spafit_bench.evaluation import predict
     from spafit_bench.execute import build_model, encode_task
     from spafit_bench.prepare import Preparer
     from spafit_bench.requests import RunRequest, run_configs
-    from spafit_bench.train import Hooks, Progress, train
+    from spafit_bench.train import Hooks, train
 
-    epochs = 1
-    train_settings = {
-        "learning_rate": LEARNING_RATE[case.method],
-        "batch_size": case.batch_size,
-        "epochs": epochs,
-    }
+    settings = {"learning_rate": LEARNING_RATE[case.method], "batch_size": case.batch_size}
     flags = {
         "model": case.model,
         "data": case.data,
         "device": case.device,
-        "engine": engine,
+        "engine": "fast" if engine == "floor" else engine,
         "limit": case.num_examples,
         "predict_test": False,
-        "train": train_settings,
+        "train": settings | {"epochs": 1},
     }
     (config,) = run_configs(
         RunRequest(task=case.task, method=case.method, seed=str(case.seed), flags=flags)
     )
     prepared = Preparer().prepare(config)
     splits = encode_task(prepared)
+    loaded = memory_bytes()
     adapted = build_model(prepared)
-    marks: list[tuple[float, float]] = []
+    tokens = _tokens_of(splits["train"], case)[case.warm_up :]
+    if engine == "floor":
+        from benchmarks.floor import step_times
 
-    class Clock:
-        def on_step(self, progress: Progress) -> None:
-            now = time.perf_counter()
-            marks.append((now, progress.tokens_per_s))
-
-        def on_evaluation(self, _: Any) -> None: ...
-
-    begin = time.perf_counter()
-    result = train(
+        times = step_times(adapted.engine, splits["train"], case.batch_size, case.seed)
+        return {"times_s": times[case.warm_up :], "tokens": tokens, "loaded_bytes": loaded}
+    clock = Clock()
+    train(
         adapted,
         splits["train"],
         config.train,
         seed=case.seed,
-        hooks=Hooks(evaluate=dict, observer=Clock()),
+        hooks=Hooks(evaluate=dict, observer=clock),
     )
-    del begin, result
-    tokens = _tokens_of(splits["train"], case)
-    ends = [mark for mark, _ in marks]
-    times = [after - before for before, after in pairwise(ends)]
+    times = [after - before for before, after in pairwise(clock.ends_s)]
     dev = next(name for name in splits if name != "train")
     rows = min(case.eval_examples, len(splits[dev]))
     evaluated = predict(adapted, _first(splits[dev], rows), batch_size=64)
     return {
         "times_s": times[case.warm_up - 1 :],
-        "tokens": tokens[case.warm_up :],
+        "tokens": tokens,
         "eval_tokens": evaluated.num_tokens,
         "eval_time_s": evaluated.time_s,
+        "loaded_bytes": loaded,
     }
+
+
+def memory_bytes() -> int:
+    """Return what this process has in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def _tokens_of(split: Any, case: Case) -> list[int]:
@@ -107,11 +119,13 @@ def _first(split: Any, count: int) -> Any:
 
 def measure_peer(case: Case, *, tuned: bool) -> dict[str, Any]:
     """Train and evaluate with Trainer and peft."""
-    from benchmarks.peers import Clock, make_trainer
+    from benchmarks.peers import Timer, encoded_rows, make_trainer
 
-    clock = Clock()
+    clock = Timer()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(case, clock, folder, tuned=tuned)
+        rows = encoded_rows(case, clock, tuned=tuned)
+        loaded = memory_bytes()
+        trainer = make_trainer(case, clock, rows, folder, tuned=tuned)
         trainer.train()
         tokens = clock.tokens[: case.steps + case.warm_up]
         seen = len(clock.tokens)
@@ -123,6 +137,7 @@ def measure_peer(case: Case, *, tuned: bool) -> dict[str, Any]:
         "tokens": tokens[case.warm_up :],
         "eval_tokens": sum(clock.tokens[seen:]),
         "eval_time_s": eval_time_s,
+        "loaded_bytes": loaded,
     }
 
 
@@ -130,7 +145,7 @@ def main() -> None:
     """Measure what the command line says."""
     system, settings = sys.argv[1], json.loads(sys.argv[2])
     case = Case(**settings)
-    if system in ("fast", "plain"):
+    if system in ("fast", "plain", "floor"):
         found = measure_ours(case, system)
     else:
         found = measure_peer(case, tuned=system == "tuned")
