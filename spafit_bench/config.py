@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -145,28 +145,12 @@ class RunConfig(Frozen):
         Raises:
             UserError: unknown method, or LoRA settings for a method without LoRA.
         """
-        method = self._overridden(get_method(self.method.name))
-        if method.matches is not None:
-            return replace(method, matches=self._overridden(method.matches))
-        return method
-
-    def _overridden(self, method: Method) -> Method:
-        keys = ("rank", "alpha", "dropout", "rslora", "dora")
-        changes = {key: getattr(self.method, key) for key in keys}
-        changes = {key: value for key, value in changes.items() if value is not None}
-        if changes and method.loras:
-            method = method.with_lora(**changes)
-        if self.method.alpha_per_rank is not None:
-            if self.method.alpha is not None:
-                raise UserError("method.alpha and method.alpha_per_rank: give one of the two")
-            method = method.with_scaling(self.method.alpha_per_rank)
-        if self.method.shuffle is not None:
-            method = replace(method, shuffle=self.method.shuffle)
         parts = {"embeddings": self.method.embeddings, "pooler": self.head.pooler}
-        chosen: dict[str, Any] = {
-            part: parse_treatment(text) for part, text in parts.items() if text
-        }
-        return replace(method, **chosen)
+        chosen = {part: parse_treatment(text) for part, text in parts.items() if text}
+        keys = ("rank", "alpha", "dropout", "rslora", "dora", "alpha_per_rank", "shuffle")
+        settings = {key: getattr(self.method, key) for key in keys}
+        method = get_method(self.method.name)
+        return method.overridden({k: v for k, v in settings.items() if v is not None}, chosen)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -113,6 +113,26 @@ class Method:
     def with_lora(self, **changes: Any) -> Method:
         """Return the method with fields of every LoRA treatment replaced."""
         return self._with_loras(lambda lora: replace(lora, **changes))
+
+    def overridden(self, settings: Mapping[str, Any], parts: Mapping[str, Treatment]) -> Method:
+        """Return the method, and the one that it matches, with settings and parts replaced.
+
+        Args:
+            settings: fields of LoRA (for a method that has it), `alpha_per_rank`, `shuffle`.
+            parts: treatments of what is around the layers.
+
+        Raises:
+            UserError: both alpha and alpha_per_rank.
+        """
+        fields = {k: v for k, v in settings.items() if k not in ("alpha_per_rank", "shuffle")}
+        method = self.with_lora(**fields) if fields else self
+        if "alpha_per_rank" in settings:
+            if "alpha" in settings:
+                raise UserError("method.alpha and method.alpha_per_rank: give one of the two")
+            method = method.with_scaling(settings["alpha_per_rank"])
+        target = self.matches and self.matches.overridden(settings, parts)
+        changed: dict[str, Any] = {"shuffle": settings.get("shuffle", self.shuffle), **parts}
+        return replace(method, matches=target, **changed)
 
     def with_scaling(self, alpha_per_rank: float) -> Method:
         """Return the method with every alpha at a multiple of its rank."""
