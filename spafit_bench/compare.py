@@ -17,22 +17,17 @@ import numpy as np
 from spafit_bench import stats
 from spafit_bench.compare_inputs import choose_rows
 from spafit_bench.compare_measure import (
-    ALPHA,
     SEED,
-    UNTESTED,
     Bench,
     Evidence,
     OnPredictions,
-    OverSeeds,
     Rows,
     TaskComparison,
-    Tested,
     describe_predictions,
-    family,
-    over_seeds,
     stream,
 )
 from spafit_bench.errors import UserError
+from spafit_bench.seed_tests import ALPHA, UNTESTED, OverSeeds, Tested, family, over_seeds
 from spafit_bench.store import Store
 from spafit_bench.tables.cells import Sample, mean_of
 from spafit_bench.tables.settings import group_runs

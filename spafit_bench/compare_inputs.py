@@ -10,9 +10,9 @@ import numpy as np
 
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.record import RunRecord
-from spafit_bench.stats import METRICS
-from spafit_bench.tables.settings import Group, Setting
+from spafit_bench.tables.settings import Group, Setting, matching_rows
 from spafit_bench.tasks import Task
+from spafit_bench.weighted_metrics import METRICS
 
 _TOLERANCE = 1e-5
 """Largest gap between a recorded metric and the same from the kept predictions, native scale:
@@ -56,7 +56,7 @@ def choose_rows(groups: Sequence[Group], names: Sequence[str]) -> tuple[Chosen, 
         )
     found, ambiguous = [], []
     for group in groups:
-        matches = [_matches(group, name) for name in names]
+        matches = [matching_rows(group, name) for name in names]
         if all(len(rows) == 1 for rows in matches):
             found.append(Chosen(group, tuple(rows[0] for rows in matches)))
         elif all(matches):
@@ -67,16 +67,6 @@ def choose_rows(groups: Sequence[Group], names: Sequence[str]) -> tuple[Chosen, 
         if len(set(chosen.rows)) < len(names):
             raise UserError(f"compare {' '.join(names)}: a method is named twice; name each once")
     return tuple(found)
-
-
-def _matches(group: Group, name: str) -> list[Setting]:
-    wanted = _plain(name)
-    exact = [row for row in group.rows if _plain(row.label) == wanted]
-    return exact or [row for row in group.rows if _plain(row.method) == wanted]
-
-
-def _plain(label: str) -> str:
-    return " ".join(label.replace("·", " ").casefold().split())
 
 
 def _not_found(
@@ -95,7 +85,7 @@ def _not_found(
         )
     labels = sorted({row.label for group in groups for row in group.rows})
     for name in names:
-        if not any(_matches(group, name) for group in groups):
+        if not any(matching_rows(group, name) for group in groups):
             return UserError(f"no finished run of {name!r}: {nearest(name, labels)}")
     tables = "".join(
         f"\n  {group.model}, {group.data}: {', '.join(row.label for row in group.rows)}"

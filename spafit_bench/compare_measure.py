@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -18,41 +17,19 @@ from spafit_bench.compare_inputs import (
     read_predictions,
 )
 from spafit_bench.record import RunRecord
+from spafit_bench.seed_tests import UNTESTED, OverSeeds, Tested, family, over_seeds
 from spafit_bench.stats import Interval, Resamples, Significance
 from spafit_bench.store import Store
 from spafit_bench.tables.cells import Mark, Sample, marks_of, mean_of, sample_of, sd_of
 from spafit_bench.tables.settings import Setting
-from spafit_bench.tasks import TASKS, Task
+from spafit_bench.tasks import Task
 
-ALPHA = 0.05
-"""Rate of false alarms in each family of tests."""
 SEED = 0
 """Of every bootstrap and randomisation, together with the names of what is compared."""
 
-Unit = Literal["seeds", "differing examples", "tasks"]
-Key = TypeVar("Key", bound=Hashable)
 Rows = tuple[Setting, Setting]
 RunPair = tuple[RunRecord, RunRecord]
 Models = tuple[Predictions, Predictions]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tested:
-    """A test within its family, or why there is none."""
-
-    test: str = ""
-    n: int = 0
-    unit: Unit = "seeds"
-    p: float | None = None
-    """None where the sample could not have reached significance."""
-    holm: float | None = None
-    """Adjusted for the tests of the family."""
-    separable: bool | None = None
-    needs: int | None = None
-    """How many of the unit would allow a test, where there is none."""
-
-
-UNTESTED = Tested()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +44,6 @@ class Side:
     t_interval: Interval | None
     bootstrap_interval: Interval | None
     marks: tuple[Mark, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OverSeeds:
-    """A difference between means over training runs."""
-
-    paired: bool
-    seeds: tuple[int, ...]
-    """The pairs; empty where the runs are not paired."""
-    difference: float
-    """First minus second, in points (score times 100)."""
-    interval: Interval | None
-    effect: tuple[float, Interval] | None
-    """Hedges' g of the paired differences."""
-    ahead: int
-    """Pairs in which the first is ahead."""
-    tested: Tested = UNTESTED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +75,9 @@ class TaskComparison:
     """Two methods on one task."""
 
     task: str
+    title: str
+    note: str
+    """Why the task is in no average, if so."""
     first: Side
     second: Side
     over_seeds: OverSeeds
@@ -150,7 +113,8 @@ class Bench:
 
     def shared_tasks(self, rows: Sequence[Setting]) -> tuple[Task, ...]:
         """Tasks on which every row has a score."""
-        return tuple(task for task in TASKS.values() if all(self.sample(row, task) for row in rows))
+        tasks = self.chosen.group.tasks
+        return tuple(task for task in tasks if all(self.sample(row, task) for row in rows))
 
     def runs(self, row: Setting, task: Task) -> dict[int, RunRecord]:
         """Scored runs of a row, by seed."""
@@ -168,6 +132,8 @@ class Bench:
         on_predictions, resamples = self._on_predictions(pair, task, means.seeds)
         comparison = TaskComparison(
             task=task.name,
+            title=task.title,
+            note=task.note,
             first=self._side(pair[0], task),
             second=self._side(pair[1], task),
             over_seeds=means,
@@ -245,69 +211,6 @@ class Bench:
             except UnusablePredictionsError as error:
                 self._read[run.run_id] = str(error)
         return self._read[run.run_id]
-
-
-def over_seeds(first: Sample, second: Sample) -> tuple[OverSeeds, Significance | None]:
-    """Compare means over runs: paired where three seeds or more are common, or all are.
-
-    Args:
-        first: seed -> points.
-        second: likewise.
-    """
-    common = tuple(sorted(first.keys() & second.keys()))
-    if len(common) >= stats.LEAST_SEEDS or (common and first.keys() == second.keys()):
-        d = np.array([first[seed] - second[seed] for seed in common])
-        testable = len(d) >= stats.LEAST_SEEDS and not stats.is_constant(d)
-        paired = OverSeeds(
-            paired=True,
-            seeds=common,
-            difference=float(d.mean()),
-            interval=stats.t_interval(d) if testable else None,
-            effect=stats.hedges_g(d),
-            ahead=int(np.sum(d > 0)),
-        )
-        return paired, stats.paired_t(d)
-    a, b = np.array(list(first.values())), np.array(list(second.values()))
-    difference = float(a.mean() - b.mean())
-    unpaired = OverSeeds(
-        paired=False, seeds=(), difference=difference, interval=None, effect=None, ahead=0
-    )
-    if min(len(a), len(b)) < stats.LEAST_SEEDS or (stats.is_constant(a) and stats.is_constant(b)):
-        return unpaired, None
-    significance, interval = stats.welch(a, b)
-    return replace(unpaired, interval=interval), significance
-
-
-def family(evidence: Mapping[Key, Significance | None], unit: Unit) -> dict[Key, Tested]:
-    """Give each test its place in a family: shown if it could be significant, and Holm-adjusted.
-
-    Whether it could is decided by the smallest p-values of the family alone, never by p-values.
-    """
-    hopeful = {key: test.floor for key, test in evidence.items() if test and test.floor <= ALPHA}
-    lowest = dict(zip(hopeful, stats.holm(list(hopeful.values())), strict=True))
-    shown = {
-        key: test.p for key, test in evidence.items() if test and lowest.get(key, 1.0) <= ALPHA
-    }
-    adjusted = dict(zip(shown, stats.holm(list(shown.values())), strict=True))
-    return {
-        key: Tested(
-            test=test.test if test else "",
-            n=test.n if test else 0,
-            unit=unit,
-            p=shown.get(key),
-            holm=adjusted.get(key),
-            separable=adjusted[key] <= ALPHA if key in shown else None,
-            needs=None if key in shown else _needed(test, len(evidence)),
-        )
-        for key, test in evidence.items()
-    }
-
-
-def _needed(test: Significance | None, num_tests: int) -> int:
-    """Say how large a sample would be tested: even as the first of its family, for sign flips."""
-    if test is None or test.test.endswith(" t"):
-        return stats.LEAST_SEEDS
-    return stats.least_n(ALPHA / num_tests)
 
 
 def describe_predictions(

@@ -11,16 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from spafit_bench.compare import Comparison, Overall, PairComparison, Ranking
-from spafit_bench.compare_measure import (
-    OnPredictions,
-    OverSeeds,
-    Side,
-    TaskComparison,
-    Tested,
-)
+from spafit_bench.compare_measure import OnPredictions, Side, TaskComparison
+from spafit_bench.seed_tests import OverSeeds, Tested
 from spafit_bench.stats import LEAST_SEEDS, Interval
 from spafit_bench.tables.cells import MARKS, Mark
-from spafit_bench.tasks import TASKS
 
 _INDENT = 4
 _TITLE = 8
@@ -84,7 +78,7 @@ def _pair(pair: PairComparison, width: int) -> Iterator[str]:
         yield from _grounds(pair.overall, width)
         yield from _wrapped(_over_tasks(pair.overall, pair.first), width, _INDENT)
     for task in pair.tasks:
-        yield from _head(TASKS[task.task].title, task, width)
+        yield from _head(task.title, task, width)
         yield from _wrapped(f"{_side(task.first)} - {_side(task.second)}", width, _INDENT)
         yield from _grounds(task, width)
 
@@ -258,12 +252,12 @@ def _mark_notes(comparison: Comparison) -> Iterator[str]:
             shared = any(mark.share for mark in marks if mark.name == name)
             yield f"{symbol} {meaning}" + (f" ({symbol}1/3: in 1 of 3 seeds)." if shared else ".")
     unlike = dict.fromkeys(
-        TASKS[t.task].title for t in tasks if _names(t.first.marks) != _names(t.second.marks)
+        t.title for t in tasks if _names(t.first.marks) != _names(t.second.marks)
     )
     if unlike:
         yield f"Marks differ between the methods on {', '.join(unlike)}: not like for like."
-    for task in dict.fromkeys(t.task for t in tasks if TASKS[t.task].note):
-        yield f"{TASKS[task].title} is in no average or test over tasks: {TASKS[task].note}."
+    for title, note in dict.fromkeys((task.title, task.note) for task in tasks if task.note):
+        yield f"{title} is in no average or test over tasks: {note}."
 
 
 def _names(marks: Iterable[Mark]) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,7 +29,8 @@ from spafit_bench.errors import UserError, nearest
 from spafit_bench.methods import Method, get_method, method_names
 from spafit_bench.record import Frozen
 from spafit_bench.shipped import config_folder, read_yaml
-from spafit_bench.tasks import TASKS, get_task
+from spafit_bench.task_files import find_task, shipped_tasks
+from spafit_bench.tasks import TASKS
 from spafit_bench.treatments import parse_treatment
 
 
@@ -62,6 +63,10 @@ class MethodSettings(Frozen):
     dropout: Share | None = None
     rslora: bool | None = None
     dora: bool | None = None
+    alpha_per_rank: Positive | None = None
+    """Alpha as a multiple of the rank, so that the adapters' scale stays as the rank changes."""
+    shuffle: Annotated[int, Field(ge=0), Number] | None = None
+    """Seed of a permutation of the treatments over the layers."""
     embeddings: HeadTreatment | None = None
 
 
@@ -140,17 +145,12 @@ class RunConfig(Frozen):
         Raises:
             UserError: unknown method, or LoRA settings for a method without LoRA.
         """
-        method = get_method(self.method.name)
-        keys = ("rank", "alpha", "dropout", "rslora", "dora")
-        changes = {key: getattr(self.method, key) for key in keys}
-        changes = {key: value for key, value in changes.items() if value is not None}
-        if changes and method.loras:
-            method = method.with_lora(**changes)
         parts = {"embeddings": self.method.embeddings, "pooler": self.head.pooler}
-        chosen: dict[str, Any] = {
-            part: parse_treatment(text) for part, text in parts.items() if text
-        }
-        return replace(method, **chosen)
+        chosen = {part: parse_treatment(text) for part, text in parts.items() if text}
+        keys = ("rank", "alpha", "dropout", "rslora", "dora", "alpha_per_rank", "shuffle")
+        settings = {key: getattr(self.method, key) for key in keys}
+        method = get_method(self.method.name)
+        return method.overridden({k: v for k, v in settings.items() if v is not None}, chosen)
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,10 @@ def _check_section(section: str, value: Any, where: str) -> None:
     if not isinstance(value, dict):
         raise UserError(f"{where}: {section!r} must be a mapping from names to settings")
     for name, settings in value.items():
-        if section == "tasks" and name not in TASKS:
-            raise UserError(f"{where}: unknown task {str(name)!r}: {nearest(str(name), TASKS)}")
+        known = (*TASKS, *shipped_tasks())
+        is_file = str(name).endswith((".yaml", ".yml"))
+        if section == "tasks" and name not in known and not is_file:
+            raise UserError(f"{where}: unknown task {str(name)!r}: {nearest(str(name), known)}")
         if not isinstance(settings, dict):
             raise UserError(f"{where}: {section}.{name} must be a mapping of settings")
         for key, inner in settings.items():
@@ -331,12 +333,13 @@ def resolve(layers: Sequence[Layer], *, task: str, method: str, seed: int) -> Ru
     Raises:
         UserError: a value of the wrong type or out of range, naming the key and its source.
     """
-    get_task(task)
+    own = Layer(f"the file of {task}", {"train": find_task(task).train})
+    check_settings(own.body, own.where)
     family = get_method(method).defaults
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     sections = dict.fromkeys((("tasks", task), ("methods", family), ("methods", method)))
-    for layer in layers:
+    for layer in (layers[0], own, *layers[1:]):
         _merge(merged, _without_names(layer.body), sources, layer.where)
         for section, name in sections:
             settings = layer.body.get(section, {}).get(name, {})

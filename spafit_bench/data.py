@@ -25,6 +25,8 @@ from spafit_bench.tasks import Task
 
 Labels = NDArray[np.int64] | NDArray[np.float32]
 
+_INTEGER = "[+-]?[0-9]{1,40}"
+
 OFFICIAL_FINGERPRINTS = Path(__file__).with_name("official.json")
 """Task -> split -> `split_fingerprint` of GLUE's own; made by `scripts/fingerprint_glue.py`."""
 
@@ -91,10 +93,19 @@ def load_task_data(task: Task, source: str, *, offline: bool = False) -> TaskDat
         task=task,
         source=origin,
         splits=MappingProxyType(splits),
-        fingerprint=_digest_of_json({"task": task.name, "splits": fingerprints}),
+        fingerprint=_digest_of_json(_identity(task) | {"splits": fingerprints}),
         official_split=official_split,
         official_basis=official_basis,
     )
+
+
+def _identity(task: Task) -> dict[str, object]:
+    """Say what a task is, besides its data: a name is enough in GLUE."""
+    if task.in_glue:
+        return {"task": task.name}
+    return {"task": task.name, "labels": task.labels, "metrics": task.metrics} | {
+        "range": task.label_range
+    }
 
 
 def limited(data: TaskData, num_rows: int | None) -> TaskData:
@@ -173,6 +184,8 @@ def _digest_of_json(value: object) -> str:
 def _officialness(
     task: Task, splits: Mapping[str, Split], fingerprints: Mapping[str, str]
 ) -> tuple[bool, str]:
+    if not task.rows:
+        return False, "the task's file states no rows"
     known = official_fingerprints().get(task.name, {})
     differences, bases = [], set()
     for key in ("train", *task.dev_splits):
@@ -203,6 +216,8 @@ def validated_split(task: Task, key: str, shards: Sequence[Table]) -> Split:
         tuple(cell for shard in shards for cell in shard.cells[index])
         for index in range(len(task.text_columns))
     )
+    if task.templates:
+        texts = tuple(zip(*map(task.compose, zip(*texts, strict=True)), strict=True))
     if shards[0].columns.label is None:
         return Split(texts=texts, labels=None)
     read = _scores if task.is_regression else _class_ids
@@ -242,7 +257,7 @@ def _label_error(task: Task, table: Table, row: int, problem: str) -> UserError:
 def _class_ids(task: Task, table: Table) -> NDArray[np.int64]:
     """Ids of a label column that holds ids or class names."""
     cells = table.cells[-1]
-    labels = [str(cell) if type(cell) in (int, str) else None for cell in cells]
+    labels = [str(cell) if type(cell) in (int, str, bool) else None for cell in cells]
     ids: dict[str | None, int] = {}
     for label in dict.fromkeys(labels):
         row = labels.index(label)
@@ -259,7 +274,8 @@ def _class_problem(task: Task, label: str | None, cell: Cell) -> str:
         return "no label"
     if label in task.labels:
         return ""
-    if label is None or not re.fullmatch("[+-]?[0-9]{1,40}", label):
+    are_numbers = any(re.fullmatch(_INTEGER, name) for name in task.labels)  # then ids are not
+    if label is None or are_numbers or not re.fullmatch(_INTEGER, label):
         hint = f" ({nearest(label[:40], task.labels)})" if label else ""
         return f"label {str(cell)[:40]!r} is neither a class id nor a class name{hint}"
     if int(label) == -1:

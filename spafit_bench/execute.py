@@ -17,6 +17,7 @@ from spafit_bench.adapt import AdaptedModel, adapt
 from spafit_bench.array_cache import user_cache
 from spafit_bench.checkpoint import load_model
 from spafit_bench.encoding import EncodedSplit
+from spafit_bench.energy import EnergyMeter
 from spafit_bench.environment import describe_environment
 from spafit_bench.evaluation import (
     Predictions,
@@ -66,6 +67,7 @@ class _DevScores:
     prepared: PreparedRun
     adapted: AdaptedModel
     splits: Mapping[str, EncodedSplit]
+    meter: EnergyMeter
     predictions: dict[str, Predictions] = field(default_factory=dict)
     """Of the evaluation to report: the best so far, or the last."""
     best: float = -np.inf
@@ -107,6 +109,7 @@ class _DevScores:
             "num_states": len(self.every_state),
             "eval_tokens": self.tokens,
             "eval_time_s": self.time_s,
+            "energy_j": self.meter.joules(),
         }
         return tensors, facts
 
@@ -121,6 +124,7 @@ class _DevScores:
         self.best_state = snapshot.part("best") or None
         self.every_state = [snapshot.part(f"every/{n}") for n in range(facts["num_states"])]
         self.tokens, self.time_s = facts["eval_tokens"], facts["eval_time_s"]
+        self.meter.earlier = facts.get("energy_j")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +155,9 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
     clock, started_at = time.perf_counter(), utc_now()
     can_measure = memory.reset_peak_memory(prepared.numerics.device)
     splits = encode_task(prepared)
-    scores = _DevScores(prepared, build_model(prepared), splits)
+    device = prepared.numerics.device
+    meter = EnergyMeter(gpu=(device.index or 0) if device.type == "cuda" else None)
+    scores = _DevScores(prepared, build_model(prepared), splits, meter)
     if session.resume is not None:
         scores.restore(session.resume)
         clock -= session.resume.facts["wall_time_s"]
@@ -167,6 +173,7 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
         "peak_memory_bytes": memory.peak_memory_bytes(prepared.numerics.device)
         if can_measure
         else None,
+        "energy_j": scores.meter.joules(),
         "majority": majority_scores(prepared.task, splits),
         **_training_facts(result, scores),
         **reported,
@@ -337,6 +344,7 @@ def blank_record(
         status=status,
         reason=reason,
         task=prepared.task.name,
+        task_definition=prepared.definition,
         method=prepared.method,
         model=prepared.model,
         seed=config.seed,

@@ -138,7 +138,7 @@ with torch.no_grad():
 
 
 def _tokenize(restored: RestoredRun) -> str:
-    texts = ", ".join(f'"{column}"' for column in restored.task.text_columns)
+    texts = ", ".join(f'"{column}"' for column in restored.task.inputs)
     return _TOKENIZE.format(texts=texts, length=restored.config.train.max_length)
 
 

@@ -1,4 +1,4 @@
-"""GLUE's metrics behind the `evaluate` library's interface, carried by the package.
+"""GLUE's metrics (and macro F1) behind the `evaluate` library's interface, carried by the package.
 
 No metric script is fetched and nothing is cached on disk, so runs offline and in parallel are the
 same as any other. A constant prediction has F1, Matthews or rank correlation 0 where the formula
@@ -29,6 +29,12 @@ def f1(predictions: np.ndarray, references: np.ndarray) -> float:
     true_positives = np.sum((predictions == 1) & (references == 1))
     positives = np.sum(predictions == 1) + np.sum(references == 1)
     return float(2 * true_positives / positives) if positives else 0.0
+
+
+def f1_macro(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Mean of the F1 of each class that is predicted or there (SuperGLUE's for CB)."""
+    classes = np.union1d(predictions, references)
+    return float(np.mean([f1(predictions == c, references == c) for c in classes]))
 
 
 def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -63,6 +69,7 @@ def _correlation(
 METRICS: Mapping[str, Metric] = {
     "accuracy": accuracy,
     "f1": f1,
+    "f1_macro": f1_macro,
     "matthews_correlation": matthews_correlation,
     "pearson": pearson,
     "spearman": spearman,
@@ -82,7 +89,7 @@ class GlueMetric(evaluate.Metric):  # type: ignore[misc]
     def _info(self) -> evaluate.MetricInfo:
         kind = datasets.Value("float32" if self._task.is_regression else "int64")
         return evaluate.MetricInfo(
-            description=f"Metrics of GLUE's {self._task.title}: {', '.join(self._task.metrics)}",
+            description=f"Metrics of {self._task.title}: {', '.join(self._task.metrics)}",
             citation="Wang et al. 2019, GLUE, arXiv:1804.07461",
             features=datasets.Features({"predictions": kind, "references": kind}),
         )

@@ -69,7 +69,9 @@ def predict_texts(
     tokenizer = load_tokenizer(restored.checkpoint)
     remaining, index = iter(examples), 0
     while chunk := list(islice(remaining, at_once)):
-        split = Split(texts=tuple(zip(*chunk, strict=True)), labels=None)
+        split = Split(
+            texts=tuple(zip(*map(restored.task.compose, chunk), strict=True)), labels=None
+        )
         encoded = encode(split, tokenizer, max_length=restored.config.train.max_length)
         logits = predict(restored.adapted, encoded, batch_size=batch_size).logits
         for texts, outputs in zip(chunk, logits, strict=True):

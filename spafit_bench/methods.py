@@ -12,14 +12,17 @@ the depth such as `5/24..10/24`, which scale with the encoder (rounded half to e
 
 from __future__ import annotations
 
+import itertools
+import random
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from spafit_bench.errors import UserError, nearest
+from spafit_bench.layer_groups import parse_layers, range_text
 from spafit_bench.shipped import config_folder, read_yaml
 from spafit_bench.treatments import BIAS, FROZEN, FULL, Lora, Treatment, parse_treatment
 
@@ -53,6 +56,10 @@ class Method:
     source: str = ""
     defaults: str = ""
     """The key under `methods:` of a configuration file whose training defaults apply."""
+    shuffle: int | None = None
+    """Seed of a permutation of the treatments over the layers; None keeps the groups together."""
+    matches: Method | None = None
+    """A method whose trainable parameters this one is to have; its rank is solved for that."""
     is_preset: bool = False
     """A pattern of a preset may match nothing in some encoder; one written by hand may not."""
 
@@ -92,20 +99,55 @@ class Method:
                     )
                 owners[layer] = stratum
             if layers:
-                strata.append(Stratum(_range_text(layers), stratum.treatment))
+                strata.append(Stratum(range_text(layers), stratum.treatment))
         missing = [layer for layer in range(num_layers) if layer not in owners]
         if missing:
             raise UserError(
                 f"method {self.name!r} leaves out layer {missing[0]} of an encoder of "
                 f"{num_layers} layers; say what happens to each of 0-{num_layers - 1}"
             )
-        return replace(self, strata=tuple(strata))
+        if self.shuffle is not None:
+            strata = _shuffled([owners[n].treatment for n in range(num_layers)], self.shuffle)
+        return replace(self, strata=tuple(strata), shuffle=None)
 
     def with_lora(self, **changes: Any) -> Method:
         """Return the method with fields of every LoRA treatment replaced."""
+        return self._with_loras(lambda lora: replace(lora, **changes))
+
+    def overridden(self, settings: Mapping[str, Any], parts: Mapping[str, Treatment]) -> Method:
+        """Return the method, and the one that it matches, with settings and parts replaced.
+
+        Args:
+            settings: fields of LoRA (for a method that has it), `alpha_per_rank`, `shuffle`.
+            parts: treatments of what is around the layers.
+
+        Raises:
+            UserError: both alpha and alpha_per_rank.
+        """
+        fields = {k: v for k, v in settings.items() if k not in ("alpha_per_rank", "shuffle")}
+        method = self.with_lora(**fields) if fields else self
+        if "alpha_per_rank" in settings:
+            if "alpha" in settings:
+                raise UserError("method.alpha and method.alpha_per_rank: give one of the two")
+            method = method.with_scaling(settings["alpha_per_rank"])
+        target = self.matches and self.matches.overridden(settings, parts)
+        changed: dict[str, Any] = {"shuffle": settings.get("shuffle", self.shuffle), **parts}
+        return replace(method, matches=target, **changed)
+
+    def with_scaling(self, alpha_per_rank: float) -> Method:
+        """Return the method with every alpha at a multiple of its rank."""
+        return self._with_loras(lambda lora: replace(lora, alpha=alpha_per_rank * lora.rank))
+
+    def with_rank(self, rank: int) -> Method:
+        """Return the method with every LoRA treatment at one rank; alpha / rank stays."""
+        return self._with_loras(
+            lambda lora: replace(lora, rank=rank, alpha=lora.alpha / lora.rank * rank)
+        )
+
+    def _with_loras(self, change: Callable[[Lora], Lora]) -> Method:
         strata = []
         for stratum in self.strata:
-            loras = tuple(replace(lora, **changes) for lora in stratum.treatment.loras)
+            loras = tuple(map(change, stratum.treatment.loras))
             strata.append(replace(stratum, treatment=replace(stratum.treatment, loras=loras)))
         return replace(self, strata=tuple(strata))
 
@@ -115,6 +157,10 @@ class Method:
         for key in ("description", "source", "defaults"):
             if getattr(self, key):
                 body[key] = getattr(self, key)
+        if self.shuffle is not None:
+            body["shuffle"] = self.shuffle
+        if self.matches is not None:
+            body["matches"] = self.matches.name
         body["strata"] = [
             {"layers": stratum.layers, "treatment": str(stratum.treatment)}
             for stratum in self.strata
@@ -122,59 +168,16 @@ class Method:
         return body | {part: str(getattr(self, part)) for part in PARTS}
 
 
-def parse_layers(text: str, num_layers: int) -> range:
-    """Turn a layer group into explicit layers of an encoder.
-
-    Args:
-        text: `A-B`, `A`, `A-last`, `all`, or `F..G` with fractions of the depth, either end open.
-        num_layers: depth of the encoder.
-
-    Raises:
-        UserError: not a layer group, or out of range; the message names the valid range.
-    """
-    text = text.strip()
-    if text == "all":
-        return range(num_layers)
-    if match := re.fullmatch(r"(?:(\d+)/(\d+))?\.\.(?:(\d+)/(\d+))?", text):
-        return _scaled(match, num_layers)
-    if not (match := re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}|last))?", text)):
-        raise UserError(f"{text!r} is not a layer group; write 0-4, 7, 5-last, all or 5/24..10/24")
-    first = int(match[1])
-    last = max(first, num_layers - 1) if match[2] == "last" else int(match[2] or first)
-    if first > last:
-        raise UserError(f"layers {text!r} run backwards; write {last}-{first}")
-    if match[2] == "last" and first >= num_layers:
-        raise UserError(
-            f"the last group would begin at layer {first}, beyond the {num_layers} layers of this "
-            f"encoder: its first layer is at most {num_layers - 1}"
-        )
-    if last >= num_layers:
-        raise UserError(
-            f"layers {text!r} do not fit an encoder of {num_layers} layers: "
-            f"valid layers are 0-{num_layers - 1}"
-        )
-    return range(first, last + 1)
-
-
-def _scaled(match: re.Match[str], num_layers: int) -> range:
-    shares = []
-    for numerator, denominator, default in ((match[1], match[2], 0), (match[3], match[4], 1)):
-        if denominator is not None and int(denominator) == 0:
-            raise UserError(f"layers {match[0]!r}: a fraction over zero")
-        share = (
-            Fraction(default) if numerator is None else Fraction(int(numerator), int(denominator))
-        )
-        if share > 1:
-            raise UserError(f"layers {match[0]!r}: a fraction of the depth is at most 1")
-        shares.append(share)
-    if shares[0] > shares[1]:
-        raise UserError(f"layers {match[0]!r} run backwards; write {shares[1]}..{shares[0]}")
-    ends = [round(share * num_layers) for share in shares]
-    return range(ends[0], ends[1])
-
-
-def _range_text(layers: range) -> str:
-    return str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
+def _shuffled(treatments: Sequence[Treatment], seed: int) -> list[Stratum]:
+    """Permute treatments over the layers; neighbours of one treatment are one group."""
+    order = list(treatments)
+    random.Random(seed).shuffle(order)  # noqa: S311 - an experiment's seed, no secret
+    strata, start = [], 0
+    for treatment, alike in itertools.groupby(order):
+        end = start + len(list(alike))
+        strata.append(Stratum(range_text(range(start, end)), treatment))
+        start = end
+    return strata
 
 
 def parse_method(text: str) -> Method:
@@ -220,7 +223,16 @@ def _defaults_like(method: Method) -> str:
 
 def method_names() -> tuple[str, ...]:
     """Names of the shipped methods, in the order of tables."""
-    names = (path.stem for path in (config_folder() / "methods").glob("*.yaml"))
+    return _names_in(config_folder() / "methods")
+
+
+def ablation_names() -> tuple[str, ...]:
+    """Names of the shipped variants that take a method apart; `all` leaves them out."""
+    return _names_in(config_folder() / "methods" / "ablations")
+
+
+def _names_in(folder: Path) -> tuple[str, ...]:
+    names = (path.stem for path in folder.glob("*.yaml"))
     return tuple(sorted(names, key=lambda name: (_body(name)["order"], name)))
 
 
@@ -228,8 +240,8 @@ def get_method(text: str) -> Method:
     """Return the method that `text` names.
 
     Args:
-        text: a shipped name, a numbered form such as `spafit-4-9-i`, the path of a YAML file, or
-            the one-line form.
+        text: a shipped name, a numbered form such as `spafit-4-9-i` or (in shares of the depth)
+            `spafit-1of6-3of6-i`, the path of a YAML file, or the one-line form.
 
     Raises:
         UserError: no such method; the message has the nearest match.
@@ -238,7 +250,8 @@ def get_method(text: str) -> Method:
         return parse_method(text)
     if text.endswith((".yaml", ".yml")):
         return _from_yaml(Path(text), is_preset=False)
-    if text in method_names():
+    known = (*method_names(), *ablation_names())
+    if text in known:
         return _from_yaml(_preset_path(text), is_preset=True)
     for name in method_names():
         if numbered := _numbered(name, text):
@@ -246,11 +259,13 @@ def get_method(text: str) -> Method:
     forms = [
         body["numbered_as"] for name in method_names() if "numbered_as" in (body := _body(name))
     ]
-    raise UserError(f"unknown method {text!r}: {nearest(text, (*method_names(), *forms))}")
+    raise UserError(f"unknown method {text!r}: {nearest(text, (*known, *forms))}")
 
 
 def _preset_path(name: str) -> Path:
-    return config_folder() / "methods" / f"{name}.yaml"
+    folder = config_folder() / "methods"
+    own = folder / f"{name}.yaml"
+    return own if own.exists() else folder / "ablations" / f"{name}.yaml"
 
 
 def _body(name: str) -> dict[str, Any]:
@@ -266,28 +281,37 @@ def _numbered(preset: str, text: str) -> Method | None:
     """Match `text` against the preset's numbered form and set its boundaries.
 
     N1, N2, ... are the last layers (inclusive, from 0) of the groups in order; the last group takes
-    the rest. N1 = N2 leaves out the second group.
+    the rest. N1 = N2 leaves out the second group. `1of6` instead ends a group at a sixth of the
+    depth, whatever that is; `0of6` leaves the first group out.
     """
     form = _body(preset).get("numbered_as")
     if form is None:
         return None
+    base = _from_yaml(_preset_path(preset), is_preset=True)
+    if match := re.fullmatch(re.sub(r"N\d+", r"(\\d{1,4}of\\d{1,4})", form), text):
+        shares = [share.replace("of", "/") for share in match.groups()]
+        groups = zip(base.strata, ["", *shares], [*shares, ""], strict=True)
+        strata = [replace(stratum, layers=f"{a}..{b}") for stratum, a, b in groups]
+        for stratum in strata:
+            parse_layers(stratum.layers, 10**6)
+        return replace(base, name=text, strata=tuple(strata))
     match = re.fullmatch(re.sub(r"N\d+", r"(\\d{1,4})", form), text)
     if match is None:
         return None
-    base = _from_yaml(_preset_path(preset), is_preset=True)
     ends = [int(number) for number in match.groups()]
     if ends != sorted(ends):
         raise UserError(f"method {text!r}: boundaries must not decrease ({form}, N1 <= N2)")
     strata, start = [], 0
     for stratum, end in zip(base.strata, ends, strict=False):
         if end >= start:
-            strata.append(replace(stratum, layers=_range_text(range(start, end + 1))))
+            strata.append(replace(stratum, layers=range_text(range(start, end + 1))))
         start = end + 1
     strata.append(replace(base.strata[-1], layers=f"{start}-last"))
     return replace(base, name=text, strata=tuple(strata))
 
 
-_KEYS = ("name", "description", "source", "defaults", "numbered_as", "order", "strata", *PARTS)
+_FACTS = ("name", "description", "source", "defaults", "numbered_as", "order")
+_KEYS = (*_FACTS, "strata", *PARTS, "shuffle", "matches")
 
 
 def _from_yaml(path: Path, *, is_preset: bool) -> Method:
@@ -311,5 +335,25 @@ def _from_yaml(path: Path, *, is_preset: bool) -> Method:
         description=str(body.get("description", "")),
         source=str(body.get("source", "")),
         defaults=str(body.get("defaults", _defaults_like(method))),
+        shuffle=_seed(body.get("shuffle"), path),
+        matches=_target(body.get("matches"), method, path),
         is_preset=is_preset,
     )
+
+
+def _seed(value: Any, path: Path) -> int | None:
+    if value is None or (type(value) is int and value >= 0):
+        return value
+    raise UserError(f"{path}: shuffle = {value!r}: a seed, 0 or above")
+
+
+def _target(name: Any, method: Method, path: Path) -> Method | None:
+    """Return the method whose number of trainable parameters a file asks for."""
+    if name is None:
+        return None
+    if not method.loras:
+        raise UserError(f"{path}: matches = {name}: there is no LoRA whose rank could be solved")
+    target = get_method(str(name))
+    if target.matches is not None:
+        raise UserError(f"{path}: matches = {name}: that method's size is another's already")
+    return target

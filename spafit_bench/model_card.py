@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from spafit_bench.record import RunRecord
-from spafit_bench.tasks import Task, get_task
+from spafit_bench.tasks import Task
 
 HUB_DATA = "nyu-mll/glue"
 
@@ -39,7 +39,7 @@ def model_card(record: RunRecord, usage: str, notes: tuple[str, ...] = ()) -> st
     """
     import yaml
 
-    task = get_task(record.task)
+    task = record.task_facts
     metadata = yaml.safe_dump(_metadata(record, task), sort_keys=False, allow_unicode=True)
     sections = [
         f"# {base_name(record)}, {task.title}, {record.method}",
@@ -93,9 +93,11 @@ def _result(record: RunRecord, task: Task, split: str) -> dict[str, Any]:
 def data_name(record: RunRecord, task: Task) -> str:
     """Name the data honestly: GLUE only where the split is the official one."""
     limited = "" if record.train_limit is None else f", first {record.train_limit} train examples"
+    source = PurePath(record.data.source).name or record.data.source
+    if not task.in_glue:
+        return f"{task.title} ({source}){limited}"
     if record.official_split:
         return f"GLUE {task.title}{limited}"
-    source = PurePath(record.data.source).name or record.data.source
     return f"{task.title}-shaped data, not official GLUE ({source}){limited}"
 
 
@@ -105,7 +107,7 @@ def _summary(record: RunRecord, task: Task) -> str:
         if task.label_range
         else "the classes " + ", ".join(f"`{label}`" for label in task.labels)
     )
-    columns = " and ".join(f"`{column}`" for column in task.text_columns)
+    columns = " and ".join(f"`{column}`" for column in task.inputs)
     return (
         f"{base_name(record)} fine-tuned on {data_name(record, task)} with `{record.method}`. "
         f"It takes {columns} and gives {outputs}. Texts were cut to "
@@ -115,6 +117,7 @@ def _summary(record: RunRecord, task: Task) -> str:
 
 def _scores(record: RunRecord, task: Task) -> str:
     official = "the official" if record.official_split else "data that is **not** the official"
+    data = f"{official} GLUE split of {task.title} ({record.data.official_basis})"
     rows = [
         f"| {split} | {metric} | {100 * value:.2f} | "
         f"{100 * record.majority.get(split, {}).get(metric, float('nan')):.2f} |"
@@ -125,7 +128,7 @@ def _scores(record: RunRecord, task: Task) -> str:
         [
             "## Scores",
             "",
-            f"On {official} GLUE split of {task.title} ({record.data.official_basis}), "
+            f"On {data if task.in_glue else f'the dev set of {data_name(record, task)}'}, "
             f"{record.select} evaluation, times 100, beside a constant prediction.",
             "",
             "| split | metric | this model | majority |",
@@ -189,7 +192,7 @@ def _caveats(record: RunRecord, task: Task, notes: tuple[str, ...]) -> str:
     lines = list(notes)
     if record.collapsed:
         lines.append("**Collapsed: on a dev set it predicts one constant.**")
-    if not record.official_split:
+    if task.in_glue and not record.official_split:
         lines.append("The data is not official GLUE: never report these scores as GLUE scores.")
     if record.train_limit is not None:
         lines.append(f"Trained on the first {record.train_limit} examples only.")

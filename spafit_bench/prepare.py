@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from spafit_bench.budget import match_budget
 from spafit_bench.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -27,7 +28,8 @@ from spafit_bench.errors import UserError
 from spafit_bench.methods import Method
 from spafit_bench.numerics import Numerics, choose_numerics
 from spafit_bench.plan import Plan, make_plan
-from spafit_bench.tasks import Task, get_task
+from spafit_bench.task_files import TaskDefinition, find_task
+from spafit_bench.tasks import Task
 
 _NOT_IN_RUN_ID = {"model", "revision", "data", "offline", "device", "predict_test", "save_weights"}
 _NOT_IN_RUN_ID |= {"measure_forgetting", "cache"}
@@ -56,6 +58,8 @@ class PreparedRun:
     engine: str
     """`fast` or `plain`."""
     warnings: tuple[str, ...]
+    definition: TaskDefinition | None = None
+    """Of a task beyond GLUE."""
 
     @property
     def method(self) -> str:
@@ -74,6 +78,7 @@ class PreparedRun:
         if self.config.train.batch_tokens is None:  # as in runs from before there was this setting
             del settings["train"]["batch_tokens"]
         identity = settings | {
+            "task": self.task.name,
             "method": self.plan.method.spec,
             "head": self.config.head.pooler_init,
             "weights": self.weights_sha256,
@@ -111,7 +116,8 @@ class Preparer:
         Raises:
             UserError: anything that would keep the run from starting.
         """
-        task = get_task(config.task)
+        found = find_task(config.task)
+        task = found.task
         method = config.resolved_method()
         numerics = choose_numerics(config.device, config.precision)
         checkpoint = self._checkpoint(config)
@@ -132,6 +138,7 @@ class Preparer:
             numerics=numerics,
             engine=engine_name(config.engine, checkpoint.config, plan),
             warnings=(*self.tokenizers[checkpoint.path], *warnings),
+            definition=found.definition,
         )
 
     def _checkpoint(self, config: RunConfig) -> Checkpoint:
@@ -143,7 +150,7 @@ class Preparer:
         return self.checkpoints[key]
 
     def _data(self, config: RunConfig, task: Task) -> TaskData:
-        key = (task.name, config.data)
+        key = (config.task, config.data)
         if key not in self.data:
             self.data[key] = load_task_data(task, config.data, offline=config.offline)
         return self.data[key]
@@ -186,8 +193,17 @@ def plan_method(
     pooler = [n for n in shapes if n.startswith(tuple(f"{p}." for p in architecture.pooler))]
     if fresh_pooler:
         fresh |= set(pooler)
-    plan = make_plan(method, architecture, shapes, fresh=[name for name in shapes if name in fresh])
-    warnings = list(plan.warnings)
+    in_order = [name for name in shapes if name in fresh]
+
+    def planned(method: Method) -> Plan:
+        return make_plan(method, architecture, shapes, fresh=in_order)
+
+    notes = []
+    if method.matches is not None:
+        method, note = match_budget(method, planned)
+        notes.append(note)
+    plan = planned(method)
+    warnings = [*notes, *plan.warnings]
     if fresh & set(pooler) and not fresh_pooler:
         warnings.append(
             f"{checkpoint.name} has no pooler: it starts from the seed and trains in full, "

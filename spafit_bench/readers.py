@@ -96,7 +96,8 @@ def _check_types(path: Path, schema: Any, columns: Columns) -> None:
 
     def is_label(kind: Any) -> bool:
         if columns.class_names:
-            return bool(types.is_integer(kind)) or is_text(kind)
+            truth = {"False", "True"} <= set(columns.class_names) and types.is_boolean(kind)
+            return bool(types.is_integer(kind) or truth) or is_text(kind)
         checks = (types.is_floating, types.is_integer, types.is_null)
         return any(check(kind) for check in checks)
 

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spafit_bench.errors import UserError
+from spafit_bench.task_files import TaskDefinition
+from spafit_bench.tasks import Task, get_task
 
 SCHEMA_VERSION = 1
 _DAMAGED = "the record is damaged: remove its folder and repeat the run"
@@ -107,6 +109,8 @@ class RunRecord(Frozen):
     reason: str | None = None
     """Why a run is not `done`."""
     task: str
+    task_definition: TaskDefinition | None = None
+    """Of a task beyond GLUE: what its file said."""
     method: str
     model: str
     seed: int
@@ -138,6 +142,9 @@ class RunRecord(Frozen):
     eval_tokens_per_s: float | None = None
     wall_time_s: float
     peak_memory_bytes: int | None = None
+    energy_j: float | None = None
+    """Of the machine's processors (other programs included) for training and predictions; None
+    where the machine does not tell."""
     stored_bytes: int | None = None
     """Size of `adapter.safetensors`: what this task adds to the shared base model."""
     forgetting: dict[str, LayerDrift] | None = None
@@ -151,6 +158,15 @@ class RunRecord(Frozen):
     weights: ModelProvenance
     environment: Environment
     warnings: tuple[str, ...] = ()
+
+    @property
+    def task_facts(self) -> Task:
+        """What the task is.
+
+        Raises:
+            UserError: it is neither of GLUE nor described here.
+        """
+        return self.task_definition.task() if self.task_definition else get_task(self.task)
 
     def to_json(self) -> str:
         """Serialise with sorted structure kept and one key per line."""

@@ -120,7 +120,7 @@ def _check_lora_settings(configs: Sequence[RunConfig]) -> None:
     """Refuse LoRA settings that would change nothing: a silent no-op looks like a result."""
     keys = [
         key
-        for key in ("rank", "alpha", "dropout", "rslora", "dora")
+        for key in ("rank", "alpha", "dropout", "rslora", "dora", "alpha_per_rank")
         if any(getattr(config.method, key) is not None for config in configs)
     ]
     if keys and not any(config.resolved_method().loras for config in configs):

@@ -30,7 +30,7 @@ from spafit_bench.plan import Plan, make_plan
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.record import RunRecord
 from spafit_bench.store import Store, read_record
-from spafit_bench.tasks import Task, get_task
+from spafit_bench.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def restore(found: FoundRun, base: Base) -> RestoredRun:
             "repeat it with `spafit-bench run --retry-failed`"
         )
     state = _read_state(found)
-    task, config = get_task(record.task), recorded_config(record)
+    task, config = record.task_facts, recorded_config(record)
     checkpoint = _find_base(record, config, base)
     warnings = _check_base(record, checkpoint, other_weights=base.other_weights)
     plan = recorded_plan(record, checkpoint, task)

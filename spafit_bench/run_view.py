@@ -49,9 +49,11 @@ def _because(record: RunRecord) -> str:
 
 def _facts(record: RunRecord, folder: Path) -> list[str]:
     basis = record.data.official_basis
-    official = "official" if record.official_split else "NOT official"
+    official = "official split" if record.official_split else "NOT official split"
+    if record.task_definition and not record.task_definition.rows:
+        official = "not a task of GLUE"
     facts = {
-        "task": f"{record.task}, {official} split ({basis}), from {record.data.source}",
+        "task": f"{record.task}, {official} ({basis}), from {record.data.source}",
         "method": record.method,
         "model": f"{record.model} ({record.weights.architecture}, weights "
         f"{record.weights.weights_sha256[:12]})",
@@ -62,6 +64,7 @@ def _facts(record: RunRecord, folder: Path) -> list[str]:
         "time": f"{record.wall_time_s:.1f} s, training {record.train_time_s or 0:.1f} s at "
         f"{record.train_tokens_per_s or 0:,.0f} tokens/s",
         "memory": _bytes(record.peak_memory_bytes),
+        "energy": "" if record.energy_j is None else f"{record.energy_j / 1e3:,.2f} kJ",
         "stored": _stored(record.stored_bytes),
         "machine": f"{record.environment.device_name}, {record.environment.precision}, "
         f"{record.environment.engine} engine, {record.environment.num_threads} threads",

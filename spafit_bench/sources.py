@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,18 +39,25 @@ class Part:
 
 def parts_of(task: Task) -> Iterator[Part]:
     """Yield the splits of `task`: train, dev, then the test sets, whose labels are not read."""
-    labelled = Columns(texts=task.text_columns, label="label", class_names=task.labels)
     for split in ("train", *task.dev_splits):
-        yield Part(key=split, split=split, config=task.name, columns=labelled)
-    unlabelled = replace(labelled, label=None)
+        yield Part(key=split, split=split, config=task.name, columns=_columns(task, split))
     for test in task.test_sets:
         yield Part(
             key=test.key,
             split=test.split,
             config=test.config or task.name,
-            columns=unlabelled,
+            columns=replace(_columns(task, test.split), label=None),
             test_set=test,
         )
+
+
+def _columns(task: Task, split: str) -> Columns:
+    own = task.files.get(split)
+    return Columns(
+        texts=own.text_columns if own else task.text_columns,
+        label=own.label_column if own else task.label_column,
+        class_names=task.labels,
+    )
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,48 @@ class PlainFolder:
         return folder / f"{part.split}.csv", folder / f"{part.split}.jsonl"
 
 
-Layout = HubFolder | GlueTsvFolder | PlainFolder
+@dataclass(frozen=True)
+class DescribedFolder:
+    """The files that the description of a task beyond GLUE names."""
+
+    task: Task
+    folder: Path
+    patterns: Mapping[str, tuple[str, ...]]
+    """Split -> names below the folder, `*` allowed; each is another place to look."""
+
+    def expected(self, part: Part) -> str:
+        """Name the files that a part is looked for in."""
+        return " or ".join(str(self.folder / name) for name in self.patterns[part.split])
+
+    def files(self, part: Part) -> list[Path]:
+        """Return every file of a part, in order; none where it does not exist.
+
+        Raises:
+            UserError: it is there in two forms, or a shard is missing.
+        """
+        patterns = self.patterns.get(part.split, ())
+        found = [sorted(self.folder.glob(name)) for name in patterns]
+        there = [files for files in found if files]
+        if len(there) > 1:
+            raise UserError(
+                f"{there[0][0]} and {there[1][0].name} are both there: which one is {part.key}? "
+                "Keep one of the two"
+            )
+        files = there[0] if there else []
+        total = re.search(r"-of-(\d{5})\.parquet$", files[0].name) if files else None
+        if total and int(total[1]) != len(files):
+            raise UserError(
+                f"{files[0].parent}: {len(files)} of {int(total[1])} shards of {part.key}"
+            )
+        return files
+
+    def read(self, path: Path, part: Part) -> Table:
+        """Read one file of a part."""
+        readers = {".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
+        return readers[path.suffix](path, part.columns)
+
+
+Layout = HubFolder | GlueTsvFolder | PlainFolder | DescribedFolder
 
 
 def read_source(task: Task, source: str, *, offline: bool) -> tuple[str, dict[str, list[Table]]]:
@@ -188,23 +236,43 @@ def read_source(task: Task, source: str, *, offline: bool) -> tuple[str, dict[st
     if source == "mini":
         return source, _read_mini(task)
     if source == "hub":
-        from spafit_bench.hub import fetch
-
-        named = {part: f"{part.config}/{part.split}-*.parquet" for part in parts_of(task)}
-        fetched = fetch(
-            HUB_REPO,
-            repo_type="dataset",
-            revision=None,
-            patterns=list(named.values()),
-            offline=offline,
-            required=[pattern for part, pattern in named.items() if part.test_set is None],
-        )
-        layout = HubFolder(task, fetched.path / task.name)
-        return f"{HUB_REPO}@{fetched.revision}", _read_folder(task, layout)
+        return _read_hub(task, offline=offline)
     try:
         return source, _read_folder(task, _layout_of(task, source))
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror})") from error
+
+
+def _read_hub(task: Task, *, offline: bool) -> tuple[str, dict[str, list[Table]]]:
+    from spafit_bench.hub import fetch
+
+    parts = list(parts_of(task))
+    if task.in_glue:
+        repository = HUB_REPO
+        named = {part.key: f"{part.config}/{part.split}-*.parquet" for part in parts}
+    elif task.hub is not None:
+        repository = task.hub.repository
+        named = {part.key: name for part in parts if (name := task.hub.patterns.get(part.split))}
+    else:
+        raise UserError(
+            f"--data hub: the file of {task.name} names no data set on the hub; give --data FOLDER"
+        )
+    fetched = fetch(
+        repository,
+        repo_type="dataset",
+        revision=None,
+        patterns=list(named.values()),
+        offline=offline,
+        required=[named[part.key] for part in parts if part.test_set is None],
+    )
+    layout: Layout = HubFolder(task, fetched.path / task.name)
+    if task.hub is not None:
+        layout = DescribedFolder(task, fetched.path, _each(task.hub.patterns))
+    return f"{repository}@{fetched.revision}", _read_folder(task, layout)
+
+
+def _each(patterns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    return {split: (pattern,) for split, pattern in patterns.items()}
 
 
 def _read_folder(task: Task, layout: Layout) -> dict[str, list[Table]]:
@@ -225,14 +293,7 @@ def _layout_of(task: Task, source: str) -> Layout:
     root = Path(os.path.expanduser(source))  # noqa: PTH111 - pathlib's fails for unknown users
     if not root.is_dir():
         _refuse_root(root, source)
-    layouts: list[Layout] = [
-        HubFolder(task, root / task.name),
-        GlueTsvFolder(task, root / task.tsv.folder),
-        PlainFolder(task, root / task.name),
-        HubFolder(task, root),
-        GlueTsvFolder(task, root),
-        PlainFolder(task, root),
-    ]
+    layouts = _layouts(task, root)
     labelled = [part for part in parts_of(task) if part.test_set is None]
     for layout in layouts:
         if any(layout.files(part) for part in labelled):
@@ -242,6 +303,24 @@ def _layout_of(task: Task, source: str) -> Layout:
     raise UserError(
         f"{source}: no data for {task.name} here; looked for {looked_for}. The folder has: {held}"
     )
+
+
+def _layouts(task: Task, root: Path) -> list[Layout]:
+    if task.in_glue:
+        return [
+            HubFolder(task, root / task.name),
+            GlueTsvFolder(task, root / task.tsv.folder),
+            PlainFolder(task, root / task.name),
+            HubFolder(task, root),
+            GlueTsvFolder(task, root),
+            PlainFolder(task, root),
+        ]
+    named = {split: file.patterns for split, file in task.files.items()}
+    places = [root, root / task.name, root / task.title]
+    layouts: list[Layout] = [DescribedFolder(task, place, named) for place in places]
+    if task.hub is not None:
+        layouts.append(DescribedFolder(task, root, _each(task.hub.patterns)))
+    return layouts
 
 
 def _refuse_root(root: Path, source: str) -> None:
@@ -264,6 +343,8 @@ def _listing(folder: Path) -> list[Path]:
 
 
 def _read_mini(task: Task) -> dict[str, list[Table]]:
+    if not task.in_glue:
+        raise UserError(f"--data mini: mini-GLUE has no {task.name}; give --data FOLDER")
     from spafit_bench.mini_glue import generate
 
     tables: dict[str, list[Table]] = {}

@@ -7,7 +7,7 @@ can tell "no difference found" from "no difference could have been found".
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +15,8 @@ import numpy as np
 from scipy import special
 from scipy import stats as scipy_stats
 from scipy.optimize import brentq
+
+from spafit_bench.weighted_metrics import METRICS
 
 LEAST_SEEDS = 3
 """Fewest seeds of a t test. Two would do for the formula, but leave one degree of freedom: the
@@ -342,58 +344,3 @@ def percentile_interval(resamples: Resamples) -> Interval:
     """95 % percentile interval of the paired bootstrap."""
     low, high = np.quantile(resamples.bootstrap, [0.025, 0.975])
     return Interval(float(low), float(high))
-
-
-def _accuracy(weights: np.ndarray, models: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return weights @ np.mean(models == labels, axis=0) / weights.sum(axis=1)
-
-
-def _f1(weights: np.ndarray, models: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    hits = weights @ ((models == 1) & (labels == 1)).T.astype(np.float64)
-    positives = weights @ ((models == 1) * 1.0 + (labels == 1)).T
-    return np.mean(2 * hits / np.maximum(positives, 1), axis=1)
-
-
-def _pearson(weights: np.ndarray, models: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Pearson correlation, 0 for a constant; of classes 0 and 1 it is Matthews'."""
-    return np.mean([_correlation(weights, model, labels) for model in models], axis=0)
-
-
-def _spearman(weights: np.ndarray, models: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    truth = _ranks(weights, labels)
-    return np.mean([_correlation(weights, _ranks(weights, m), truth) for m in models], axis=0)
-
-
-def _correlation(weights: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Weighted correlation of values (n,), or (resamples, n) where they follow the weights."""
-    x, y, total = left - np.mean(left), right - np.mean(right), weights.sum(axis=1)
-
-    def mean(product: np.ndarray, values: np.ndarray) -> np.ndarray:
-        dot = product @ values if values.ndim == 1 else np.einsum("rn,rn->r", product, values)
-        return dot / total
-
-    wx, wy = weights * x, weights * y
-    mean_x, mean_y = wx.sum(axis=1) / total, wy.sum(axis=1) / total
-    spread_x, spread_y = mean(wx, x) - mean_x**2, mean(wy, y) - mean_y**2
-    varied = (spread_x > _TINY * np.mean(x * x)) & (spread_y > _TINY * np.mean(y * y))
-    scale = np.sqrt(np.where(varied, spread_x * spread_y, 1))
-    return np.where(varied, (mean(wx, y) - mean_x * mean_y) / scale, 0)
-
-
-def _ranks(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mean ranks (resamples, n) in each resample, where value i occurs `weights[:, i]` times."""
-    _, group = np.unique(values, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    sizes = np.add.reduceat(weights[:, order], starts, axis=1)
-    return np.take(np.cumsum(sizes, axis=1) - sizes / 2 + 0.5, group, axis=1)
-
-
-METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    "accuracy": _accuracy,
-    "f1": _f1,
-    "matthews_correlation": _pearson,
-    "pearson": _pearson,
-    "spearman": _spearman,
-}
-"""(resamples, n) weights, (models, n) predictions, (n,) labels -> (resamples,) mean over models."""

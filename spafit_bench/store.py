@@ -237,7 +237,9 @@ def prediction_rows(
 
 def flatten(record: RunRecord) -> dict[str, Any]:
     """Return one row of `results.csv`: scalars by name, nested values with dotted names."""
-    body = record.model_dump(mode="json", exclude={"evaluations", "strata", "last", "best"})
+    body = record.model_dump(
+        mode="json", exclude={"evaluations", "strata", "last", "best", "task_definition"}
+    )
     row: dict[str, Any] = {}
 
     def add(prefix: str, value: Any) -> None:

@@ -34,7 +34,8 @@ from spafit_bench.methods import get_method, method_names
 from spafit_bench.record import RunRecord
 from spafit_bench.requests import parse_seeds, split_list
 from spafit_bench.shipped import config_folder, read_yaml
-from spafit_bench.tasks import TASKS, get_task
+from spafit_bench.task_files import find_task
+from spafit_bench.tasks import TASKS
 
 _KEYS = ("tasks", "methods", "seeds", "preset", "settings", "grid", "choose", "description")
 _CHOOSE_KEYS = ("key", "values", "holdout", "seeds")
@@ -110,7 +111,7 @@ def read_sweep(path: Path, flags: Mapping[str, Any]) -> Sweep:
     tasks = _names(body.get("tasks"), "tasks", tuple(TASKS), path)
     methods = _names(body.get("methods"), "methods", method_names(), path)
     for task in tasks:
-        get_task(task)
+        find_task(task)
     for method in methods:
         get_method(method)
     settings = body.get("settings") or {}

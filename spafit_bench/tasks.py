@@ -1,11 +1,13 @@
 """What a GLUE task is: one row of a table.
 
 Facts are those of the GLUE benchmark (Wang et al., arXiv:1804.07461) in the label order of the
-`nyu-mll/glue` data set. Nothing else in the package knows a task by name.
+`nyu-mll/glue` data set. Nothing else in the package knows a task by name. Tasks beyond GLUE come
+from YAML files (`task_files.py`) and are of the same type.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,13 +50,32 @@ class TsvLayout:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitFile:
+    """How a split of a task beyond GLUE is found and read."""
+
+    patterns: tuple[str, ...]
+    """File names below the data folder, `*` allowed; each is another place to look."""
+    text_columns: tuple[str, ...]
+    label_column: str
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """A data set on the Hugging Face hub."""
+
+    repository: str
+    patterns: Mapping[str, str]
+    """Split -> its parquet files."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """One GLUE task."""
+    """One task."""
 
     name: str
     title: str
     text_columns: tuple[str, ...]
-    """One column for single sentences, two for pairs."""
+    """One column for single sentences, two for pairs; with `templates`, whatever these name."""
     tsv: TsvLayout
     labels: tuple[str, ...] = ()
     """Class names in label order; empty for a regression task."""
@@ -75,6 +96,28 @@ class Task:
     """Whether a few official rows have an empty text."""
     note: str = ""
     """What a reader of a score should know."""
+    label_column: str = "label"
+    templates: tuple[str, ...] = ()
+    """One or two texts such as `{word}: {sentence}`, where they are not columns as they stand."""
+    in_glue: bool = True
+    """Whether it counts in GLUE's average."""
+    files: Mapping[str, SplitFile] = field(default_factory=lambda: MappingProxyType({}))
+    """Of a task beyond GLUE: split -> its files."""
+    hub: HubFiles | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the encoder reads, one or two texts: columns or templates."""
+        return self.templates or self.text_columns
+
+    def compose(self, cells: Sequence[str]) -> tuple[str, ...]:
+        """Return the one or two texts of an example, given its `text_columns`."""
+        if not self.templates:
+            return tuple(cells)
+        values = dict(zip(self.text_columns, cells, strict=True))
+        return tuple(
+            re.sub(r"\{([^{}]+)\}", lambda match: values[match[1]], text) for text in self.templates
+        )
 
     def split_score(self, metrics: Mapping[str, Mapping[str, float]], split: str) -> float | None:
         """Mean of the task's metrics on a split, native scale; None where one is missing."""

@@ -70,19 +70,23 @@ def _kind(source: TextSource) -> str:
 def _from_arguments(task: Task, source: TextSource) -> Iterator[Texts]:
     columns = (source.texts, source.pairs) if source.pairs else (source.texts,)
     if len(columns) != len(task.text_columns):
-        wanted = "--text A --text-pair B" if len(task.text_columns) == 2 else "--text alone"
+        forms = {1: "--text alone", 2: "--text A --text-pair B"}
+        wanted = forms.get(len(task.text_columns), "--file with these columns")
         raise UserError(f"{task.name} takes {_names(task)}: give {wanted}")
     if len({len(column) for column in columns}) > 1:
         raise UserError(
             f"{len(source.texts)} --text but {len(source.pairs)} --text-pair: give as many of each"
         )
-    for number, texts in enumerate(zip(*columns, strict=True), start=1):
-        yield _checked(task, texts, f"--text number {number}")
+    return (
+        _checked(task, texts, f"--text number {number}")
+        for number, texts in enumerate(zip(*columns, strict=True), start=1)
+    )
 
 
 def _names(task: Task) -> str:
     names = " and ".join(task.text_columns)
-    return f"pairs of texts ({names})" if len(task.text_columns) == 2 else f"one text ({names})"
+    kinds = {1: f"one text ({names})", 2: f"pairs of texts ({names})"}
+    return kinds.get(len(task.text_columns), f"texts in columns ({names})")
 
 
 def _from_file(task: Task, source: TextSource, read: Any) -> Iterator[Texts]:
@@ -177,7 +181,8 @@ def _from_lines(task: Task, file: Iterable[str], where: str) -> Rows:
     for number, line in enumerate(_lines(file), start=1):
         texts = line.split("\t")
         if len(texts) != len(task.text_columns):
-            tabs = "a tab between the two" if len(task.text_columns) == 2 else "no tab"
+            kinds = {1: "no tab", 2: "a tab between the two"}
+            tabs = kinds.get(len(task.text_columns), "tabs between them")
             raise UserError(
                 f"{where}, line {number}: {task.name} takes {_names(task)}, with {tabs}; "
                 f"found {len(texts)} texts"
@@ -190,20 +195,23 @@ def _lines(file: Iterable[str]) -> Iterator[str]:
         yield line.removesuffix("\n").removesuffix("\r")
 
 
+_GENERIC: dict[int, tuple[tuple[str, ...], ...]] = {
+    1: (("sentence",), ("text",)),
+    2: (("sentence1", "sentence2"), ("text", "text_pair")),
+}
+"""Number of texts -> other names that their columns may have."""
+
+
 def _columns(task: Task, present: Sequence[str], where: str) -> tuple[str, ...]:
     """Find the columns of texts, under any of the names that they may have."""
-    generic = (
-        (("sentence1", "sentence2"), ("text", "text_pair"))
-        if len(task.text_columns) == 2
-        else (("sentence",), ("text",))
-    )
+    generic = _GENERIC.get(len(task.text_columns), ())
     choices = (task.text_columns, task.tsv.text_columns, *generic)
     for names in choices:
         if set(names) <= set(present):
             return names
     wanted = " or ".join("+".join(names) for names in dict.fromkeys(choices))
-    names = [name[:40] for name in present[:20]]
-    hint = nearest(task.text_columns[0], names) if names else "there are none"
+    there = [name[:40] for name in present[:20]]
+    hint = nearest(task.text_columns[0], there) if there else "there are none"
     raise UserError(f"{where}: no columns {wanted}: {hint}")
 
 

@@ -49,7 +49,7 @@ def scramble(path: Path) -> None:
     ("flag", "value", "said"),
     [
         ("task", "mrcp", "unknown task 'mrcp': did you mean 'mrpc'?"),
-        ("task", "mrpc,nope", "unknown task 'nope': choices: cola"),
+        ("task", "mrpc,nope", "unknown task 'nope': choices: axb"),
         ("task", ",", "--task ',' names nothing"),
         ("method", "spafti", "unknown method 'spafti': did you mean 'spafit'?"),
         ("method", "nope.yaml", "nope.yaml: no such file"),

@@ -18,9 +18,9 @@ from spafit_bench.compare import Comparison, TaskComparison, compare
 from spafit_bench.compare_view import comparison_json, comparison_text
 from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
-from spafit_bench.stats import METRICS
 from spafit_bench.store import Store, prediction_rows
 from spafit_bench.tasks import get_task
+from spafit_bench.weighted_metrics import METRICS
 
 SKILL = {"spafit": 0.85, "lora": 0.80, "bitfit": 0.70, "full": 0.85}
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from glue_files import rows_of, write_hub
 from hub_server import COMMIT, HubServer
@@ -33,12 +35,12 @@ LOAD = """
 import sys
 from spafit_bench.data import load_task_data
 from spafit_bench.errors import UserError
-from spafit_bench.tasks import TASKS
+from spafit_bench.task_files import find_task
 from spafit_bench import hub
 if "impatient" in sys.argv:
     hub.ANSWER_TIMEOUT_S = 1.0
 try:
-    data = load_task_data(TASKS[sys.argv[1]], "hub", offline="offline" in sys.argv)
+    data = load_task_data(find_task(sys.argv[1]).task, "hub", offline="offline" in sys.argv)
 except UserError as error:
     sys.exit(f"UserError: {error}")
 print(data.source, *data.splits)
@@ -167,3 +169,18 @@ def test_importing_the_module_does_not_import_the_library() -> None:
     """`--help` stays fast."""
     code = "import sys, spafit_bench.hub; print('huggingface_hub' in sys.modules)"
     assert Client(Path(), "").run(code).stdout.strip() == "False"
+
+
+def test_a_task_beyond_glue_has_a_repository_of_its_own(tmp_path: Path) -> None:
+    """WiC from SuperGLUE's: only its own files are fetched, the ones its description names."""
+    root = tmp_path / "root"
+    row = {"word": "dog", "sentence1": "a dog", "sentence2": "the dog", "label": 1}
+    for name in ("wic/train", "wic/validation", "wic/test", "boolq/train"):
+        path = root / "datasets/aps/super_glue" / f"{name}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([row] * 2), path)
+    with HubServer(root) as hub:
+        done = Client(tmp_path / "hf", hub.url).run(LOAD, "wic")
+        asked = " ".join(hub.requests)
+    assert done.stdout.split() == [f"aps/super_glue@{COMMIT}", "train", "validation", "test"]
+    assert "boolq/train-" not in asked

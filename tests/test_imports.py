@@ -16,16 +16,16 @@ MEETING = {
 }  # fmt: skip
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
-    "adapt", "architectures", "array_cache", "checkpoint", "config", "data", "encoding",
-    "engines", "environment", "estimate", "evaluation", "execute", "forgetting", "fused",
-    "glue_metric", "hub", "libraries", "lora", "memory", "methods", "numerics", "plan",
-    "prepare", "ragged", "readers", "snapshot", "sources", "sweep", "tasks", "token_cache",
-    "train", "treatments",
+    "adapt", "architectures", "array_cache", "budget", "checkpoint", "config", "data", "encoding",
+    "energy", "engines", "environment", "estimate", "evaluation", "execute", "forgetting", "fused",
+    "glue_metric", "hub", "layer_groups", "libraries", "lora", "memory", "methods", "numerics",
+    "plan", "prepare", "ragged", "readers", "snapshot", "sources", "sweep", "task_files", "tasks",
+    "token_cache", "train", "treatments",
 }  # fmt: skip
 READS = {
     "claims", "compare", "compare_inputs", "compare_measure", "compare_view", "errors",
-    "glue_server", "lookup", "owner", "record", "references", "run_view", "shipped", "stats",
-    "store", "submit", "tasks",
+    "glue_server", "lookup", "owner", "record", "references", "run_view", "seed_tests",
+    "shipped", "stats", "store", "submit", "task_files", "tasks", "weighted_metrics",
 }  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_the_command_line_is_thin() -> None:
     """It imports commands and the values that they take; and nothing imports it."""
     allowed = {
         "__version__", "cli", "commands", "config", "errors", "methods", "requests", "restore",
-        "submit", "tasks", "text_input",
+        "submit", "task_files", "tasks", "text_input",
     }  # fmt: skip
     for name in modules():
         if name.partition(".")[0] != "cli":

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from test_treatments import TREATMENTS
 
 from spafit_bench.errors import UserError
+from spafit_bench.layer_groups import parse_layers
 from spafit_bench.methods import (
     PARTS,
     Method,
     Stratum,
     get_method,
     method_names,
-    parse_layers,
     parse_method,
 )
 from spafit_bench.treatments import BIAS, FROZEN, FULL

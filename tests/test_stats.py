@@ -189,13 +189,16 @@ def test_weighted_metrics_agree_with_metrics_of_repeated_examples(metric: str) -
     """Counting an example w times is the same as repeating it, by scikit-learn and scipy."""
     rng = RNG(0)
     numeric = metric in {"pearson", "spearman"}
-    labels = np.round(rng.uniform(0, 5, 40), 0) if numeric else rng.integers(0, 2, 40).astype(float)
-    models = np.where(rng.random((2, 40)) < 0.7, labels, 1 - labels)
+    classes = 4 if metric == "f1_macro" else 2
+    drawn = rng.integers(0, classes, (3, 40)).astype(float)
+    labels = np.round(rng.uniform(0, 5, 40), 0) if numeric else drawn[0]
+    models = np.where(rng.random((2, 40)) < 0.7, labels, drawn[1:])
     models = np.round(models + rng.normal(0, 1, (2, 40)), 1) if numeric else models
     weights = rng.integers(0, 4, (3, 40)).astype(float)
     functions = {
         "accuracy": sklearn_metrics.accuracy_score,
         "f1": sklearn_metrics.f1_score,
+        "f1_macro": lambda y, x: sklearn_metrics.f1_score(y, x, average="macro"),
         "matthews_correlation": sklearn_metrics.matthews_corrcoef,
         "pearson": lambda y, x: reference.pearsonr(x, y)[0],
         "spearman": lambda y, x: reference.spearmanr(x, y)[0],
@@ -324,6 +327,23 @@ def test_paired_t_false_alarms(n: int, examples: int | None) -> None:
     rate = np.mean([one.p <= 0.05 and one.floor <= 0.05 for one in found])
     assert rate <= 0.067
     assert examples is not None or rate >= 0.033
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 3), (5, 3)])
+def test_welch_false_alarms(n: int, m: int) -> None:
+    """No difference of means, threefold spread: alarms at 5 %, and the interval holds 0 in 95 %."""
+    rng, trials = RNG(12), 1500
+    found = [stats.welch(rng.normal(0, 1, n), rng.normal(0, 3, m)) for _ in range(trials)]
+    assert 0.02 <= np.mean([test.p <= 0.05 for test, _ in found]) <= 0.067
+    assert np.mean([interval.low <= 0 <= interval.high for _, interval in found]) >= 0.933
+
+
+def test_wilcoxon_false_alarms() -> None:
+    """Exact, so at most 5 % on six, eight or nine tasks, ties and zeros included."""
+    rng, trials = RNG(13), 800
+    for n in (6, 8, 9):
+        found = [stats.wilcoxon(np.round(rng.normal(0, 1, n), 1)) for _ in range(trials)]
+        assert 0.02 <= np.mean([test.p <= 0.05 for test in found]) <= 0.07
 
 
 @pytest.mark.parametrize(

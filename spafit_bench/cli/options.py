@@ -20,16 +20,18 @@ KEEP = "What is kept"
 
 def complete_tasks(incomplete: str) -> list[str]:
     """Complete a task's name."""
+    from spafit_bench.task_files import shipped_tasks
     from spafit_bench.tasks import TASKS
 
-    return [name for name in (*TASKS, "all") if name.startswith(incomplete)]
+    return [name for name in (*TASKS, *shipped_tasks(), "all") if name.startswith(incomplete)]
 
 
 def complete_methods(incomplete: str) -> list[str]:
     """Complete a method's name."""
-    from spafit_bench.methods import method_names
+    from spafit_bench.methods import ablation_names, method_names
 
-    return [name for name in (*method_names(), "all") if name.startswith(incomplete)]
+    names = (*method_names(), *ablation_names(), "all")
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def complete_presets(incomplete: str) -> list[str]:

@@ -34,12 +34,21 @@ def table(
             "--unlike", help="Show those of other models, splits or data as well, marked."
         ),
     ] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Row whose scores all others are tested against; differences are marked ↑ and ↓.",
+            autocompletion=complete_methods,
+            metavar="METHOD",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
 ) -> None:
     """Print tables of scores, parameters and cost; keep DIR/tables current."""
     from spafit_bench.commands import results as commands
 
-    text = commands.table(results, "json" if as_json else format_, out, reference, unlike=unlike)
+    form = "json" if as_json else format_
+    text = commands.table(results, form, out, reference, unlike=unlike, baseline=baseline)
     if text:
         print_text(text)
 

@@ -43,7 +43,7 @@ def run(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Task, comma list, or all.",
+            help="Task, comma list, all, or a YAML file that describes another.",
             autocompletion=complete_tasks,
             rich_help_panel=WHAT,
             metavar="T[,T]|all",

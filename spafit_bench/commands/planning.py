@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def plan(request: RunRequest, *, as_json: bool) -> str:
     """Show what a method trains in a model."""
-    from spafit_bench.tasks import get_task
+    from spafit_bench.task_files import find_task
 
     two_labels = request.task is None
     request = replace(request, task=request.task or "mrpc")
@@ -27,7 +27,7 @@ def plan(request: RunRequest, *, as_json: bool) -> str:
     from spafit_bench.plan_view import plan_json, plan_picture
     from spafit_bench.prepare import model_shapes, plan_method
 
-    task = get_task(config.task)
+    task = find_task(config.task).task
     checkpoint = find_checkpoint(
         config.model, revision=config.revision, offline=config.offline, weights=False
     )

@@ -24,6 +24,7 @@ def table(
     reference: Path | None = None,
     *,
     unlike: bool = False,
+    baseline: str | None = None,
 ) -> str:
     """Build the tables; without `out`, also renew `DIR/tables`."""
     from spafit_bench.references import read_references
@@ -40,7 +41,7 @@ def table(
             f"--results {results}: no runs here; make one with `spafit-bench run --task mrpc "
             "--method spafit --preset smoke`"
         )
-    tables = build_tables(records, references, unlike=unlike)
+    tables = build_tables(records, references, unlike=unlike, baseline=baseline)
     try:
         if out is not None:
             with replacing(out) as temporary:
@@ -112,6 +113,7 @@ def list_things(what: str, results: Path, *, as_json: bool) -> str:
 
 
 def _list_tasks() -> Listing:
+    from spafit_bench.task_files import find_task, shipped_tasks
     from spafit_bench.tasks import TASKS
 
     rows = [
@@ -122,18 +124,18 @@ def _list_tasks() -> Listing:
             "outputs": task.num_labels,
             "train": task.rows["train"],
             "dev": "+".join(str(task.rows[split]) for split in task.dev_splits),
-            "text": ", ".join(task.text_columns),
+            "text": ", ".join(task.inputs),
         }
-        for task in TASKS.values()
+        for task in (*TASKS.values(), *(find_task(name).task for name in shipped_tasks()))
     ]
     return Listing(tuple(rows[0]), rows)
 
 
 def _list_methods() -> Listing:
-    from spafit_bench.methods import get_method, method_names
+    from spafit_bench.methods import ablation_names, get_method, method_names
 
     rows = []
-    for name in method_names():
+    for name in (*method_names(), *ablation_names()):
         method = get_method(name)
         rows.append({"method": name, "strata": method.spec, "description": method.description})
     return Listing(("method", "strata"), rows)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
 from spafit_bench.references import References
+from spafit_bench.tables.baseline import find_baselines
 from spafit_bench.tables.cells import Cell, Column, Mark, Measurement, ResultTable, Row
 from spafit_bench.tables.costs import cost_table, parameters_table
 from spafit_bench.tables.published import beside, check_any_shown
@@ -30,7 +31,11 @@ __all__ = [
 
 
 def build_tables(
-    records: Sequence[RunRecord], references: References | None = None, *, unlike: bool = False
+    records: Sequence[RunRecord],
+    references: References | None = None,
+    *,
+    unlike: bool = False,
+    baseline: str | None = None,
 ) -> tuple[ResultTable, ...]:
     """Compute scores, parameters and cost for each model (and data set, where a task has several).
 
@@ -38,10 +43,11 @@ def build_tables(
         records: any runs.
         references: published scores to set below ours, where they are of the same thing.
         unlike: whether to show those of other models, splits or data as well, marked.
+        baseline: row that every score is tested against, by its label or method.
 
     Raises:
-        UserError: no record is of a finished run (the message says how to make one), or no
-            published score is like ours.
+        UserError: no record is of a finished run (the message says how to make one), no
+            published score is like ours, or the baseline is no row's or several rows' name.
     """
     groups = group_runs(records)
     if not groups:
@@ -49,10 +55,11 @@ def build_tables(
     parts = [beside(references, group, unlike=unlike) for group in groups]
     if references is not None:
         check_any_shown(references, parts)
+    rows = find_baselines(groups, baseline)
     return tuple(
         table
-        for group, part in zip(groups, parts, strict=True)
-        for table in (scores_table(group, part), parameters_table(group), cost_table(group))
+        for group, part, row in zip(groups, parts, rows, strict=True)
+        for table in (scores_table(group, part, row), parameters_table(group), cost_table(group))
     )
 
 

@@ -17,7 +17,7 @@ from spafit_bench.record import RunRecord
 from spafit_bench.tables.settings import Setting
 
 Kind = Literal["scores", "parameters", "cost"]
-MarkName = Literal["unofficial", "limited", "selected", "collapsed", "unlike"]
+MarkName = Literal["unofficial", "limited", "selected", "collapsed", "unlike", "better", "worse"]
 Sample = Mapping[int, float]
 """Seed -> value."""
 
@@ -29,6 +29,8 @@ MARKS: Mapping[MarkName, tuple[str, str]] = MappingProxyType(
         "selected": ("§", "checkpoint chosen by its dev score, which flatters that score"),
         "collapsed": ("†", "collapsed: the model gives every example the same prediction"),
         "unlike": ("≠", "published for something unlike ours: see the row's note"),
+        "better": ("↑", "separably better than the baseline"),
+        "worse": ("↓", "separably worse than the baseline"),
     }
 )
 """Mark -> symbol, meaning."""
@@ -243,7 +245,7 @@ def marks_text(marks: Marks) -> tuple[str, ...]:
 def marks_of(runs: Sequence[RunRecord]) -> Marks:
     """Find what a reader must know about the runs of a cell."""
     tests: dict[MarkName, Callable[[RunRecord], bool]] = {
-        "unofficial": lambda run: not run.official_split,
+        "unofficial": lambda run: not (run.official_split or _states_no_rows(run)),
         "limited": lambda run: run.train_limit is not None,
         "selected": lambda run: run.select == "best",
         "collapsed": lambda run: run.collapsed,
@@ -254,6 +256,11 @@ def marks_of(runs: Sequence[RunRecord]) -> Marks:
         for name, count in counts.items()
         if count
     )
+
+
+def _states_no_rows(run: RunRecord) -> bool:
+    """Whether no data of a task beyond GLUE can be called official."""
+    return run.task_definition is not None and not run.task_definition.rows
 
 
 def rank_columns(rows: Sequence[Row]) -> list[Row]:

@@ -19,7 +19,7 @@ from spafit_bench.tables.cells import (
     shorten_labels,
 )
 from spafit_bench.tables.settings import Cells, Group, Setting
-from spafit_bench.tasks import TASKS, Task, get_task
+from spafit_bench.tasks import Task
 
 # Parameters
 
@@ -63,10 +63,8 @@ def parameters_table(group: Group) -> ResultTable:
 def head_sizes(group: Group) -> dict[int, list[Task]]:
     """Part the tasks by outputs of their classifier, the size of most tasks first."""
     sizes: dict[int, list[Task]] = defaultdict(list)
-    present = {get_task(run.task).name for run in group.records}
-    for task in TASKS.values():
-        if task.name in present:
-            sizes[task.num_labels].append(task)
+    for task in group.tasks:
+        sizes[task.num_labels].append(task)
     return dict(sorted(sizes.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
@@ -192,6 +190,14 @@ _QUANTITIES = (
         of=lambda run: run.peak_memory_bytes,
     ),
     _Quantity(
+        key="energy_j",
+        title="Energy",
+        unit="J",
+        shown_unit="kJ",
+        scale=1e-3,
+        of=lambda run: run.energy_j,
+    ),
+    _Quantity(
         key="stored_bytes",
         title="Stored",
         unit="bytes",
@@ -205,13 +211,15 @@ _QUANTITIES = (
 def cost_table(group: Group) -> ResultTable:
     """Compute the mean cost of each method on each task; runs on unlike machines stay apart."""
     machines = {_machine(run) for run in group.records}
+    quantities = _measured_quantities(group)
     measured: list[tuple[Row, list[Measurement]]] = []
-    for task in TASKS.values():
+    for task in group.tasks:
         for setting, cells in group.rows.items():
             for machine, runs in _by_machine(cells.get(task.name, ())).items():
                 name = setting.label if len(machines) == 1 else f"{setting.label} · {machine}"
                 place = "" if len(machines) == 1 else machine
-                row = Row(label=name, name=name, group=task.title, cells=_cost_cells(runs))
+                cells_of_row = _cost_cells(runs, quantities)
+                row = Row(label=name, name=name, group=task.title, cells=cells_of_row)
                 measured.append((row, list(_cost_measurements(setting, task, runs, place))))
     rows, notes = shorten_labels([row for row, _ in measured])
     where = f" on {machines.pop()}" if len(machines) == 1 else ""
@@ -225,13 +233,19 @@ def cost_table(group: Group) -> ResultTable:
             Column(key="n", title="n", unit="seeds"),
             *(
                 Column(key=q.key, title=q.title, subtitle=q.shown_unit, unit=q.unit)
-                for q in _QUANTITIES
+                for q in quantities
             ),
         ),
         rows=tuple(rows),
-        notes=(*notes, *_cost_notes(rows)),
+        notes=(*notes, *_cost_notes(rows, quantities)),
         measurements=tuple(line for _, lines in measured for line in lines),
     )
+
+
+def _measured_quantities(group: Group) -> tuple[_Quantity, ...]:
+    """Leave out energy where no machine told it."""
+    told = any(run.energy_j is not None for run in group.records)
+    return tuple(q for q in _QUANTITIES if told or q.key != "energy_j")
 
 
 def _machine(run: RunRecord) -> str:
@@ -250,9 +264,9 @@ def _by_machine(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     return machines
 
 
-def _cost_cells(runs: Sequence[RunRecord]) -> tuple[Cell, ...]:
+def _cost_cells(runs: Sequence[RunRecord], quantities: Sequence[_Quantity]) -> tuple[Cell, ...]:
     cells = [Cell(value=len(runs), text=str(len(runs)))]
-    for quantity in _QUANTITIES:
+    for quantity in quantities:
         cell = cell_of(sample_of(runs, quantity.of), _scaled(quantity.scale))
         few = f"n={cell.n}" if 0 < cell.n < len(runs) else ""
         cells.append(replace(cell, aside=few))
@@ -282,11 +296,16 @@ def _cost_measurements(
             yield measurement(apart, (task.name, ""), (quantity.key, quantity.unit), sample)
 
 
-def _cost_notes(rows: Sequence[Row]) -> Iterator[str]:
+def _cost_notes(rows: Sequence[Row], quantities: Sequence[_Quantity]) -> Iterator[str]:
     yield (
         "Training: steps only, without evaluation and set-up. Tokens: real ones, no padding. "
         "Stored: what a task adds to the shared base model. 1 MB is 1,000,000 bytes."
     )
+    if any(quantity.key == "energy_j" for quantity in quantities):
+        yield (
+            "Energy: what the machine's processors used while a run trained and predicted, other "
+            "programs included."
+        )
     yield "Spreads are in the CSV and JSON forms."
     if any(cell.value is None for row in rows for cell in row.cells):
         yield "—: not measured."

@@ -16,6 +16,7 @@ _METRIC_TITLES: Mapping[str, str] = MappingProxyType(
         "matthews_correlation": "MCC",
         "accuracy": "Acc",
         "f1": "F1",
+        "f1_macro": "macro F1",
         "pearson": "Pear",
         "spearman": "Spear",
     }

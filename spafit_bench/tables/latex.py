@@ -8,7 +8,8 @@ from types import MappingProxyType
 from spafit_bench.tables.cells import Cell, ResultTable
 
 _SIGNS: Mapping[str, str] = MappingProxyType(
-    {"*": "*", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S", "≠": r"\neq"}
+    {"*": "*", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S", "≠": r"\neq", "↑": r"\uparrow"}
+    | {"↓": r"\downarrow"}
 )
 _LATEX: Mapping[int, str] = MappingProxyType(
     str.maketrans(

@@ -64,7 +64,10 @@ def scores_notes(
         yield f"{' and '.join(pairs)}: the mean of the two metrics."
     yield from _average_notes(tasks, rows, averages)
     official = {run.task for run in group.records if run.official_split}  # the note is about GLUE
-    yield from (f"{t.title}: {t.note}." for t in tasks if t.note and t.name in official)
+    yield from (
+        f"{t.title}: {t.note}." for t in tasks if t.note and t.in_glue and t.name in official
+    )
+    yield from _other_tasks_notes(group)
     yield (
         "Params: what trains, adapters and classifier included, in millions; %: of the base model, "
         "adapters not counted in it."
@@ -75,7 +78,7 @@ def scores_notes(
 def _collapse_notes(group: Group) -> Iterator[str]:
     """Where only some seeds of a cell collapsed, give its mean with and without them."""
     for setting, cells in group.rows.items():
-        for task in TASKS.values():
+        for task in group.tasks:
             runs = cells.get(task.name, ())
             sound = [run for run in runs if not run.collapsed]
             means = [mean_score(task, found) for found in (runs, sound)]
@@ -98,18 +101,29 @@ def _average_notes(
     methods = [row for row in rows if row.is_method]
     tail = [cell for row in methods for cell in row.cells[len(row.cells) - len(averages) :]]
     if averages:
-        absent = [task.title for task in TASKS.values() if task not in tasks]
+        tasks = [task for task in tasks if task.in_glue]
+        present = {task.name for task in tasks}
+        absent = [task.title for name, task in TASKS.items() if name not in present]
         covered = f"{len(tasks)} of {len(TASKS)} tasks; missing {', '.join(absent)}"
         text = f"Avg: mean over {covered if absent else f'all {len(tasks)} tasks'}"
         several = [task.title for task in tasks if len(task.dev_splits) > 1]
         yield text + "".join(f"; {title} counts once" for title in several) + "."
-    if averages and any(cell.marks for cell in tail):
+    tests = ("better", "worse")
+    if averages and any(mark.name not in tests for cell in tail for mark in cell.marks):
         yield "A mark on an average holds for at least one of its scores."
     if any(cell.value is not None and cell.sd is None and cell.n > 1 for cell in tail):
         yield "An average has no spread where its tasks ran different seeds."
     if any(cell.text == MISSING for row in methods for cell in row.cells):
         rule = "; a row that lacks a task has no average" if averages else ""
         yield f"—: no finished run{rule}."
+
+
+def _other_tasks_notes(group: Group) -> Iterator[str]:
+    for task in group.tasks:
+        if not task.in_glue:
+            found = {r.data.official_basis for r in group.records if r.task == task.name}
+            bases = " and ".join(sorted(found))
+            yield f"{task.title} is in no average: {task.note}. Its data: {bases}."
 
 
 def _left_out_notes(group: Group) -> Iterator[str]:

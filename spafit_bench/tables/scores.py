@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from spafit_bench.record import RunRecord
+from spafit_bench.tables.baseline import Against, compare_with
 from spafit_bench.tables.cells import (
     Cell,
     Column,
@@ -39,18 +40,14 @@ from spafit_bench.tables.published import (
 )
 from spafit_bench.tables.score_notes import Average, scores_caption, scores_notes
 from spafit_bench.tables.settings import Cells, Group, Setting
-from spafit_bench.tasks import TASKS, Task, get_task, mean_or_none
+from spafit_bench.tasks import Task, mean_or_none
 
 MAJORITY = "majority class"
 
 
-def _tasks_of(group: Group) -> tuple[Task, ...]:
-    present = {get_task(run.task).name for run in group.records}
-    return tuple(task for task in TASKS.values() if task.name in present)
-
-
 def _averages(tasks: Sequence[Task]) -> tuple[Average, ...]:
-    """Choose the averages to show: all tasks, and all but those whose dev set misleads (WNLI)."""
+    """Choose GLUE's averages to show: all tasks, and all but those that mislead (WNLI)."""
+    tasks = [task for task in tasks if task.in_glue]
     plain = tuple(task for task in tasks if not task.note)
     noted = [task for task in tasks if task.note]
     averages = [Average(key="avg", title="Avg", tasks=tuple(tasks))]
@@ -78,41 +75,50 @@ def _score_cell(sample: Sample, runs: Sequence[RunRecord]) -> Cell:
     return replace(cell, spread="" if cell.sd is None else f"{cell.sd:.2f}")
 
 
+def _average_samples(average: Average, cells: Cells) -> list[Sample]:
+    return [_task_sample(task, cells.get(task.name, ())) for task in average.tasks]
+
+
+def _by_seed(samples: Sequence[Sample]) -> Sample:
+    """Average tasks seed by seed; empty unless each has the same seeds."""
+    if len({frozenset(sample) for sample in samples}) != 1:
+        return {}
+    return {seed: statistics.fmean(s[seed] for s in samples) for seed in samples[0]}
+
+
 def _average_cell(average: Average, cells: Cells) -> Cell:
     """Average the tasks of one row, if it has them all.
 
     The spread is that of the seeds' averages, so it needs the same seeds on every task.
     """
-    samples = [_task_sample(task, cells.get(task.name, ())) for task in average.tasks]
+    samples = _average_samples(average, cells)
     if not all(samples):
         return Cell()
     runs = [run for task in average.tasks for run in cells[task.name]]
     marks = tuple(Mark(name=mark.name) for mark in marks_of(runs))
-    if len({frozenset(sample) for sample in samples}) == 1:
-        by_seed = {seed: statistics.fmean(s[seed] for s in samples) for seed in samples[0]}
+    if by_seed := _by_seed(samples):
         return replace(_score_cell(by_seed, runs), marks=marks)
     mean = statistics.fmean(mean_of(sample) for sample in samples)
     fewest = min(len(sample) for sample in samples)
     return Cell(value=mean, n=fewest, text=f"{mean:.2f}", marks=marks)
 
 
-def scores_table(group: Group, part: Beside) -> ResultTable:
+def scores_table(group: Group, part: Beside, baseline: Setting | None = None) -> ResultTable:
     """Compute mean and spread of every method on every task of a group, ranked by column.
 
     Args:
         group: our runs.
         part: published scores to show below them.
+        baseline: a row that every other is tested against.
     """
-    tasks = _tasks_of(group)
+    tasks = group.tasks
     heads, averages = tuple(score_heads(tasks, part.singles)), _averages(tasks)
     ranked = rank_columns(
         [_scored_row(setting, cells, heads, averages) for setting, cells in group.rows.items()]
     )
     usual = _usual_n(ranked)
-    methods = [
-        replace(row, cells=(*size_cells(group, cells), *_with_asides(row.cells, usual)))
-        for row, cells in zip(ranked, group.rows.values(), strict=True)
-    ]
+    against = _against(baseline, group, heads, averages)
+    methods = list(_finished_rows(group, ranked, against, usual))
     sizes = size_columns(group)
     shortened, label_notes = shorten_labels(methods)
     rows = (
@@ -122,7 +128,8 @@ def scores_table(group: Group, part: Beside) -> ResultTable:
     )
     return ResultTable(
         kind="scores",
-        title=f"GLUE dev scores: {group.model}, {group.data}",
+        title=f"{'GLUE dev' if any(t.in_glue for t in tasks) else 'Dev'} scores: "
+        f"{group.model}, {group.data}",
         model=group.model,
         data=group.data,
         caption=scores_caption(group, methods, usual),
@@ -135,10 +142,44 @@ def scores_table(group: Group, part: Beside) -> ResultTable:
         notes=(
             *label_notes,
             *scores_notes(group, rows, averages, tasks),
+            *(against.notes() if against else ()),
             *published_notes(part),
         ),
-        measurements=(*_measurements(group, averages), *published_measurements(part)),
+        measurements=(
+            *_measurements(group, averages),
+            *(against.measurements(_places(heads, averages)) if against else ()),
+            *published_measurements(part),
+        ),
     )
+
+
+def _finished_rows(
+    group: Group, ranked: Sequence[Row], against: Against | None, usual: int
+) -> Iterator[Row]:
+    """Add the marks of tests, other numbers of seeds, and the sizes."""
+    for row, (setting, cells) in zip(ranked, group.rows.items(), strict=True):
+        scored = against.marked(setting, row.cells) if against else row.cells
+        yield replace(row, cells=(*size_cells(group, cells), *_with_asides(scored, usual)))
+
+
+def _against(
+    baseline: Setting | None, group: Group, heads: Sequence[Head], averages: Sequence[Average]
+) -> Against | None:
+    if baseline is None:
+        return None
+    samples = {
+        setting: [
+            *(_head_sample(head, cells.get(head.task.name, ())) for head in heads),
+            *(_by_seed(_average_samples(average, cells)) for average in averages),
+        ]
+        for setting, cells in group.rows.items()
+    }
+    return compare_with(baseline, samples, len(heads))
+
+
+def _places(heads: Sequence[Head], averages: Sequence[Average]) -> list[tuple[str, str]]:
+    """Name task and split of each column of scores."""
+    return [*((h.task.name, h.split) for h in heads), *((a.key, "dev") for a in averages)]
 
 
 def _scored_row(
@@ -171,7 +212,7 @@ def _majority_run(runs: Sequence[RunRecord]) -> RunRecord:
 def _majority_row(group: Group, heads: Sequence[Head], averages: Sequence[Average]) -> Row:
     chosen = {
         task.name: _majority_run([run for run in group.records if run.task == task.name])
-        for task in _tasks_of(group)
+        for task in group.tasks
     }
 
     def cell(value: float | None, runs: Sequence[RunRecord]) -> Cell:
@@ -195,7 +236,7 @@ def _majority_row(group: Group, heads: Sequence[Head], averages: Sequence[Averag
 def _measurements(group: Group, averages: Sequence[Average]) -> Iterator[Measurement]:
     """List every metric of every split, each task's score, and the averages."""
     for setting, cells in group.rows.items():
-        for task in _tasks_of(group):
+        for task in group.tasks:
             yield from _task_measurements(setting, task, cells.get(task.name, ()))
         for average in averages:
             cell = _average_cell(average, cells)
@@ -206,7 +247,7 @@ def _measurements(group: Group, averages: Sequence[Average]) -> Iterator[Measure
                 yield replace(
                     line, sd=cell.sd, n=cell.n, seeds=common, marks=marks_text(cell.marks)
                 )
-    for task in _tasks_of(group):
+    for task in group.tasks:
         run = _majority_run([run for run in group.records if run.task == task.name])
         for line in _task_measurements(
             Setting(method=MAJORITY),

@@ -14,6 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from spafit_bench.record import RunRecord
+from spafit_bench.tasks import TASKS, Task
 
 OFFICIAL = "official GLUE"
 
@@ -32,6 +33,7 @@ _IDENTITY = frozenset({"method", "head", "precision", "engine", "select"})
 """What makes a method what it is. Anything else (learning rate, epochs, ...) may be a recipe that
 follows the task, and parts rows only where one task has several."""
 
+_SPEC = "method.spec"
 _ABBREVIATIONS = {"learning_rate": "lr"}
 _UNSET = "unset"
 
@@ -67,6 +69,25 @@ class Group:
     def records(self) -> tuple[RunRecord, ...]:
         """Every run that counts."""
         return tuple(run for cells in self.rows.values() for runs in cells.values() for run in runs)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """Tasks of its runs: GLUE's in GLUE's order, then others by name."""
+        found = {run.task: run for run in self.records}
+        tasks = [found[name].task_facts for name in sorted(found)]
+        order = {name: place for place, name in enumerate(TASKS)}
+        return tuple(sorted(tasks, key=lambda task: order.get(task.name, len(order))))
+
+
+def matching_rows(group: Group, name: str) -> list[Setting]:
+    """Find rows by their label as tables print it (the dot may be left out), or by their method."""
+    wanted = _plain(name)
+    exact = [row for row in group.rows if _plain(row.label) == wanted]
+    return exact or [row for row in group.rows if _plain(row.method) == wanted]
+
+
+def _plain(label: str) -> str:
+    return " ".join(label.replace("·", " ").casefold().split())
 
 
 def group_runs(records: Sequence[RunRecord]) -> tuple[Group, ...]:
@@ -120,7 +141,9 @@ def _bundles(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
 
 def _origin(runs: Iterable[RunRecord]) -> str:
     """Name where data came from; the official data is the same wherever it was read."""
-    return min(OFFICIAL if run.official_split else run.data.source for run in runs)
+    return min(
+        OFFICIAL if run.official_split and run.task in TASKS else run.data.source for run in runs
+    )
 
 
 def _home(record: RunRecord, bundles: Sequence[Sequence[RunRecord]]) -> int:
@@ -198,7 +221,9 @@ def _facts(run: RunRecord) -> dict[str, Scalar]:
     facts = {
         key: value
         for key, value in _leaves(run.config)
-        if key not in _IGNORED and key.rpartition(".")[2] not in _RESOLVED
+        if value is not None  # as good as a key that older records do not have
+        and key not in _IGNORED
+        and key.rpartition(".")[2] not in _RESOLVED
     }
     machine = run.environment
     used = {"precision": machine.precision, "engine": machine.engine}
@@ -229,7 +254,8 @@ def _varying_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
             seen["" if everywhere else task].add(values.get(key, _UNSET))
         if any(len(values) > 1 for values in seen.values()):
             varying.append(key)
-    return tuple(key for key in varying if not _restated(key, varying, facts))
+    kept = [key for key in varying if not _restated(key, varying, facts)]
+    return tuple(key for key in kept if key != _SPEC or not _explained(kept, facts))
 
 
 def _restated(
@@ -242,6 +268,15 @@ def _restated(
         and all(values.get(other, _UNSET) == values.get(key, _UNSET) for _, values in facts)
         for other in varying
     )
+
+
+def _explained(keys: Sequence[str], facts: Sequence[tuple[str, Mapping[str, Scalar]]]) -> bool:
+    """Whether the other keys say all that the method written out in one line says."""
+    specs: dict[tuple[Scalar, ...], set[Scalar]] = defaultdict(set)
+    for _, values in facts:
+        others = tuple(values.get(key, _UNSET) for key in keys if key != _SPEC)
+        specs[others].add(values.get(_SPEC, _UNSET))
+    return all(len(found) == 1 for found in specs.values())
 
 
 def _difference(run: RunRecord, keys: Sequence[str]) -> str:
