@@ -24,6 +24,8 @@ from spafit_bench.prepare import PreparedRun
 _SAMPLE = 256
 """Training rows that are tokenised to learn their length."""
 
+_LETTERS_PER_TOKEN = 4.5
+
 _rate = lru_cache(maxsize=4)(matmul_rate)
 
 
@@ -80,6 +82,26 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
     )
 
 
+def relative_work(prepared: PreparedRun) -> float:
+    """Return about how much there is to compute, to be compared with other runs on one machine.
+
+    Text is counted in characters, not tokenised: a sweep asks this of every run as it starts.
+    """
+    settings, task = prepared.config.train, prepared.task
+    flops = training_flops_per_token(prepared.plan)
+    forward = 2 * sum(t.num_parameters for t in prepared.plan.tensors if t.place.layer is not None)
+
+    def tokens(name: str) -> float:
+        split = prepared.data.splits[name]
+        rows = min(split.num_rows, _SAMPLE)
+        letters = sum(len(text) for column in split.head(rows).texts for text in column)
+        length = min(settings.max_length, 3 + letters / rows / _LETTERS_PER_TOKEN)
+        return split.num_rows * length
+
+    evaluation = sum(tokens(name) for name in task.dev_splits)
+    return settings.epochs * (tokens("train") * flops + evaluation * forward)
+
+
 def _measured_rate(numerics: Numerics) -> float:
     return _rate(numerics)
 
@@ -89,20 +111,21 @@ def forecast_table(rows: Sequence[Forecast]) -> str:
     width = max(len(row.run_id) for row in rows)
     lines = [f"{'run':<{width}}  {'steps':>7}  {'time':>8}  {'memory':>8}  {'disk':>8}"]
     for row in rows:
-        cells = f"{row.steps:>7}  {_duration(row.train_time_s):>8}"
+        cells = f"{row.steps:>7}  {duration(row.train_time_s):>8}"
         cells += f"  {human_bytes(row.memory_bytes):>8}  {human_bytes(row.stored_bytes):>8}"
         lines.append(f"{row.run_id:<{width}}  " + ("finished, skipped" if row.finished else cells))
     ahead = [row for row in rows if not row.finished]
     total = sum(row.train_time_s for row in ahead)
     disk = sum(row.stored_bytes for row in ahead)
     lines.append(
-        f"{len(ahead)} of {len(rows)} to run: about {_duration(total)} of training on this machine "
+        f"{len(ahead)} of {len(rows)} to run: about {duration(total)} of training on this machine "
         f"(within a factor of two), {human_bytes(disk)} of weights kept"
     )
     return "\n".join(lines)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

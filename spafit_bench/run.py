@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -84,30 +84,33 @@ def run_all(
     store.rebuild_csv()  # a damaged record is said now, not after hours
     try:
         with StopSignal() as stop, Claims(store.root / "claims") as claims:
-            return _Series(runs, store, view, options, stop, claims).carry_out()
+            series = Series(store, view, options, stop, claims, len(runs))
+            return series.carry_out(runs)
     except KeyboardInterrupt:
         view.warn("interrupted; the same command goes on where this one stopped")
         raise
 
 
 @dataclass(frozen=True)
-class _Series:
+class Series:
     """Runs that this process carries out, waits for, or finds finished."""
 
-    runs: Sequence[PreparedRun]
     store: Store
     view: View
     options: Options
-    stop: StopSignal
+    stop: Callable[[], bool]
+    """Whether the run under way should keep its state and end."""
     claims: Claims
+    total: int = 1
 
-    def carry_out(self) -> list[RunRecord]:
+    def carry_out(self, runs: Sequence[PreparedRun]) -> list[RunRecord]:
+        """Return one record per run, waiting for those that other processes have."""
         records: dict[str, RunRecord] = {}
-        waiting = list(enumerate(self.runs, start=1))
+        waiting = list(enumerate(runs, start=1))
         while waiting:
             left = []
             for number, prepared in waiting:
-                record = self._settled(prepared) or self._claimed(prepared, number)
+                record = self.attempt(prepared, number)
                 if record is None:
                     left.append((number, prepared))
                 else:
@@ -116,12 +119,25 @@ class _Series:
             if left and len(left) == len(waiting):
                 self._wait(left[0][1])
             waiting = left
-        return [records[prepared.run_id] for prepared in self.runs]
+        return [records[prepared.run_id] for prepared in runs]
+
+    def attempt(self, prepared: PreparedRun, number: int = 1) -> RunRecord | None:
+        """Return the record of a run, found or made now; None if another process has the run.
+
+        Raises:
+            KeyboardInterrupt: `stop` said so; the run's state has been kept.
+        """
+        return self._settled(prepared) or self._claimed(prepared, number)
+
+    def owner(self, prepared: PreparedRun) -> str:
+        """Say who has a run."""
+        owner = self.claims.owner(prepared.run_id)
+        return str(owner) if owner else "another process"
 
     def _settled(self, prepared: PreparedRun) -> RunRecord | None:
         """Return the record of a run that need not be carried out."""
         record = None if self.options.force else self.store.find(prepared.run_id)
-        if record is None or _to_repeat(record.status, self.options):
+        if record is None or to_repeat(record.status, self.options):
             return None
         self.view.skipped(record)
         return record
@@ -134,7 +150,7 @@ class _Series:
         with claim:
             record = self._settled(prepared)  # it may have finished before it was ours
             if record is None:
-                observer = self.view.started(prepared, number, len(self.runs))
+                observer = self.view.started(prepared, number, self.total)
                 session = _session(prepared, self.store, self.view, observer, self.options)
                 record = _run_one(prepared, self.store, replace(session, stop=self.stop))
                 self.view.finished(record)
@@ -142,8 +158,7 @@ class _Series:
 
     def _wait(self, prepared: PreparedRun) -> None:
         """Wait a little for runs that other processes have."""
-        owner = self.claims.owner(prepared.run_id)
-        self.view.waiting(prepared, str(owner) if owner else "another process")
+        self.view.waiting(prepared, self.owner(prepared))
         until = time.monotonic() + POLL_S
         while time.monotonic() < until:
             self._stop_if_asked()
@@ -154,7 +169,8 @@ class _Series:
             raise KeyboardInterrupt
 
 
-def _to_repeat(status: Status, options: Options) -> bool:
+def to_repeat(status: Status, options: Options) -> bool:
+    """Tell whether a run that ended so is carried out again."""
     return status == "interrupted" or (options.retry_failed and status != "done")
 
 
@@ -188,23 +204,23 @@ def _run_one(prepared: PreparedRun, store: Store, session: Session) -> RunRecord
     except UserError:
         raise
     except KeyboardInterrupt:
-        _save_unfinished(store, blank_record(prepared, started_at, "interrupted", "stopped"))
+        save_unfinished(store, blank_record(prepared, started_at, "interrupted", "stopped"))
         raise
     except Exception as error:  # whatever broke one run, the others must go on
         log.debug("%s", traceback.format_exc())
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
         record = blank_record(prepared, started_at, "failed", reason)
-        _save_unfinished(store, record)
+        save_unfinished(store, record)
         return record
     if outcome.record.status == "done":
         store.save(outcome.record, _files(prepared, outcome))
     else:
-        _save_unfinished(store, outcome.record)
+        save_unfinished(store, outcome.record)
     store.drop_snapshot(prepared.run_id)
     return outcome.record
 
 
-def _save_unfinished(store: Store, record: RunRecord) -> None:
+def save_unfinished(store: Store, record: RunRecord) -> None:
     """Record a run without a result, unless that would replace a finished one (`--force`)."""
     earlier = store.find(record.run_id)
     if earlier is None or earlier.status != "done":

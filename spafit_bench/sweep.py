@@ -66,6 +66,11 @@ class Sweep:
     shard: tuple[int, int] = (1, 1)
     """This part, counted from 1, and the number of parts."""
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Settings that differ between the runs of one task, method and seed."""
+        return (*self.grid, *((self.choice.key,) if self.choice else ()))
+
 
 @dataclass(frozen=True)
 class Group:

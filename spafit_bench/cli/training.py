@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -223,7 +222,7 @@ def sweep(
         int,
         typer.Option(
             min=1,
-            help="Processes that share the runs; CPU threads are divided, GPUs go round.",
+            help="Processes that share the runs: each has a GPU, or its part of the CPU threads.",
             rich_help_panel=WHERE,
         ),
     ] = 1,
@@ -247,6 +246,7 @@ def sweep(
     request = training.SweepRequest(
         config=config,
         results=results,
+        jobs=jobs,
         shard=shard,
         force=force,
         retry_failed=retry_failed,
@@ -255,7 +255,6 @@ def sweep(
     if dry_run:
         print_text(training.sweep_dry_run(request, as_json=as_json))
     else:
-        arguments = [*sys.argv[1:], "--jobs", "1"]
-        records, text = training.sweep_with_workers(request, arguments, jobs, as_json=as_json)
+        records, text = training.sweep(request, as_json=as_json)
         print_text(text)
         exit_if_any_failed(records)

@@ -79,9 +79,8 @@ What to try next
 
 def demo(results: Path, jobs: int, *, as_json: bool) -> tuple[list[RunRecord], str]:
     """Run every task with four methods on the package's own model and data; tables of all."""
-    request = SweepRequest(config="demo", results=results)
-    arguments = ["sweep", "demo", "--results", str(results)]
-    records, text = sweep_with_workers(request, arguments, jobs, as_json=as_json)
+    request = SweepRequest(config="demo", results=results, jobs=jobs)
+    records, text = sweep(request, as_json=as_json)
     if as_json:
         return records, text
     from spafit_bench.commands.results import table
@@ -111,6 +110,7 @@ class SweepRequest:
 
     config: str
     results: Path
+    jobs: int = 1
     shard: str = "1/1"
     force: bool = False
     retry_failed: bool = False
@@ -124,53 +124,26 @@ class SweepRequest:
         return replace(found, shard=parse_shard(self.shard))
 
 
-def sweep(
-    request: SweepRequest, *, as_json: bool, quiet: bool = False
-) -> tuple[list[RunRecord], str]:
-    """Carry out a sweep, or the rest of it."""
-    matrix = request.sweep()
-    from spafit_bench.matrix import run_sweep
-    from spafit_bench.progress import ProgressView
-    from spafit_bench.run import Options
+def sweep(request: SweepRequest, *, as_json: bool) -> tuple[list[RunRecord], str]:
+    """Carry out a sweep, or the rest of it.
 
-    view = ProgressView(quiet=quiet)
+    Every input is found and checked before the first run starts.
+    """
+    matrix = request.sweep()
+    from spafit_bench.executors import local_executor
+    from spafit_bench.matrix import Agenda, run_sweep
+    from spafit_bench.run import Options
+    from spafit_bench.stop import StopSignal
+    from spafit_bench.sweep_view import SweepView
+
+    agenda, store = Agenda(matrix), Store(request.results)
     options = Options(force=request.force, retry_failed=request.retry_failed)
-    try:
-        done = run_sweep(matrix, Store(request.results), view, options)
-    finally:
-        view.close()
+    with SweepView(request.config, matrix.keys) as view, StopSignal() as stop:
+        executor = local_executor(request.jobs, agenda.expected(), store, options, stop)
+        done = run_sweep(agenda, store, executor, view, options, stop)
     if as_json:
         return [*done.records], to_json({"runs": [r.model_dump(mode="json") for r in done.records]})
     return [*done.records], _sweep_summary(request, done)
-
-
-def sweep_with_workers(
-    request: SweepRequest, arguments: Sequence[str], jobs: int, *, as_json: bool
-) -> tuple[list[RunRecord], str]:
-    """Carry out a sweep in several processes.
-
-    Args:
-        request: the sweep.
-        arguments: of `spafit-bench`, for each process.
-        jobs: processes; with one, it is this process that does the work.
-        as_json: what to return.
-
-    Raises:
-        KeyboardInterrupt: the processes were stopped.
-    """
-    if jobs == 1:
-        return sweep(request, as_json=as_json)
-    request.sweep()  # a mistake is said once, not by every process
-    import torch
-
-    from spafit_bench.matrix import run_workers, threads_per_worker
-
-    if run_workers(arguments, jobs, torch.cuda.device_count()) not in (0, 1):
-        raise KeyboardInterrupt
-    # Everything is settled; what is left is to read it. Runs are named by the number of threads.
-    torch.set_num_threads(threads_per_worker(jobs))
-    once = replace(request, force=False, retry_failed=False)
-    return sweep(once, as_json=as_json, quiet=True)
 
 
 def _sweep_summary(request: SweepRequest, done: MatrixResult) -> str:
@@ -194,6 +167,6 @@ def _sweep_summary(request: SweepRequest, done: MatrixResult) -> str:
 def sweep_dry_run(request: SweepRequest, *, as_json: bool) -> str:
     """Say what a sweep would run and what it would take, about."""
     matrix = request.sweep()
-    from spafit_bench.matrix import planned_runs
+    from spafit_bench.matrix import Agenda
 
-    return dry_run(planned_runs(matrix), request.results, as_json=as_json)
+    return dry_run(Agenda(matrix).expected(), request.results, as_json=as_json)
