@@ -73,7 +73,7 @@ class InProcess:
         if run is None:
             return
         with Claims(self.store.root / "claims") as claims:
-            reporter = Reporter(hear, "this process")
+            reporter = Reporter(hear, "")
             series = Series(self.store, reporter, self.options, self.stopped, claims)
             if series.attempt(run) is None:
                 hear(Busy(run_id=run.run_id, owner=series.owner(run)))
@@ -125,7 +125,7 @@ def worker_environments(
     """
     threads = {"OMP_NUM_THREADS": str(threads_per_worker(jobs, num_threads))}
     if not gpus:
-        return [(f"worker {n + 1}", threads) for n in range(jobs)]
+        return [(f"cpu {n + 1}", threads) for n in range(jobs)]
     cards = [gpus[n % len(gpus)] for n in range(jobs)]
     return [(f"gpu {card}", threads | {"CUDA_VISIBLE_DEVICES": card}) for card in cards]
 

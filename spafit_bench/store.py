@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +79,9 @@ class Store:
     def _read_records(self) -> list[RunRecord]:
         return [read_record(path) for path in sorted(self.runs.glob("[!.]*/record.json"))]
 
-    def save(self, record: RunRecord, write: Mapping[str, bytes]) -> Path:
+    def save(
+        self, record: RunRecord, write: Mapping[str, bytes], *, renew_csv: bool = True
+    ) -> Path:
         """Write a run, replacing an earlier one of the same name; then renew `results.csv`.
 
         The folder is written under another name and renamed, so that a reader (or a crash) sees
@@ -88,6 +90,7 @@ class Store:
         Args:
             record: what happened.
             write: further files of the run, by name.
+            renew_csv: False where many runs are saved and `rebuild_csv` follows.
 
         Raises:
             UserError: the folder cannot be written.
@@ -105,12 +108,43 @@ class Store:
                 _sync_folder(folder)
                 with self._locked():
                     self._put(folder, final)
-                    self._write_csv()
+                    if renew_csv:
+                        self._write_csv()
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
         except OSError as error:
             raise UserError(f"{final}: cannot be written ({error.strerror})") from error
         return final
+
+    def files(self, run_id: str) -> dict[str, bytes]:
+        """Return the files of a run by name, its record left out.
+
+        Raises:
+            UserError: one cannot be read.
+        """
+        folder = self.runs / run_id
+        try:
+            paths = [p for p in folder.iterdir() if p.is_file() and not p.is_symlink()]
+            return {path.name: path.read_bytes() for path in paths if path.name != "record.json"}
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+    def remove(self, run_ids: Sequence[str]) -> None:
+        """Remove runs, each at once, and their snapshots; then renew `results.csv`.
+
+        Raises:
+            UserError: something cannot be removed.
+        """
+        try:
+            with self._locked():
+                for run_id in run_ids:
+                    trash = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.runs))
+                    (self.runs / run_id).rename(trash / run_id)
+                    shutil.rmtree(trash)
+                    self.drop_snapshot(run_id)
+                self._write_csv()
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be removed ({error.strerror})") from None
 
     def _put(self, folder: Path, final: Path) -> None:
         """Rename a whole folder to its place; a crash in between is mended by the next reader."""

@@ -16,14 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from spafit_bench.events import Busy, Ended, Evaluated, Event, Lost, Started, Stepped, Warned
-from spafit_bench.forecast import duration, relative_work
+from spafit_bench.forecast import relative_work
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.progress import format_metrics
 from spafit_bench.record import RunRecord
+from spafit_bench.units import duration
 
 PLAIN_EVERY_S = 60.0
 """Between two lines about the whole where there is no terminal."""
-_BAR_WIDTH = 14
+_BAR_WIDTH = 10
+_SHORT = {"learning_rate": "lr"}
 
 
 @dataclass
@@ -33,6 +35,7 @@ class _Running:
     label: str
     where: str
     work: float
+    since_s: float
     step: int = 0
     total_steps: int = 0
     loss: float | None = None
@@ -40,7 +43,6 @@ class _Running:
     scores: str = ""
     first_share: float | None = None
     """How far it was when it was first heard of: a run may go on from a snapshot."""
-    since_s: float = field(default_factory=time.monotonic)
 
     @property
     def share(self) -> float:
@@ -131,8 +133,8 @@ class SweepView:
             case Ended():
                 self._end(event)
             case Lost():
-                run = self.running.pop(event.run_id, None)
-                self.say(f"{run.label if run else event.run_id}: {event.reason}", "yellow")
+                self.running.pop(event.run_id, None)
+                self.say(f"{self._label(self.runs[event.run_id])}: {event.reason}", "yellow")
             case Busy():
                 self.say_once(f"waiting for {event.run_id}, which {event.owner} has", "dim")
             case Warned():
@@ -147,7 +149,8 @@ class SweepView:
         for warning in run.warnings:
             self.say_once(f"warning: {warning}", "yellow")
         work = self.expected.get(event.run_id, 0.0)
-        self.running[event.run_id] = _Running(self._label(run), event.where, work)
+        now = time.monotonic()
+        self.running[event.run_id] = _Running(self._label(run), event.where, work, now)
         if self.live is None and self.console.is_terminal:
             self.live = Live(
                 console=self.console,
@@ -164,8 +167,8 @@ class SweepView:
             self.num_found += 1
             return
         self.work_done += run.work * (1 - (run.first_share or 0.0)) if run else 0.0
-        label = run.label if run else event.run_id
         number = f"[{len(self.settled)}/{len(self.expected)}]"
+        label = self._label(self.runs[event.run_id])
         self.say(*_ending(f"{number} {label}", event.record))
 
     def _say_found(self) -> None:
@@ -185,9 +188,10 @@ class SweepView:
             value: Any = config
             for part in key.split("."):
                 value = value[part]
-            if value is not None:
-                parts.append(f"{key.rpartition('.')[2]} {value}")
-        return " · ".join(parts) + (" (trial)" if run.config.holdout is not None else "")
+            name = key.rpartition(".")[2]
+            parts += [f"{_SHORT.get(name, name)} {value}"] if value is not None else []
+        parts += ["trial"] if run.config.holdout is not None else []
+        return " ".join(parts)
 
     def left_s(self) -> float | None:
         """Return the time left for the whole, None while that cannot be told."""
@@ -214,17 +218,17 @@ class SweepView:
         table = Table.grid(padding=(0, 2, 0, 0), expand=False)
         table.add_column(no_wrap=True, style="dim")
         table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-        for _ in range(4):
-            table.add_column(no_wrap=True, justify="right")
+        for width in (_BAR_WIDTH, 6, 10, 8):
+            table.add_column(no_wrap=True, justify="right", min_width=width)
         for run in list(self.running.values()):
             left = run.left_s()
             table.add_row(
-                f"  {run.where}",
+                f" {run.where}",
                 run.label,
                 ProgressBar(total=1.0, completed=run.share, width=_BAR_WIDTH),
                 f"{100 * run.share:.0f} %" if run.total_steps else "starts",
                 f"loss {run.loss:.3f}" if run.loss is not None else "",
-                f"{duration(left)} left" if left is not None else "",
+                duration(left) if left is not None else "",
             )
         return Lines(Text(self.summary(), style="bold", no_wrap=True, overflow="ellipsis"), table)
 

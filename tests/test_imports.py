@@ -11,18 +11,21 @@ import pytest
 import spafit_bench
 
 PACKAGE = Path(spafit_bench.__file__).parent
-MEETING = {"run", "matrix", "commands", "cli", "forecast", "progress", "requests", "restore"}
+MEETING = {
+    "commands", "cli", "executors", "forecast", "matrix", "progress", "requests", "restore", "run",
+    "sweep_view", "worker",
+}  # fmt: skip
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
     "adapt", "architectures", "checkpoint", "config", "data", "encoding", "environment", "estimate",
     "evaluation", "execute", "forgetting", "glue_metric", "hub", "lora", "memory",
-    "methods", "numerics", "plan", "prepare", "readers", "snapshot", "sources", "sweep", "tasks",
-    "train", "treatments",
+    "methods", "numerics", "plan", "prepare", "readers", "snapshot", "sources", "sweep",
+    "sweep_values", "tasks", "train", "treatments",
 }  # fmt: skip
 READS = {
-    "claims", "compare", "compare_inputs", "compare_measure", "compare_view", "errors",
-    "glue_server", "lookup", "owner", "record", "references", "run_view", "shipped", "stats",
-    "store", "submit", "tasks",
+    "claims", "cleanup", "compare", "compare_inputs", "compare_measure", "compare_view", "errors",
+    "events", "glue_server", "lookup", "merge", "owner", "record", "references", "run_view",
+    "shipped", "stats", "store", "submit", "tasks", "units",
 }  # fmt: skip
 
 

@@ -13,11 +13,11 @@ import traceback
 import typer
 
 from spafit_bench.cli import training  # isort: skip (registered in the order of --help)
-from spafit_bench.cli import results, planning, models  # isort: skip
+from spafit_bench.cli import results, planning, models, upkeep  # isort: skip
 from spafit_bench.cli.app import app
 from spafit_bench.errors import UserError
 
-__all__ = ["app", "main", "models", "planning", "results", "training"]
+__all__ = ["app", "main", "models", "planning", "results", "training", "upkeep"]
 
 
 def main() -> None:

@@ -88,9 +88,11 @@ def demo(results: Path, jobs: int, *, as_json: bool) -> tuple[list[RunRecord], s
     return records, table(results, "terminal", None) + _NEXT.format(results=results)
 
 
-def dry_run(runs: Sequence[PreparedRun], results: Path, *, as_json: bool) -> str:
-    """Say what would run and what it would cost, about."""
-    from spafit_bench.forecast import forecast
+def dry_run(
+    runs: Sequence[PreparedRun], results: Path, *, as_json: bool, by_cell: bool = False
+) -> str:
+    """Say what would run and what it would cost, about; run by run, or cell by cell."""
+    from spafit_bench.forecast import forecast, forecast_cells, forecast_table
 
     store = Store(results)
     finished = {
@@ -99,9 +101,7 @@ def dry_run(runs: Sequence[PreparedRun], results: Path, *, as_json: bool) -> str
     rows = [forecast(prepared, finished=prepared.run_id in finished) for prepared in runs]
     if as_json:
         return to_json({"runs": [row.as_dict() for row in rows]})
-    from spafit_bench.forecast import forecast_table
-
-    return forecast_table(rows)
+    return forecast_cells(rows) if by_cell else forecast_table(rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,4 +169,4 @@ def sweep_dry_run(request: SweepRequest, *, as_json: bool) -> str:
     matrix = request.sweep()
     from spafit_bench.matrix import Agenda
 
-    return dry_run(Agenda(matrix).expected(), request.results, as_json=as_json)
+    return dry_run(Agenda(matrix).expected(), request.results, as_json=as_json, by_cell=True)
