@@ -112,6 +112,7 @@ class Reporter:
     emit: Hear
     where: str
     run_id: str = ""
+    steps_every_s: float = STEPS_EVERY_S
     last_step_s: float = 0.0
 
     def skipped(self, record: RunRecord) -> None:
@@ -139,7 +140,7 @@ class Reporter:
 
     def on_step(self, progress: Progress) -> None:
         """Pass on how far training is, now and then."""
-        if time.monotonic() - self.last_step_s < STEPS_EVERY_S:
+        if time.monotonic() - self.last_step_s < self.steps_every_s:
             return
         self.last_step_s = time.monotonic()
         self.emit(

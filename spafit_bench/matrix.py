@@ -81,15 +81,19 @@ def run_sweep(
 class Agenda:
     """The runs of a sweep: which there are, and which follow from choices."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Sweep, preparer: Preparer | None = None) -> None:
         """Find and check the inputs of every run.
+
+        Args:
+            sweep: the matrix.
+            preparer: where another machine will compute.
 
         Raises:
             UserError: an input that would keep a run from starting.
         """
         self.sweep = sweep
         self.chosen: dict[Group, Any] = {}
-        self._preparer = Preparer()
+        self._preparer = preparer or Preparer()
         self.trials = {
             group: {value: self._prepare(configs) for value, configs in values.items()}
             for group, values in trial_configs(sweep).items()

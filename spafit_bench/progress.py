@@ -26,7 +26,7 @@ def format_metrics(metrics: SplitMetrics) -> str:
     """Return metrics times 100 for people, e.g. `F1 88.1  acc 83.3`."""
     parts = []
     for split, values in metrics.items():
-        suffix = split.removeprefix("validation").replace("_", "-")
+        suffix = split.removeprefix("validation").removeprefix("holdout").replace("_", "-")
         parts += [f"{_SHORT.get(m, m)}{suffix} {100 * v:.1f}" for m, v in values.items()]
     return "  ".join(parts)
 

@@ -112,8 +112,8 @@ def _span(given: Mapping[str, Any], spacing: Any, where: str) -> tuple[Any, ...]
     if rest == {"step"} and spacing is None and given["step"] > 0 and first <= last:
         return _stepped(first, last, given["step"], where)
     num, spacing = given.get("num"), "linear" if spacing is None else spacing
-    sound = isinstance(num, int) and 2 <= num <= _MOST and rest == {"num"}
-    if not sound or spacing not in ("linear", "log"):
+    sound = rest == {"num"} and spacing in ("linear", "log")
+    if not sound or not isinstance(num, int) or not 2 <= num <= _MOST:
         raise UserError(f"{where}: {_FORMS}")
     if spacing == "log" and not (first > 0 and last > 0):
         raise UserError(f"{where}: spacing: log needs from and to above 0")

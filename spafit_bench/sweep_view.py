@@ -120,6 +120,14 @@ class SweepView:
         self.expected = {
             run.run_id: self.expected.get(run.run_id) or relative_work(run) for run in runs
         }
+        if self.live is None and self.console.is_terminal and len(self.settled) < len(runs):
+            self.live = Live(
+                console=self.console,
+                get_renderable=self._picture,
+                transient=True,
+                vertical_overflow="ellipsis",
+            )
+            self.live.start()
 
     def hear(self, event: Event) -> None:
         """Take in what a run says."""
@@ -151,14 +159,6 @@ class SweepView:
         work = self.expected.get(event.run_id, 0.0)
         now = time.monotonic()
         self.running[event.run_id] = _Running(self._label(run), event.where, work, now)
-        if self.live is None and self.console.is_terminal:
-            self.live = Live(
-                console=self.console,
-                get_renderable=self._picture,
-                transient=True,
-                vertical_overflow="ellipsis",
-            )
-            self.live.start()
 
     def _end(self, event: Ended) -> None:
         run = self.running.pop(event.run_id, None)
@@ -237,7 +237,7 @@ def _ending(label: str, record: RunRecord) -> tuple[str, str]:
     """Return a line about a run that has ended, and its style."""
     if record.status != "done":
         return f"{label}: {record.status}: {record.reason}", "red"
-    collapsed = "  COLLAPSED: it predicts one constant" if record.collapsed else ""
-    rate = f" ({record.train_tokens_per_s:,.0f} tokens/s)" if record.train_tokens_per_s else ""
-    text = f"{label}: {format_metrics(record.metrics)}{collapsed}  in {record.wall_time_s:.1f} s"
-    return text + rate, "red" if record.collapsed else ""
+    text = f"{label}: {format_metrics(record.metrics)}{'  COLLAPSED' if record.collapsed else ''}"
+    text += f"  {duration(record.wall_time_s)}"
+    text += f", {record.train_tokens_per_s:,.0f} tokens/s" if record.train_tokens_per_s else ""
+    return text, "red" if record.collapsed else ""

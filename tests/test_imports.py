@@ -12,8 +12,8 @@ import spafit_bench
 
 PACKAGE = Path(spafit_bench.__file__).parent
 MEETING = {
-    "commands", "cli", "executors", "forecast", "matrix", "progress", "requests", "restore", "run",
-    "sweep_view", "worker",
+    "commands", "cli", "executors", "forecast", "matrix", "progress", "ray_executor", "ray_node",
+    "requests", "restore", "run", "sweep_view", "worker",
 }  # fmt: skip
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
@@ -101,6 +101,15 @@ def test_what_reads_results_knows_no_model(forbidden: str) -> None:
     for name in readers:
         guilty = [inner for inner in reached(name) if uses(inner, forbidden)]
         assert not guilty, f"{name} reaches {forbidden} through {guilty}"
+
+
+def test_only_what_is_for_clusters_knows_ray() -> None:
+    """And nothing imports that but `sweep --executor ray`, when it is asked for."""
+    clusters = {"ray_executor", "ray_node"}
+    for name in modules().keys() - clusters:
+        assert not uses(name, "ray"), name
+        used = {inner for inner in clusters if uses(name, f"spafit_bench.{inner}")}
+        assert not used or name == "commands.training", name
 
 
 def test_the_command_line_is_thin() -> None:

@@ -226,6 +226,28 @@ def sweep(
             rich_help_panel=WHERE,
         ),
     ] = 1,
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="Where the runs are carried out: here, or on a Ray cluster.",
+            rich_help_panel=WHERE,
+            metavar="local|ray",
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the Ray cluster. \\[RAY_ADDRESS, or one that runs here, or a new one]",
+            rich_help_panel=WHERE,
+            metavar="HOST:PORT",
+        ),
+    ] = None,
+    cpus_per_run: Annotated[
+        float, typer.Option(min=0.1, help="On the cluster.", rich_help_panel=WHERE)
+    ] = 1,
+    gpus_per_run: Annotated[
+        float, typer.Option(min=0, help="On the cluster.", rich_help_panel=WHERE)
+    ] = 0,
     shard: Annotated[
         str,
         typer.Option(
@@ -247,6 +269,7 @@ def sweep(
         config=config,
         results=results,
         jobs=jobs,
+        ray=training.ray_request(executor, address, cpus_per_run, gpus_per_run),
         shard=shard,
         force=force,
         retry_failed=retry_failed,

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spafit_bench.commands.output import rendered, to_json
+from spafit_bench.errors import UserError, nearest
 from spafit_bench.record import RunRecord
 from spafit_bench.requests import RunRequest, run_configs
 from spafit_bench.store import Store
 
 if TYPE_CHECKING:
-    from spafit_bench.matrix import MatrixResult
+    from spafit_bench.executors import Executor
+    from spafit_bench.matrix import Agenda, MatrixResult
     from spafit_bench.prepare import PreparedRun
+    from spafit_bench.run import Options
     from spafit_bench.sweep import Sweep
 
 
@@ -105,12 +108,36 @@ def dry_run(
 
 
 @dataclass(frozen=True, kw_only=True)
+class RayRequest:
+    """Flags of `sweep` about a Ray cluster."""
+
+    address: str | None
+    cpus_per_run: float
+    gpus_per_run: float
+
+
+def ray_request(
+    executor: str, address: str | None, cpus_per_run: float, gpus_per_run: float
+) -> RayRequest | None:
+    """Read the flags about a cluster; None where there is none."""
+    if executor == "ray":
+        return RayRequest(address=address, cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run)
+    if executor != "local":
+        raise UserError(f"--executor {executor}: {nearest(executor, ('local', 'ray'))}")
+    if address is not None:
+        raise UserError("--address is of a Ray cluster: add --executor ray")
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SweepRequest:
     """The flags of `sweep`."""
 
     config: str
     results: Path
     jobs: int = 1
+    ray: RayRequest | None = None
+    """Set where the runs go to a cluster."""
     shard: str = "1/1"
     force: bool = False
     retry_failed: bool = False
@@ -130,20 +157,39 @@ def sweep(request: SweepRequest, *, as_json: bool) -> tuple[list[RunRecord], str
     Every input is found and checked before the first run starts.
     """
     matrix = request.sweep()
-    from spafit_bench.executors import local_executor
-    from spafit_bench.matrix import Agenda, run_sweep
+    from spafit_bench.matrix import run_sweep
     from spafit_bench.run import Options
     from spafit_bench.stop import StopSignal
     from spafit_bench.sweep_view import SweepView
 
-    agenda, store = Agenda(matrix), Store(request.results)
+    store = Store(request.results)
     options = Options(force=request.force, retry_failed=request.retry_failed)
     with SweepView(request.config, matrix.keys) as view, StopSignal() as stop:
-        executor = local_executor(request.jobs, agenda.expected(), store, options, stop)
+        agenda, executor = _agenda(request, matrix, options, stop)
         done = run_sweep(agenda, store, executor, view, options, stop)
     if as_json:
         return [*done.records], to_json({"runs": [r.model_dump(mode="json") for r in done.records]})
     return [*done.records], _sweep_summary(request, done)
+
+
+def _agenda(
+    request: SweepRequest, matrix: Sweep, options: Options, stop: Callable[[], bool]
+) -> tuple[Agenda, Executor]:
+    """Prepare the runs for where they will be carried out."""
+    from spafit_bench.matrix import Agenda
+
+    store = Store(request.results)
+    if request.ray is not None:
+        from spafit_bench.ray_executor import RayExecutor, Resources, connect
+
+        resources = Resources(request.ray.cpus_per_run, request.ray.gpus_per_run)
+        cluster = connect(request.ray.address, resources)
+        agenda = Agenda(matrix, cluster.preparer())
+        return agenda, RayExecutor(cluster, store, options)
+    from spafit_bench.executors import local_executor
+
+    agenda = Agenda(matrix)
+    return agenda, local_executor(request.jobs, agenda.expected(), store, options, stop)
 
 
 def _sweep_summary(request: SweepRequest, done: MatrixResult) -> str:
