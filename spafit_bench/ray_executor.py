@@ -11,6 +11,7 @@ import importlib
 import logging
 import math
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -26,13 +27,15 @@ from spafit_bench.errors import UserError
 from spafit_bench.events import Busy, Ended, Event, Hear, Lost, Refused, Started, Warned
 from spafit_bench.numerics import Numerics, choose_numerics
 from spafit_bench.prepare import PreparedRun, Preparer
-from spafit_bench.ray_node import Delivery, Mailbox, Order, carry_out
+from spafit_bench.ray_mailbox import Mailbox
+from spafit_bench.ray_node import Delivery, Order, carry_out
 from spafit_bench.record import RunRecord
 from spafit_bench.run import Options, save_unfinished
 from spafit_bench.store import Store
 
 MOST_SNAPSHOT_BYTES = 256 * 2**20
 """A larger snapshot (full fine-tuning of a large model) stays on its node."""
+_ANSWER_S = 10.0
 _PROBE_S = 300.0
 """For a node to become free, or to be started by the cluster's own scaling."""
 _LOOK_EVERY_S = 2.0
@@ -92,6 +95,7 @@ def connect(address: str | None, resources: Resources) -> Cluster:
         raise UserError(
             "--executor ray: Ray is not installed; pip install 'spafit-bench[ray]'"
         ) from None
+    _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -115,6 +119,20 @@ def connect(address: str | None, resources: Resources) -> Cluster:
     except ray.exceptions.RayError as error:
         raise UserError(f"--executor ray: {_reason(error)}") from None
     return Cluster(ray, resources, Numerics(torch.device(device), found.precision))
+
+
+def _check_reachable(address: str | None) -> None:
+    """Refuse an address where nobody answers: Ray itself would try for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon:  # none, or a name that Ray knows, such as auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"--address {address}: nobody answers there ({error}); `ray start --head` prints the "
+            "address of a cluster"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -295,6 +313,8 @@ def _absolute(name: str) -> str:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
+    if type(error).__name__ == "TaskCancelledError":
+        return "taken back before it began"
     if "No module named 'spafit_bench'" in text:
         return "spafit-bench is not installed on a node; it must be, in the same version, on all"
     return f"{type(error).__name__}: {text}"[:_MOST_REASON]

@@ -58,36 +58,6 @@ class Delivery:
     """Why this node cannot carry the run out; others may."""
 
 
-class Mailbox:
-    """An actor on the sweep's machine: runs post, the sweep collects."""
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._snapshots: dict[str, bytes] = {}
-        self._is_stopping = False
-
-    def post(self, event: Event) -> None:
-        """Take what a run says."""
-        self._events.append(event)
-
-    def keep(self, run_id: str, snapshot: bytes) -> None:
-        """Take the state of a run, instead of an earlier one."""
-        self._snapshots[run_id] = snapshot
-
-    def collect(self) -> tuple[list[Event], dict[str, bytes]]:
-        """Hand out what is new."""
-        new, self._events, self._snapshots = (self._events, self._snapshots), [], {}
-        return new
-
-    def stop(self) -> None:
-        """Let runs know that they are to keep their state and end."""
-        self._is_stopping = True
-
-    def is_stopping(self) -> bool:
-        """Tell a run whether it is to end."""
-        return self._is_stopping
-
-
 @dataclass(frozen=True)
 class _NodeStore(Store):
     """A results folder on the node that sends snapshots home."""
@@ -107,7 +77,7 @@ def carry_out(order: Order, mailbox: Any) -> Delivery:
 
     Args:
         order: the run.
-        mailbox: handle of a `Mailbox` actor.
+        mailbox: handle of a `ray_mailbox.Mailbox` actor.
     """
     import ray
     import torch

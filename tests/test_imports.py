@@ -24,8 +24,8 @@ COMPUTES = {
 }  # fmt: skip
 READS = {
     "claims", "cleanup", "compare", "compare_inputs", "compare_measure", "compare_view", "errors",
-    "events", "glue_server", "lookup", "merge", "owner", "record", "references", "run_view",
-    "shipped", "stats", "store", "submit", "tasks", "units",
+    "events", "glue_server", "lookup", "merge", "owner", "ray_mailbox", "record", "references",
+    "run_view", "shipped", "stats", "store", "submit", "tasks", "units",
 }  # fmt: skip
 
 

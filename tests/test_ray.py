@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class Watching(SweepView):
     node: str = ""
     then: Callable[[], None] = lambda: None
     victim: str = ""
-    num_evaluations: int = 0
+    epochs: list[float] = field(default_factory=list)
 
     def hear(self, event: Event) -> None:
         """Act at the second evaluation: the state of the first has come home by then."""
@@ -85,8 +86,8 @@ class Watching(SweepView):
         if isinstance(event, Started) and event.where.endswith(self.node) and not self.victim:
             self.victim = event.run_id
         if isinstance(event, Evaluated) and event.run_id == self.victim:
-            self.num_evaluations += 1
-            if self.num_evaluations == 2:
+            self.epochs.append(event.evaluation.epoch)
+            if len(self.epochs) == 2:
                 self.then()
 
 
@@ -141,6 +142,8 @@ def test_a_dead_node_costs_nothing(
     runs = agenda(tmp_path, checkpoint, data, connection, choose=choose)
     found = carry_out(runs, store, RayExecutor(connection, store, Options()), view)
     assert "NodeDiedError" in said(view), said(view)
+    assert view.epochs.count(1.0) == 1, "it went on from a snapshot, not from the start"
+    assert view.epochs[-1] == 12.0
     assert [record.status for record in found.records] == ["done"] * len(found.records)
     alone = Store(tmp_path_factory.mktemp("alone"))
     here = agenda(tmp_path, checkpoint, data, None, choose=choose)
@@ -162,8 +165,12 @@ def test_ray_that_is_not_there_is_one_message(
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"tasks": ["mrpc"], "methods": ["lora"]}))
     assert "did you mean 'ray'" in call("sweep", "s.yaml", "--executor", "rya").error
     assert "add --executor ray" in call("sweep", "s.yaml", "--address", "box:6379").error
+    flags = ("sweep", "s.yaml", "--executor", "ray")
+    if importlib.util.find_spec("ray"):
+        assert "nobody answers there" in call(*flags, "--address", "127.0.0.1:1").error
+        assert "nobody answers there" in call(*flags, "--address", "127.0.0.1:x").error
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "spafit-bench[ray]" in call("sweep", "s.yaml", "--executor", "ray").error
+    assert "spafit-bench[ray]" in call(*flags).error
 
 
 def test_resources_fit_nodes_whole() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -164,8 +165,9 @@ def sweep(request: SweepRequest, *, as_json: bool) -> tuple[list[RunRecord], str
 
     store = Store(request.results)
     options = Options(force=request.force, retry_failed=request.retry_failed)
-    with SweepView(request.config, matrix.keys) as view, StopSignal() as stop:
-        agenda, executor = _agenda(request, matrix, options, stop)
+    stop = StopSignal()
+    agenda, executor = _agenda(request, matrix, options, stop)
+    with SweepView(request.config, matrix.keys) as view, stop:  # after Ray has set its own handlers
         done = run_sweep(agenda, store, executor, view, options, stop)
     if as_json:
         return [*done.records], to_json({"runs": [r.model_dump(mode="json") for r in done.records]})
@@ -202,9 +204,9 @@ def _sweep_summary(request: SweepRequest, done: MatrixResult) -> str:
     lines += [f"{r.run_id}: {r.status} ({r.reason})" for r in failed]
     lines.append(f"{len(done.records) - len(failed)} of {len(done.records)} runs done")
     if failed:
-        results = shlex.quote(str(request.results))
-        again = f"spafit-bench sweep {shlex.quote(request.config)} --results {results}"
-        lines.append(f"to try the others again: {again} --retry-failed")
+        again = ["spafit-bench", *(word for word in sys.argv[1:] if word != "--force")]
+        again += [] if request.retry_failed else ["--retry-failed"]
+        lines.append(f"to try the failed ones again: {shlex.join(again)}")
     else:
         lines.append(f"next: spafit-bench table --results {shlex.quote(str(request.results))}")
     return "\n".join(lines)
