@@ -124,6 +124,8 @@ def _temporary(store: Store, claims: Path) -> Iterator[Leftover]:
 def _snapshots(
     store: Store, records: Mapping[str, RunRecord], live: set[str]
 ) -> Iterator[Leftover]:
+    for path in sorted((store.root / "set-aside").glob("*")):
+        yield Leftover(path, "damaged, and set aside")
     for path in sorted((store.root / "unfinished").glob("[!.]*")):
         record = records.get(path.stem)
         if path.stem in live:

@@ -244,7 +244,8 @@ class _Driver:
     def _wind_up(self) -> None:
         """Let every run keep its state, then stop."""
         if self.under_way:
-            message = f"stopping: {len(self.under_way)} run(s) keep their state; again to kill them"
+            count = len(self.under_way)
+            message = f"stopping: {count} run(s) keep their state (a second signal stops at once)"
             self.view.hear(Warned(message=message))
             self.executor.stop()
         while self.under_way:
