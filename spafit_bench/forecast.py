@@ -130,7 +130,7 @@ def forecast_table(rows: Sequence[Forecast]) -> str:
     for row in rows:
         cells = f"{row.steps:>7}  {duration(row.train_time_s):>8}"
         cells += f"  {human_bytes(row.memory_bytes):>8}  {human_bytes(row.stored_bytes):>8}"
-        lines.append(f"{row.run_id:<{width}}  " + ("finished, skipped" if row.finished else cells))
+        lines.append(f"{row.run_id:<{width}}  " + ("there, skipped" if row.finished else cells))
     lines.append(_total(rows))
     return "\n".join(lines)
 
@@ -142,7 +142,7 @@ def forecast_cells(rows: Sequence[Forecast]) -> str:
         cells.setdefault((row.task, row.method), []).append(row)
     width = max(len(method) for _, method in cells)
     lines = [
-        f"{'task':<6}  {'method':<{width}}  {'runs':>5}  {'finished':>8}  {'each':>8}  {'all':>8}  "
+        f"{'task':<6}  {'method':<{width}}  {'runs':>5}  {'there':>8}  {'each':>8}  {'all':>8}  "
         f"{'memory':>8}  {'disk':>8}"
     ]
     for (task, method), found in cells.items():
@@ -161,7 +161,7 @@ def forecast_cells(rows: Sequence[Forecast]) -> str:
 def _total(rows: Sequence[Forecast]) -> str:
     ahead = [row for row in rows if not row.finished]
     if not ahead:
-        return f"all of {len(rows)} finished, nothing to run"
+        return f"all of {len(rows)} are there, nothing to run"
     return (
         f"{len(ahead)} of {len(rows)} to run: about {duration(sum(r.train_time_s for r in ahead))} "
         "of training on this machine, one run after another (within a factor of two), up to "

@@ -209,10 +209,11 @@ def trial_configs(sweep: Sweep) -> dict[Group, dict[Any, list[RunConfig]]]:
     if sweep.choice is None:
         return {}
     choice = sweep.choice
+    held_out = {"holdout": choice.holdout, "save_weights": "none"}
     return {
         group: {
             value: [
-                _config(sweep, group, seed, {choice.key: value, "holdout": choice.holdout})
+                _config(sweep, group, seed, {choice.key: value, **held_out})
                 for seed in choice.seeds
             ]
             for value in choice.values[group.task, group.method]

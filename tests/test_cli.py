@@ -409,7 +409,7 @@ def test_a_dry_run_runs_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     again = run("--dry-run", "--json", method="lora,full").json["runs"]
     assert [row["finished"] for row in again] == [True, False]
     text = run("--dry-run", method="lora,full").out
-    assert "finished, skipped" in text
+    assert "there, skipped" in text
     assert "1 of 2 to run" in text
 
 

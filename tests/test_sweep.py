@@ -314,3 +314,31 @@ def test_a_killed_worker_stops_nobody(tmp_path: Path, checkpoint: Path, data: Pa
     assert err.count(" tokens/s") == 2, err
     assert "2 of 2 runs done" in out
     assert [r.status for r in Store(tmp_path / "results").records()] == ["done", "done"]
+
+
+def test_a_dry_run_counts_what_would_run(
+    call: Cli, tmp_path: Path, checkpoint: Path, data: Path
+) -> None:
+    """Cell by cell; a failed run is one of them only with --retry-failed."""
+    body = {
+        "tasks": ["mrpc", "cola"],
+        "methods": ["bitfit", "lora"],
+        "seeds": "0-2",
+        "settings": {"model": str(checkpoint), "data": str(data), "device": "cpu"},
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(body))
+    rows = call("sweep", "s.yaml", "--dry-run", "--json").json["runs"]
+    assert len(rows) == 12
+    for row, status in zip(rows, ("done", "failed"), strict=False):
+        record = make_record().model_copy(update={"run_id": row["run_id"], "status": status})
+        Store(tmp_path / "results").save(record, {})
+    said = call("sweep", "s.yaml", "--dry-run").out.splitlines()
+    assert said[0].split() == ["task", "method", "runs", "there", "each", "all", "memory", "disk"]
+    assert [line.split()[:4] for line in said[1:-1]] == [
+        ["mrpc", "bitfit", "3", "2"], ["mrpc", "lora", "3", "0"], ["cola", "bitfit", "3", "0"],
+        ["cola", "lora", "3", "0"],
+    ]  # fmt: skip
+    assert said[-1].startswith("10 of 12 to run: about ")
+    retried = call("sweep", "s.yaml", "--dry-run", "--retry-failed").out
+    assert "11 of 12 to run" in retried
+    assert "12 of 12 to run" in call("sweep", "s.yaml", "--dry-run", "--force").out

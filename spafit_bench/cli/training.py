@@ -180,7 +180,9 @@ def run(
     )
     runs = training.prepare_runs(request)
     if dry_run:
-        print_text(training.dry_run(runs, results, as_json=as_json))
+        print_text(
+            training.dry_run(runs, results, force=force, retry_failed=retry_failed, as_json=as_json)
+        )
         return
     records, text = training.run(
         runs, results, force=force, retry_failed=retry_failed, as_json=as_json

@@ -93,16 +93,25 @@ def demo(results: Path, jobs: int, *, as_json: bool) -> tuple[list[RunRecord], s
 
 
 def dry_run(
-    runs: Sequence[PreparedRun], results: Path, *, as_json: bool, by_cell: bool = False
+    runs: Sequence[PreparedRun],
+    results: Path,
+    *,
+    force: bool,
+    retry_failed: bool,
+    as_json: bool,
+    by_cell: bool = False,
 ) -> str:
     """Say what would run and what it would cost, about; run by run, or cell by cell."""
     from spafit_bench.forecast import forecast, forecast_cells, forecast_table
+    from spafit_bench.run import Options, to_repeat
 
-    store = Store(results)
-    finished = {
-        r.run_id for r in runs if (found := store.find(r.run_id)) and found.status == "done"
-    }
-    rows = [forecast(prepared, finished=prepared.run_id in finished) for prepared in runs]
+    store, options = Store(results), Options(force=force, retry_failed=retry_failed)
+
+    def is_there(run_id: str) -> bool:
+        found = None if force else store.find(run_id)
+        return found is not None and not to_repeat(found.status, options)
+
+    rows = [forecast(prepared, finished=is_there(prepared.run_id)) for prepared in runs]
     if as_json:
         return to_json({"runs": [row.as_dict() for row in rows]})
     return forecast_cells(rows) if by_cell else forecast_table(rows)
@@ -217,4 +226,11 @@ def sweep_dry_run(request: SweepRequest, *, as_json: bool) -> str:
     matrix = request.sweep()
     from spafit_bench.matrix import Agenda
 
-    return dry_run(Agenda(matrix).expected(), request.results, as_json=as_json, by_cell=True)
+    return dry_run(
+        Agenda(matrix).expected(),
+        request.results,
+        force=request.force,
+        retry_failed=request.retry_failed,
+        as_json=as_json,
+        by_cell=True,
+    )
