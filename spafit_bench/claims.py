@@ -164,6 +164,7 @@ class Claims:
         for claim in tuple(self._held):
             claim.release()
         with suppress(OSError):  # others have claims, or none was ever made
+            self._remove_remains()
             self._folder.rmdir()
         self._start()
 
@@ -301,6 +302,20 @@ class Claims:
             for path in self._folder.glob(f"{_UNFINISHED}*"):
                 if path.stat().st_mtime_ns < oldest_ns:
                     _remove(path)
+
+    def _remove_remains(self) -> None:
+        """Remove the claims of processes that certainly run no more, and old litter.
+
+        Nobody else would remove the claim of one that was killed after it had saved its run.
+        """
+        for place in self._folder.glob("[!.]*"):
+            for entry in _entries(place):
+                if entry.owner.is_gone(self._here):
+                    entry.path.unlink(missing_ok=True)
+            with suppress(OSError):  # somebody has the run
+                place.rmdir()
+        if any(self._folder.glob(f"{_UNFINISHED}*")):
+            self._remove_litter()
 
     def _start_heart(self) -> None:
         if self._heart is None:

@@ -20,9 +20,9 @@ COMPUTES = {
     "train", "treatments",
 }  # fmt: skip
 READS = {
-    "claims", "compare", "compare_inputs", "compare_measure", "compare_view", "errors",
-    "glue_server", "lookup", "owner", "record", "references", "run_view", "shipped", "stats",
-    "store", "submit", "tasks",
+    "checksums", "claims", "compare", "compare_inputs", "compare_measure", "compare_view", "damage",
+    "durable", "errors", "glue_server", "lookup", "owner", "record", "references", "run_folder",
+    "run_view", "shipped", "stats", "store", "submit", "tasks",
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import traceback
@@ -26,6 +27,8 @@ def main() -> None:
     # other almost entirely. This many turns cost an undisturbed run nothing (LOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     debug = "--debug" in sys.argv
+    if logging.lastResort is not None:  # what is logged as a warning is for the user
+        logging.lastResort.setFormatter(logging.Formatter("warning: %(message)s"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # paths and symbols that it has no code for
             stream.reconfigure(errors="backslashreplace")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spafit_bench.commands.output import rendered, to_json
+from spafit_bench.errors import DamagedError
 from spafit_bench.record import RunRecord
 from spafit_bench.requests import RunRequest, run_configs
 from spafit_bench.store import Store
@@ -93,16 +95,22 @@ def dry_run(runs: Sequence[PreparedRun], results: Path, *, as_json: bool) -> str
     """Say what would run and what it would cost, about."""
     from spafit_bench.forecast import forecast
 
-    store = Store(results)
-    finished = {
-        r.run_id for r in runs if (found := store.find(r.run_id)) and found.status == "done"
-    }
+    finished = _finished(runs, Store(results))
     rows = [forecast(prepared, finished=prepared.run_id in finished) for prepared in runs]
     if as_json:
         return to_json({"runs": [row.as_dict() for row in rows]})
     from spafit_bench.forecast import forecast_table
 
     return forecast_table(rows)
+
+
+def _finished(runs: Sequence[PreparedRun], store: Store) -> set[str]:
+    done = set()
+    for run in runs:
+        with suppress(DamagedError):  # it will be made anew
+            record = store.find(run.run_id)
+            done |= {run.run_id} if record and record.status == "done" else set()
+    return done
 
 
 @dataclass(frozen=True, kw_only=True)
