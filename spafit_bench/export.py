@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 
 from spafit_bench.checkpoint import quiet_transformers
 from spafit_bench.checksums import SUMS, sums_of
+from spafit_bench.durable import umask
 from spafit_bench.encoding import load_tokenizer
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.lookup import FoundRun
@@ -232,6 +233,8 @@ def _whole_folder(to: Path) -> Iterator[Path]:
         folder = outer / "export"
         folder.mkdir()
         yield folder
+        for path in folder.rglob("*"):  # safetensors makes its files readable by their owner alone
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
         folder.rename(final)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error

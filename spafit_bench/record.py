@@ -17,6 +17,8 @@ from spafit_bench.checksums import SUMS
 from spafit_bench.errors import DamagedError, UserError
 
 SCHEMA_VERSION = 2
+RUN_ID = r"^[^./\\\x00][^/\\\x00]{0,250}$"
+"""A run is named after a folder of its own: a plain file name, whatever the record says."""
 
 Status = Literal["done", "diverged", "failed", "interrupted"]
 SplitMetrics = dict[str, dict[str, float]]
@@ -102,7 +104,7 @@ class RunRecord(Frozen):
     """One run. Keys at the top level are a contract that other tools rely on."""
 
     schema_version: int = SCHEMA_VERSION
-    run_id: str
+    run_id: str = Field(pattern=RUN_ID)
     status: Status
     reason: str | None = None
     """Why a run is not `done`."""

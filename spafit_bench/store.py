@@ -9,10 +9,11 @@ import glob
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from spafit_bench.durable import (
     write_durably,
 )
 from spafit_bench.errors import DamagedError, UserError
-from spafit_bench.record import RunRecord
+from spafit_bench.record import RUN_ID, RunRecord
 from spafit_bench.run_folder import read_record, read_run, write_files
 
 __all__ = ["Store", "flatten", "prediction_rows", "read_record", "replacing"]
@@ -76,11 +77,10 @@ class Store:
             DamagedError: its record is not as it was written.
             UserError: its record is of another version of this package.
         """
-        self._restore_replaced()
-        try:
-            return self._read_surely(self.runs / run_id)
-        except OSError:  # a name too long to be that of a run
+        if not re.match(RUN_ID, run_id):
             return None
+        self._restore_replaced()
+        return self._read_surely(self.runs / run_id)
 
     def records(self) -> list[RunRecord]:
         """Return every sound record, sorted by run; warn of those that are damaged.
@@ -204,7 +204,7 @@ class Store:
         """
         try:
             return self.snapshot_path(run_id).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def keep_snapshot(self, run_id: str, content: bytes) -> None:
@@ -221,7 +221,8 @@ class Store:
 
     def drop_snapshot(self, run_id: str) -> None:
         """Forget the state of a run that has ended."""
-        self.snapshot_path(run_id).unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self.snapshot_path(run_id).unlink()
 
     def remove_litter(self, run_id: str) -> None:
         """Remove what killed processes left half written of a run that this process has claimed.
@@ -233,7 +234,13 @@ class Store:
         remove_temporary(self.snapshot_path(run_id))
 
     def snapshot_path(self, run_id: str) -> Path:
-        """Where the kept state of an unfinished run is."""
+        """Where the kept state of an unfinished run is.
+
+        Raises:
+            ValueError: not a plain file name.
+        """
+        if not re.match(RUN_ID, run_id):
+            raise ValueError(f"not a run id: {run_id!r}")
         return self.root / "unfinished" / f"{run_id}.snapshot"
 
     def rebuild_csv(self) -> Path:

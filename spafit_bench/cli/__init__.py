@@ -21,14 +21,23 @@ from spafit_bench.errors import UserError
 __all__ = ["app", "main", "models", "planning", "results", "training"]
 
 
+class _Warnings(logging.Handler):
+    """Shows what the package logs as a warning."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.secho("warning: ", fg="yellow", nl=False, err=True)
+        typer.echo(record.getMessage(), err=True)
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
     # OpenMP's waiting threads spin for long by default: two processes on one machine then stop each
     # other almost entirely. This many turns cost an undisturbed run nothing (LOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     debug = "--debug" in sys.argv
-    if logging.lastResort is not None:  # what is logged as a warning is for the user
-        logging.lastResort.setFormatter(logging.Formatter("warning: %(message)s"))
+    log = logging.getLogger("spafit_bench")
+    if not log.handlers:
+        log.addHandler(_Warnings(logging.WARNING))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # paths and symbols that it has no code for
             stream.reconfigure(errors="backslashreplace")
