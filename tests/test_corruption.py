@@ -302,6 +302,17 @@ def test_a_snapshot_that_cannot_be_resumed_is_set_aside(
     assert (tmp_path / "results" / "set-aside" / path.name / path.name).is_file()
 
 
+def test_the_snapshot_of_a_finished_run_does_not_stay(
+    tmp_path: Path, again: Callable[[], Answer]
+) -> None:
+    """A process may be killed after it has saved its run and before it forgets the snapshot."""
+    store = Store(tmp_path / "results")
+    run_id = only_run(tmp_path).name
+    store.keep_snapshot(run_id, b"state")
+    assert "already done" in again().err
+    assert store.snapshot(run_id) is None
+
+
 # Schema versions
 
 

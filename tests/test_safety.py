@@ -143,7 +143,7 @@ def test_names_in_records_lead_nowhere(call: Cli, tmp_path: Path, name: str) -> 
     with pytest.raises(ValueError, match="not a run id"):
         store.snapshot_path(name)
     if name != "x" * 300:
-        with pytest.raises(ValueError, match="not a run id|null byte"):
+        with pytest.raises(ValueError, match=r"not a run id|null byte"):
             Claims(tmp_path).take(name)
     if "\0" not in name:
         assert call("show", name or "x").code == 2
