@@ -164,6 +164,7 @@ class Claims:
         for claim in tuple(self._held):
             claim.release()
         with suppress(OSError):  # others have claims, or none was ever made
+            self._remove_remains()
             self.folder.rmdir()
         self._start()
 
@@ -209,19 +210,8 @@ class Claims:
                     return entry.owner
         return None
 
-    def claimed(self) -> list[str]:
-        """Name the runs that somebody has or had, dead owners included."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(path.name for path in self.folder.iterdir() if path.name[0] != ".")
-
     def is_free(self, run_id: str) -> bool:
-        """Tell whether nobody alive has a run; nothing changes. It may take as long as `take`.
-
-        Raises:
-            UserError: claims cannot be read.
-            ValueError: `run_id` is not a file name.
-        """
+        """Tell whether nobody alive has a run; raises and takes as long as `take`."""
         place = self._place(run_id)
         with _for_the_user(place):
             return all(self._is_dead(entry) for entry in _entries(place))
@@ -318,6 +308,20 @@ class Claims:
             for path in self.folder.glob(f"{_UNFINISHED}*"):
                 if path.stat().st_mtime_ns < oldest_ns:
                     _remove(path)
+
+    def _remove_remains(self) -> None:
+        """Remove the claims of processes that certainly run no more, and old litter.
+
+        Nobody else would remove the claim of one that was killed after it had saved its run.
+        """
+        for place in self.folder.glob("[!.]*"):
+            for entry in _entries(place):
+                if entry.owner.is_gone(self._here):
+                    entry.path.unlink(missing_ok=True)
+            with suppress(OSError):  # somebody has the run
+                place.rmdir()
+        if any(self.folder.glob(f"{_UNFINISHED}*")):
+            self._remove_litter()
 
     def _start_heart(self) -> None:
         if self._heart is None:

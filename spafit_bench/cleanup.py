@@ -80,7 +80,7 @@ def refuse_live(store: Store, records: Sequence[RunRecord]) -> None:
         UserError: naming the first.
     """
     claims = Claims(store.root / "claims")
-    for run_id in set(claims.claimed()) & {record.run_id for record in records}:
+    for run_id in set(_claimed(claims)) & {record.run_id for record in records}:
         if not claims.is_free(run_id):
             owner = claims.owner(run_id) or "another process"
             raise UserError(f"{run_id}: {owner} works on it; stop that first")
@@ -94,7 +94,7 @@ def leftovers(store: Store) -> list[Leftover]:
     """
     records = {record.run_id: record for record in store.records()}
     claims = Claims(store.root / "claims")
-    claimed = {run_id: claims.is_free(run_id) for run_id in claims.claimed()}
+    claimed = {run_id: claims.is_free(run_id) for run_id in _claimed(claims)}
     live = {run_id for run_id, is_free in claimed.items() if not is_free}
     found = [
         Leftover(claims.folder / run_id, "a claim of a process that is gone", run_id, is_claim=True)
@@ -105,6 +105,11 @@ def leftovers(store: Store) -> list[Leftover]:
     found += _snapshots(store, records, live)
     found += _superseded(store, records, live)
     return found
+
+
+def _claimed(claims: Claims) -> list[str]:
+    """Name the runs that somebody has or had."""
+    return sorted(path.name for path in claims.folder.glob("[!.]*"))
 
 
 def _temporary(store: Store, claims: Path) -> Iterator[Leftover]:
@@ -130,9 +135,7 @@ def _snapshots(
         record = records.get(path.stem)
         if path.stem in live:
             continue
-        if path.suffix == ".damaged":
-            yield Leftover(path, "a damaged snapshot, set aside")
-        elif record is not None and record.status in ("done", "diverged"):
+        if record is not None and record.status in ("done", "diverged"):
             yield Leftover(path, f"a snapshot of a run that is {record.status}")
         elif _age_s(path) > _FORGOTTEN_S:
             yield Leftover(path, "a snapshot that nobody went on from for 30 days")

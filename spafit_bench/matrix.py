@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from spafit_bench.damage import examine, set_damaged_aside
 from spafit_bench.errors import UserError
 from spafit_bench.events import Busy, Ended, Event, Lost, Refused, Warned
 from spafit_bench.execute import blank_record, utc_now
@@ -71,9 +72,11 @@ def run_sweep(
         KeyboardInterrupt: `stop` said so; runs under way have kept their state.
     """
     store.check_writable()
-    store.rebuild_csv()  # a damaged record is said now, not after hours
+    driver = _Driver(agenda, store, view, options, executor, stop)
+    set_damaged_aside(store, driver.warn)  # said now, not after hours
+    store.rebuild_csv()
     try:
-        return _Driver(agenda, store, view, options, executor, stop).carry_out()
+        return driver.carry_out()
     finally:
         executor.close()
 
@@ -159,6 +162,10 @@ class _Driver:
     not_before_s: dict[str, float] = field(default_factory=dict)
     """When to ask again for a run that another process has."""
 
+    def warn(self, message: str) -> None:
+        """Pass a warning on to the view."""
+        self.view.hear(Warned(message=message))
+
     def carry_out(self) -> MatrixResult:
         self._add((*self.agenda.trial_runs(), *self.agenda.final_runs()))
         self._follow()
@@ -184,7 +191,7 @@ class _Driver:
 
     def _is_settled(self, run_id: str) -> bool:
         """Take a run that need not be carried out from the store."""
-        record = None if self.options.force else self.store.find(run_id)
+        record = None if self.options.force else examine(self.store, run_id, self.warn)
         if record is None or to_repeat(record.status, self.options):
             return False
         self.records[run_id] = record
@@ -238,7 +245,7 @@ class _Driver:
             return
         reason = f"given up after {MOST_LOSSES} attempts: {event.reason}"
         record = blank_record(self.known[event.run_id], utc_now(), "failed", reason)
-        save_unfinished(self.store, record)
+        save_unfinished(self.store, record, self.warn)
         self._hear(Ended(run_id=event.run_id, record=record))
 
     def _wind_up(self) -> None:
@@ -246,7 +253,7 @@ class _Driver:
         if self.under_way:
             count = len(self.under_way)
             message = f"stopping: {count} run(s) keep their state (a second signal stops at once)"
-            self.view.hear(Warned(message=message))
+            self.warn(message)
             self.executor.stop()
         while self.under_way:
             self.executor.poll(self._hear, _TICK_S)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spafit_bench.checksums import check_folder
 from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
+from spafit_bench.run_folder import read_files
 from spafit_bench.store import Store
 
 _MOST_NAMED = 5
@@ -49,7 +51,9 @@ def plan_merge(sources: Sequence[Path], dest: Path) -> Merge:
         if source.resolve() == dest.resolve():
             raise UserError(f"{source} is the destination itself")
         store = Store(source)
-        records = store.records()
+        records, damages = store.survey()
+        if damages:
+            raise damages[0]
         if not records:
             raise UserError(f"{source}: no runs here; name results folders (with runs/ in them)")
         for record in records:
@@ -61,6 +65,8 @@ def plan_merge(sources: Sequence[Path], dest: Path) -> Merge:
             else:
                 num_identical += 1
     new = [found for run_id, found in best.items() if before.get(run_id) is not found]
+    for found in (*new, *conflicts):
+        check_folder(found.store.runs / found.record.run_id)
     return Merge(there, tuple(new), num_identical, tuple(conflicts))
 
 
@@ -100,7 +106,7 @@ def carry_out(merge: Merge, *, keep_apart: bool) -> None:
 
 
 def _copy(found: Found, dest: Store) -> None:
-    dest.save(found.record, found.store.files(found.record.run_id), renew_csv=False)
+    dest.save(found.record, read_files(found.store.runs / found.record.run_id), renew_csv=False)
 
 
 def _copy_apart(found: Found, folder: Path) -> None:

@@ -257,10 +257,13 @@ class RayExecutor:
         if record.status == "done":
             self.store.save(record, files)
         else:
-            save_unfinished(self.store, record)
+            save_unfinished(self.store, record, self._warn)
         if record.status in ("done", "diverged"):
             self.store.drop_snapshot(record.run_id)
         return record
+
+    def _warn(self, message: str) -> None:
+        self._events.append(Warned(message=message))
 
     def _leave_out(self, task: _Task, node_id: str, reason: str) -> list[Event]:
         """Use a node no more; send its run to the others, if there are any."""

@@ -25,6 +25,7 @@ from spafit_bench.events import Event, Reporter
 from spafit_bench.prepare import PreparedRun, Preparer
 from spafit_bench.record import RunRecord
 from spafit_bench.run import Options, Series
+from spafit_bench.run_folder import read_files
 from spafit_bench.store import Store
 
 ASK_EVERY_S = 1.0
@@ -104,7 +105,7 @@ def carry_out(order: Order, mailbox: Any) -> Delivery:
             except KeyboardInterrupt:
                 return Delivery(node_id=node_id)
         assert record is not None, "nobody else works in this folder"
-        return Delivery(node_id=node_id, record=record, files=store.files(order.run_id))
+        return Delivery(node_id=node_id, record=record, files=read_files(store.runs / order.run_id))
 
 
 @cache

@@ -23,9 +23,10 @@ COMPUTES = {
     "sweep_values", "tasks", "train", "treatments",
 }  # fmt: skip
 READS = {
-    "claims", "cleanup", "compare", "compare_inputs", "compare_measure", "compare_view", "errors",
-    "events", "glue_server", "lookup", "merge", "owner", "ray_mailbox", "record", "references",
-    "run_view", "shipped", "stats", "store", "submit", "tasks", "units",
+    "checksums", "claims", "cleanup", "compare", "compare_inputs", "compare_measure",
+    "compare_view", "damage", "durable", "errors", "events", "glue_server", "lookup", "merge",
+    "owner", "ray_mailbox", "record", "references", "run_folder", "run_view", "shipped", "stats",
+    "store", "submit", "tasks", "units",
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from spafit_bench.executors import Executor, InProcess
 from spafit_bench.matrix import Agenda, MatrixResult, run_sweep
 from spafit_bench.ray_executor import Cluster, RayExecutor, Resources, connect
 from spafit_bench.run import Options
+from spafit_bench.run_folder import read_files
 from spafit_bench.store import Store
 from spafit_bench.sweep import read_sweep
 from spafit_bench.sweep_view import SweepView
@@ -154,7 +155,8 @@ def test_a_dead_node_costs_nothing(
     for got, want in zip(found.records, expected.records, strict=True):
         assert (got.run_id, got.evaluations) == (want.run_id, want.evaluations)
         assert store.find(got.run_id) == got
-        assert store.files(got.run_id) == alone.files(got.run_id)
+        theirs, ours = (read_files(s.runs / got.run_id) for s in (store, alone))
+        assert theirs == ours
     assert not list((store.root / "unfinished").iterdir())
 
 

@@ -20,6 +20,7 @@ from spafit_bench.cleanup import leftovers
 from spafit_bench.errors import UserError
 from spafit_bench.merge import carry_out, plan_merge
 from spafit_bench.record import RunRecord
+from spafit_bench.run_folder import read_files
 from spafit_bench.store import Store
 
 
@@ -144,10 +145,10 @@ def test_leftovers_are_found_and_go(
         }
     )
     store.save(twin, {})
-    for run_id in (done.run_id, "unrecorded", "old"):
+    for run_id in (done.run_id, "unrecorded", "old", "bad"):
         (store.root / "unfinished").mkdir(exist_ok=True)
         store.keep_snapshot(run_id, b"state")
-    (store.root / "unfinished" / "x.damaged").write_bytes(b"")
+    store.set_aside(store.root / "unfinished" / "bad.snapshot", "damaged")
     hours = time.time() - 2 * 3600
     for name in (".unfinished-old", ".unfinished-new"):
         (store.runs / name).mkdir()
@@ -157,7 +158,7 @@ def test_leftovers_are_found_and_go(
     os.utime(store.root / "unfinished" / "old.snapshot", (long_ago, long_ago))
     expected = {
         f"claims/claims/{done.run_id}", "runs/.unfinished-old", "runs/twin",
-        f"unfinished/{done.run_id}.snapshot", "unfinished/x.damaged", "unfinished/old.snapshot",
+        f"unfinished/{done.run_id}.snapshot", "set-aside/bad.snapshot", "unfinished/old.snapshot",
     }  # fmt: skip
     dry = call("runs", "gc", "--dry-run", "--json").json
     assert set(dry["would_remove"]) == expected
@@ -203,7 +204,7 @@ def test_shards_become_one(call: Cli, tmp_path: Path) -> None:
     }  # fmt: skip
     store = Store(dest)
     assert names(store) == sorted(r.run_id for r in (A, B, C))
-    assert store.files(C.run_id) == {"adapter.safetensors": C.run_id.encode()}
+    assert read_files(store.runs / C.run_id) == {"adapter.safetensors": C.run_id.encode()}
     assert store.find(B.run_id) == B
     again = call("merge", "one", "two", "--results", dest)
     assert "0 runs merged" in again.out
@@ -283,3 +284,13 @@ def test_a_merge_that_was_killed_is_done_again(
     assert Store(dest).records() == [A]
     carry_out(plan_merge([tmp_path / "one"], dest), keep_apart=False)
     assert names(Store(dest)) == sorted(r.run_id for r in (A, B, C))
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "record.json"])
+def test_a_damaged_run_is_not_merged(tmp_path: Path, name: str) -> None:
+    """It is named, and the other runs wait: a merge is of what was checked."""
+    source = folder_of(tmp_path / "one", A, B)
+    (source.runs / B.run_id / name).write_bytes(b"x")
+    with pytest.raises(UserError, match=f"{B.run_id}/{name}"):
+        carry_out(plan_merge([source.root], tmp_path / "all"), keep_apart=False)
+    assert not (tmp_path / "all").exists()

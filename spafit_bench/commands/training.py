@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spafit_bench.commands.output import rendered, to_json
-from spafit_bench.errors import UserError, nearest
+from spafit_bench.errors import DamagedError, UserError, nearest
 from spafit_bench.record import RunRecord
 from spafit_bench.requests import RunRequest, run_configs
 from spafit_bench.store import Store
@@ -108,8 +109,10 @@ def dry_run(
     store, options = Store(results), Options(force=force, retry_failed=retry_failed)
 
     def is_there(run_id: str) -> bool:
-        found = None if force else store.find(run_id)
-        return found is not None and not to_repeat(found.status, options)
+        with suppress(DamagedError):  # it will be made anew
+            found = None if force else store.find(run_id)
+            return found is not None and not to_repeat(found.status, options)
+        return False
 
     rows = [forecast(prepared, finished=is_there(prepared.run_id)) for prepared in runs]
     if as_json:
