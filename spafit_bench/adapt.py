@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from spafit_bench.checkpoint import generator
+from spafit_bench.engines import Engine, make_engine
 from spafit_bench.lora import LoraLinear
 from spafit_bench.numerics import Numerics
 from spafit_bench.plan import Plan
@@ -22,6 +23,7 @@ class AdaptedModel:
     plan: Plan
     numerics: Numerics
     """Where the model is, and how it computes."""
+    engine: Engine
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Return what trains, by name: base tensors and adapters."""
@@ -44,7 +46,9 @@ class AdaptedModel:
             parameters[name].copy_(value)
 
 
-def adapt(model: PreTrainedModel, plan: Plan, *, numerics: Numerics, seed: int) -> AdaptedModel:
+def adapt(
+    model: PreTrainedModel, plan: Plan, *, numerics: Numerics, seed: int, engine: str = "plain"
+) -> AdaptedModel:
     """Carry out a plan in place and move the model to its device.
 
     Args:
@@ -53,6 +57,7 @@ def adapt(model: PreTrainedModel, plan: Plan, *, numerics: Numerics, seed: int) 
         numerics: device and precision; frozen matrices are kept in the latter.
         seed: for the adapters' first factor; each draws from a generator of its own name, so that
             the adapters that two methods share start alike.
+        engine: `fast` or `plain`.
     """
     parameters = dict(model.named_parameters())
     for tensor in plan.tensors:
@@ -63,13 +68,13 @@ def adapt(model: PreTrainedModel, plan: Plan, *, numerics: Numerics, seed: int) 
             path = tensor.name.removesuffix(".weight")
             linear = model.get_submodule(path)
             assert isinstance(linear, nn.Linear), f"{path} is not a linear map"
-            adapted = LoraLinear(linear, tensor.lora, generator(seed, f"{path}.lora_A"))
-            model.set_submodule(path, adapted)
-    adapted_model = AdaptedModel(model, plan, numerics)
-    trains = sum(p.numel() for p in adapted_model.trainable().values())
-    assert trains == plan.trainable_parameters, (trains, plan.trainable_parameters)
+            with_adapter = LoraLinear(linear, tensor.lora, generator(seed, f"{path}.lora_A"))
+            model.set_submodule(path, with_adapter)
     nn.Module.to(model, numerics.device)
-    return adapted_model
+    adapted = AdaptedModel(model, plan, numerics, make_engine(engine, model, numerics))
+    trains = sum(p.numel() for p in adapted.trainable().values())
+    assert trains == plan.trainable_parameters, (trains, plan.trainable_parameters)
+    return adapted
 
 
 def _cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:

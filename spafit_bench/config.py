@@ -15,7 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.methods import Method, get_method, method_names
@@ -75,6 +83,9 @@ class TrainSettings(Frozen):
     """Examples per forward pass; gradients accumulate to `batch_size`. None: the whole batch."""
     eval_batch_size: Count = 64
     max_length: Annotated[int, Field(ge=8, lt=2**31), Number]
+    batch_tokens: Count | None = None
+    """Tokens per optimizer step, about, in place of `batch_size`; at least `max_length`. The loss
+    of a step stays the mean over its examples."""
     warmup: NonNegative
     """Fraction of all steps if below 1, else a number of steps."""
     schedule: Literal["linear", "constant"] = "linear"
@@ -86,6 +97,14 @@ class TrainSettings(Frozen):
     adam_beta2: Share = 0.999
     adam_eps: Positive
 
+    @field_validator("batch_tokens")
+    @classmethod
+    def _holds_any_example(cls, batch_tokens: int | None, info: ValidationInfo) -> int | None:
+        longest = info.data.get("max_length")
+        if batch_tokens is not None and longest is not None and batch_tokens < longest:
+            raise ValueError(f"one example may have more tokens, max_length = {longest}")
+        return batch_tokens
+
 
 class RunConfig(Frozen):
     """Everything that one run needs to know."""
@@ -96,9 +115,13 @@ class RunConfig(Frozen):
     revision: str | None = None
     data: str = "hub"
     offline: bool = False
+    cache: bool = True
+    """Keep tokenised text for later runs; see `array_cache.user_cache` for where and how much."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Annotated[str, AfterValidator(_known_device)] = "auto"
+    engine: Literal["auto", "fast", "plain"] = "auto"
+    """How logits are computed: fused and without padding, or by the model as it was written."""
     limit: Count | None = None
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of train that is held out and evaluated on instead of dev, to choose settings."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from spafit_bench.checkpoint import Checkpoint
 from spafit_bench.data import Split
 from spafit_bench.errors import UserError
+from spafit_bench.ragged import Ragged
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,20 +53,38 @@ class EncodedSplit:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded to the longest of them."""
+    """Examples end to end, without padding."""
 
-    inputs: dict[str, Tensor]
-    """`input_ids`, `attention_mask` and, if the encoder has segments, `token_type_ids`; each
-    (batch, length) int64."""
+    input_ids: Tensor
+    """(num_rows,) int64; rows of no example repeat the first token."""
+    token_type_ids: Tensor | None
+    """(num_rows,) int64, if the encoder has segments."""
+    position_ids: Tensor
+    """(num_rows,) int64, from 0 in every example."""
+    layout: Ragged
     labels: Tensor | None
-    """(batch,) int64 classes or float32."""
-    num_tokens: int
-    """Real tokens, padding left out."""
+    """(size,) int64 classes or float32."""
+    pad_token_id: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens."""
+        return self.layout.num_tokens
 
     @property
     def size(self) -> int:
         """Number of examples."""
-        return len(self.inputs["input_ids"])
+        return self.layout.size
+
+    def padded(self) -> dict[str, Tensor]:
+        """Return what a transformers model takes: each (size, longest) int64."""
+        inputs = {
+            "input_ids": self.layout.pad(self.input_ids, self.pad_token_id),
+            "attention_mask": self.layout.pad(torch.ones_like(self.input_ids), 0),
+        }
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = self.layout.pad(self.token_type_ids, 0)
+        return inputs
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -115,50 +134,96 @@ def _flat(rows: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
 
 
 def collate(split: EncodedSplit, indices: np.ndarray, device: torch.device) -> Batch:
-    """Pad the chosen examples to the longest of them.
+    """Put the chosen examples end to end.
 
     Args:
         split: where they are.
         indices: (batch,) example numbers.
         device: where the batch goes.
     """
-    lengths = split.lengths[indices]
-    shape = (len(indices), int(lengths.max()))
-    mask = np.arange(shape[1]) < lengths[:, None]
-    source = (split.offsets[indices][:, None] + np.arange(shape[1]))[mask]
-    ids = np.full(shape, split.pad_token_id, dtype=np.int64)
-    ids[mask] = split.input_ids[source]
-    inputs = {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
-    if split.token_type_ids is not None:
-        segments = np.zeros(shape, dtype=np.int64)
-        segments[mask] = split.token_type_ids[source]
-        inputs["token_type_ids"] = segments
-    labels = None if split.labels is None else torch.from_numpy(split.labels[indices])
+    layout = Ragged(split.lengths[indices], device)
+    source = np.repeat(split.offsets[indices], layout.lengths) + layout.positions
+
+    def rows(values: np.ndarray) -> Tensor:
+        filled = np.full(layout.num_rows, values[0], dtype=np.int64)
+        filled[: len(values)] = values
+        return torch.from_numpy(filled).to(device, non_blocking=True)
+
+    kinds, labels = split.token_type_ids, split.labels
     return Batch(
-        inputs={key: torch.from_numpy(value).to(device) for key, value in inputs.items()},
-        labels=None if labels is None else labels.to(device),
-        num_tokens=int(lengths.sum()),
+        input_ids=rows(split.input_ids[source]),
+        token_type_ids=None if kinds is None else rows(kinds[source]),
+        position_ids=rows(layout.positions),
+        layout=layout,
+        labels=None if labels is None else torch.from_numpy(labels[indices]).to(device),
+        pad_token_id=split.pad_token_id,
     )
 
 
+def num_batches(split: EncodedSplit, batch_size: int, *, batch_tokens: int | None = None) -> int:
+    """Return how many batches `training_batches` makes of a split, the same in every epoch."""
+    num, den = _batch_weight(split, batch_size, batch_tokens)
+    total = int(split.offsets[-1]) if batch_tokens else len(split)
+    return -(-total * den // num)
+
+
 def training_batches(
-    split: EncodedSplit, batch_size: int, rng: np.random.Generator
+    split: EncodedSplit,
+    batch_size: int,
+    rng: np.random.Generator,
+    *,
+    batch_tokens: int | None = None,
 ) -> list[np.ndarray]:
     """Draw one epoch: every example exactly once, in random batches of similar length.
 
     A uniform permutation is cut into pools of `POOL_BATCHES` batches; each pool is sorted by length
-    and cut into batches, and all batches are shuffled. Which examples meet in a batch thus depends
-    on length within a random pool only, and batches come in uniformly random order.
+    and cut into batches, and all batches are shuffled.
+
+    Random: the step at which an example is seen (uniform over the epoch, whatever its length; only
+    the batch that holds the remainder is smaller), the pool that it falls into, and the order
+    among equal lengths. Not random: within a pool, neighbours in length meet in a batch. So which
+    examples meet changes from epoch to epoch, but short ones meet long ones less often than in
+    batches drawn without regard to length; a split of fewer than `POOL_BATCHES` batches is one
+    pool, where only equal lengths change places. Everything follows from `rng` alone.
+
+    With `batch_tokens`, a batch has about that many tokens instead of a number of examples: pools
+    and batches are cut at equal shares of the epoch's tokens, an example belonging to the share
+    that its middle falls into. The number of batches is thus the same in every epoch.
+
+    Args:
+        split: its lengths are all that is looked at.
+        batch_size: examples of a batch; the last of a pool may have fewer.
+        rng: of the epoch.
+        batch_tokens: tokens of a batch, at least those of the longest example; not padding.
     """
+    num, den = _batch_weight(split, batch_size, batch_tokens)
+    weights = split.lengths if batch_tokens else np.ones(len(split), dtype=np.int64)
     order = rng.permutation(len(split))
-    lengths = split.lengths
-    batches: list[np.ndarray] = []
-    pool_size = batch_size * POOL_BATCHES
-    for start in range(0, len(order), pool_size):
-        pool = order[start : start + pool_size]
-        pool = pool[np.argsort(-lengths[pool], kind="stable")]
-        batches += [pool[at : at + batch_size] for at in range(0, len(pool), batch_size)]
+    pools = _shares(weights[order], num * POOL_BATCHES, den)
+    order = order[np.lexsort((-split.lengths[order], pools))]
+    cuts = np.flatnonzero(np.diff(_shares(weights[order], num, den))) + 1
+    batches = np.split(order, cuts)
     return [batches[index] for index in rng.permutation(len(batches))]
+
+
+def _batch_weight(
+    split: EncodedSplit, batch_size: int, batch_tokens: int | None
+) -> tuple[int, int]:
+    """Return the weight of a batch as a fraction: its examples, or its share of all tokens.
+
+    The share is `batch_tokens` or a little more, so that it is at least one example long and no
+    batch is empty.
+    """
+    if batch_tokens is None:
+        return batch_size, 1
+    total = int(split.offsets[-1])
+    return total, max(1, total // batch_tokens)
+
+
+def _shares(weights: np.ndarray, num: int, den: int) -> np.ndarray:
+    """Number the shares of `num / den` that the middles of consecutive weights fall into."""
+    doubled_middles = 2 * np.cumsum(weights) - weights
+    return doubled_middles * den // (2 * num)
 
 
 def evaluation_batches(split: EncodedSplit, batch_size: int) -> Iterator[np.ndarray]:

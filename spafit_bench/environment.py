@@ -19,13 +19,14 @@ from spafit_bench.record import Environment
 _PACKAGES = ("spafit-bench", "torch", "transformers", "tokenizers", "numpy", "evaluate", "datasets")
 
 
-def describe_environment(numerics: Numerics) -> Environment:
+def describe_environment(numerics: Numerics, engine: str) -> Environment:
     """Say where and with what a run computes."""
     return Environment(
         host=socket.gethostname(),
         device=str(numerics.device),
         device_name=device_name(numerics.device),
         precision=numerics.precision,
+        engine=engine,
         num_threads=torch.get_num_threads(),
         python=platform.python_version(),
         packages={name: importlib.metadata.version(name) for name in _PACKAGES},

@@ -41,13 +41,13 @@ def predict(adapted: AdaptedModel, split: EncodedSplit, *, batch_size: int) -> P
         split: labels are not looked at.
         batch_size: examples per forward pass.
     """
-    model, numerics = adapted.model.eval(), adapted.numerics
+    adapted.model.eval()
+    adapted.engine.refresh()
     start = time.perf_counter()
     pieces, order = [], []
     for indices in evaluation_batches(split, batch_size):
-        batch = collate(split, indices, numerics.device)
-        with numerics.autocast():
-            pieces.append(model(**batch.inputs).logits.float())
+        batch = collate(split, indices, adapted.numerics.device)
+        pieces.append(adapted.engine.logits(batch))
         order.append(indices)
     together = torch.cat(pieces).cpu().numpy()
     logits = np.empty_like(together)

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from spafit_bench import memory
 from spafit_bench.adapt import AdaptedModel, adapt
+from spafit_bench.array_cache import user_cache
 from spafit_bench.checkpoint import load_model
-from spafit_bench.encoding import EncodedSplit, encode, load_tokenizer
+from spafit_bench.encoding import EncodedSplit
 from spafit_bench.environment import describe_environment
 from spafit_bench.evaluation import (
     Predictions,
@@ -38,6 +39,7 @@ from spafit_bench.record import (
     StratumCount,
 )
 from spafit_bench.snapshot import Snapshot
+from spafit_bench.token_cache import SplitEncoder
 from spafit_bench.train import Diverged, Hooks, Observer, TrainResult, train
 
 State = Mapping[str, np.ndarray]
@@ -243,16 +245,14 @@ def encode_task(prepared: PreparedRun) -> dict[str, EncodedSplit]:
     if key not in _ENCODED:
         while len(_ENCODED) >= _MOST_ENCODED:
             _ENCODED.pop(next(iter(_ENCODED)))
-        tokenizer = load_tokenizer(prepared.checkpoint)
+        encoder = SplitEncoder(
+            prepared.checkpoint,
+            prepared.files_sha256,
+            config.train.max_length,
+            user_cache("tokens") if config.cache else None,
+        )
         wanted = ["train", *prepared.task.dev_splits, *(_test_splits(prepared))]
-        _ENCODED[key] = {
-            name: encode(
-                prepared.data.splits[name],
-                tokenizer,
-                max_length=config.train.max_length,
-            )
-            for name in wanted
-        }
+        _ENCODED[key] = {name: encoder.encode(prepared.data.splits[name]) for name in wanted}
     return _ENCODED[key]
 
 
@@ -273,7 +273,9 @@ def build_model(prepared: PreparedRun) -> AdaptedModel:
         attention="sdpa" if numerics.device.type == "cuda" else "eager",
     )
     assert fresh == prepared.plan.fresh, (fresh, prepared.plan.fresh)
-    adapted = adapt(model, prepared.plan, numerics=numerics, seed=config.seed)
+    adapted = adapt(
+        model, prepared.plan, numerics=numerics, seed=config.seed, engine=prepared.engine
+    )
     seed_everything(config.seed)
     return adapted
 
@@ -363,7 +365,7 @@ def blank_record(
             num_layers=plan.num_layers,
             fresh_tensors=plan.fresh,
         ),
-        environment=describe_environment(prepared.numerics),
+        environment=describe_environment(prepared.numerics, prepared.engine),
         warnings=prepared.warnings,
     )
 

@@ -59,13 +59,17 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
     settings, plan = prepared.config.train, prepared.plan
     lengths = _token_lengths(prepared)
     rows = prepared.data.splits["train"].num_rows
-    tokens = rows * settings.epochs * float(lengths.mean())
+    mean_length = float(lengths.mean())
+    tokens = rows * settings.epochs * mean_length
+    batch_size = settings.batch_size
+    if settings.batch_tokens is not None:
+        batch_size = max(1, round(settings.batch_tokens / mean_length))
     flops = tokens * training_flops_per_token(plan)
     width = 4 if prepared.numerics.precision == "fp32" else 2
     activations = activation_bytes(
         plan,
         Shape.of(prepared.checkpoint.config),
-        batch_size=settings.micro_batch_size or settings.batch_size,
+        batch_size=settings.micro_batch_size or batch_size,
         length=int(lengths.max()),
         width=width,
     )
@@ -77,7 +81,7 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
         task=prepared.task.name,
         method=prepared.method,
         finished=finished,
-        steps=math.ceil(settings.epochs * math.ceil(rows / settings.batch_size)),
+        steps=math.ceil(settings.epochs * math.ceil(rows / batch_size)),
         train_time_s=round(flops / (_measured_rate(prepared.numerics) * MATMUL_SHARE), 1),
         memory_bytes=state_bytes(plan, width) + activations,
         stored_bytes=kept,

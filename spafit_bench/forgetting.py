@@ -109,10 +109,11 @@ def measure_forgetting(
     moments = [_Moments() for _ in names]
     for start in range(0, len(order), BATCH_SIZE):
         batch = collate(split, order[start : start + BATCH_SIZE], numerics.device)
-        real = batch.inputs["attention_mask"].bool()
+        inputs = batch.padded()
+        real = inputs["attention_mask"].bool()
         with numerics.autocast():
             before, after = (
-                model(**batch.inputs, output_hidden_states=True).hidden_states for model in models
+                model(**inputs, output_hidden_states=True).hidden_states for model in models
             )
         assert len(before) == len(after) == len(names), (len(before), len(names))
         for sums, x, y in zip(moments, before, after, strict=True):

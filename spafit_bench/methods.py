@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,12 @@ def _preset_path(name: str) -> Path:
 
 
 def _body(name: str) -> dict[str, Any]:
-    return read_yaml(_preset_path(name))
+    return _shipped_body(_preset_path(name))
+
+
+@cache
+def _shipped_body(path: Path) -> dict[str, Any]:
+    return read_yaml(path)
 
 
 def _numbered(preset: str, text: str) -> Method | None:

@@ -23,6 +23,7 @@ from spafit_bench.checkpoint import (
 from spafit_bench.config import RunConfig
 from spafit_bench.data import TaskData, hold_out, limited, load_task_data
 from spafit_bench.encoding import load_tokenizer
+from spafit_bench.engines import engine_name
 from spafit_bench.errors import UserError
 from spafit_bench.methods import Method
 from spafit_bench.numerics import Numerics, choose_numerics
@@ -30,7 +31,7 @@ from spafit_bench.plan import Plan, make_plan
 from spafit_bench.tasks import Task, get_task
 
 _NOT_IN_RUN_ID = {"model", "revision", "data", "offline", "device", "predict_test", "save_weights"}
-_NOT_IN_RUN_ID |= {"measure_forgetting"}
+_NOT_IN_RUN_ID |= {"measure_forgetting", "cache"}
 """Settings that do not change the result: places, and what is written down of it."""
 _VOCABULARIES = (
     "vocab.txt",
@@ -53,6 +54,8 @@ class PreparedRun:
     files_sha256: str
     plan: Plan
     numerics: Numerics
+    engine: str
+    """`fast` or `plain`."""
     warnings: tuple[str, ...]
 
     @property
@@ -69,6 +72,8 @@ class PreparedRun:
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that changes the result."""
         settings = self.config.model_dump(mode="json", exclude=_NOT_IN_RUN_ID)
+        if self.config.train.batch_tokens is None:  # as in runs from before there was this setting
+            del settings["train"]["batch_tokens"]
         identity = settings | {
             "method": self.plan.method.spec,
             "head": self.config.head.pooler_init,
@@ -76,6 +81,7 @@ class PreparedRun:
             "files": self.files_sha256,
             "data": self.data.fingerprint,
             "precision": self.numerics.precision,
+            "engine": self.engine,
             "device": self.numerics.device.type,
             "threads": torch.get_num_threads() if self.numerics.device.type == "cpu" else None,
         }
@@ -127,6 +133,7 @@ class Preparer:
             files_sha256=files_sha256,
             plan=plan,
             numerics=numerics,
+            engine=engine_name(config.engine, checkpoint.config, plan),
             warnings=(*self.tokenizers[checkpoint.path], *warnings),
         )
 

@@ -78,12 +78,14 @@ class ModelProvenance(Frozen):
 
 
 class Environment(Frozen):
-    """The machine and versions; never part of `run_id`, except precision and threads."""
+    """The machine and versions; of these, `run_id` has device, precision, engine and threads."""
 
     host: str
     device: str
     device_name: str
     precision: str
+    engine: str = "plain"
+    """`fast` or `plain`: how logits were computed."""
     num_threads: int
     python: str
     packages: dict[str, str]

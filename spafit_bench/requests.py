@@ -33,7 +33,13 @@ class RunRequest:
     flags: Mapping[str, Any] = field(default_factory=dict)
 
     def layers(self) -> tuple[Layer, ...]:
-        """Collect every source of settings."""
+        """Collect every source of settings.
+
+        Raises:
+            UserError: a batch given in examples and in tokens, or what `load_layers` refuses.
+        """
+        if {"batch_size", "batch_tokens"} <= self.flags.get("train", {}).keys():
+            raise UserError("--batch-size and --batch-tokens: a batch is given in one of the two")
         return load_layers(
             preset=self.preset,
             config=self.config,

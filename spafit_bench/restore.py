@@ -107,6 +107,7 @@ def restore(found: FoundRun, base: Base) -> RestoredRun:
         files_sha256=record.weights.files_sha256,
         plan=plan,
         numerics=choose_numerics(base.device, base.precision or record.environment.precision),
+        engine=record.environment.engine,
         warnings=record.warnings,
     )
     adapted = build_model(prepared)

@@ -64,7 +64,7 @@ def _facts(record: RunRecord, folder: Path) -> list[str]:
         "memory": _bytes(record.peak_memory_bytes),
         "stored": _stored(record.stored_bytes),
         "machine": f"{record.environment.device_name}, {record.environment.precision}, "
-        f"{record.environment.num_threads} threads",
+        f"{record.environment.engine} engine, {record.environment.num_threads} threads",
         "files": str(folder),
     }
     return [f"{name:<11} {value}" for name, value in facts.items() if value]

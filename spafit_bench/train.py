@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.config import TrainSettings
-from spafit_bench.encoding import Batch, EncodedSplit, collate, training_batches
+from spafit_bench.encoding import Batch, EncodedSplit, collate, num_batches, training_batches
 from spafit_bench.record import Evaluation, SplitMetrics
 from spafit_bench.snapshot import Snapshot
 
@@ -102,7 +102,8 @@ class _Loop:
 
     @property
     def steps_per_epoch(self) -> int:
-        return math.ceil(len(self.split) / self.settings.batch_size)
+        tokens = self.settings.batch_tokens
+        return num_batches(self.split, self.settings.batch_size, batch_tokens=tokens)
 
     @property
     def total_steps(self) -> int:
@@ -113,7 +114,8 @@ class _Loop:
         epoch, done = divmod(self.steps, self.steps_per_epoch)
         first = self.steps - done
         rng = np.random.default_rng([self.seed, epoch])
-        order = training_batches(self.split, self.settings.batch_size, rng)
+        size, tokens = self.settings.batch_size, self.settings.batch_tokens
+        order = training_batches(self.split, size, rng, batch_tokens=tokens)
         order = order[done : self.total_steps - first]
         self.adapted.model.train()
         look_every = 1 if self.adapted.numerics.device.type == "cpu" else LOOK_EVERY
@@ -136,7 +138,7 @@ class _Loop:
 
     def _collate(self, indices: np.ndarray) -> list[Batch]:
         """Collate a batch in pieces that fit one forward pass."""
-        size = self.settings.micro_batch_size or self.settings.batch_size
+        size = self.settings.micro_batch_size or len(indices)
         device = self.adapted.numerics.device
         pieces = [indices[at : at + size] for at in range(0, len(indices), size)]
         return [collate(self.split, piece, device) for piece in pieces]
@@ -148,10 +150,9 @@ class _Loop:
             group["lr"] = self.settings.learning_rate * factor
         num_examples = sum(batch.size for batch in micro_batches)
         total = torch.zeros((), device=self.adapted.numerics.device)
+        self.adapted.engine.refresh()
         for batch in micro_batches:
-            with self.adapted.numerics.autocast():
-                logits = self.adapted.model(**batch.inputs).logits
-            loss = loss_sum(logits.float(), batch) / num_examples
+            loss = loss_sum(self.adapted.engine.logits(batch), batch) / num_examples
             self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)

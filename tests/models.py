@@ -163,8 +163,10 @@ def build(
     seed: int = 0,
     precision: str = "fp32",
     attention: str = "eager",
+    engine: str = "plain",
+    device: str = "cpu",
 ) -> AdaptedModel:
-    """Load a checkpoint and carry a method out on it, on the CPU."""
+    """Load a checkpoint and carry a method out on it."""
     plan = plan_checkpoint(folder, method, task=task)
     model, fresh = load_model(
         find_checkpoint(str(folder)),
@@ -174,7 +176,8 @@ def build(
         attention=attention,
     )
     assert fresh == plan.fresh
-    return adapt(model, plan, numerics=Numerics(torch.device("cpu"), precision), seed=seed)
+    numerics = Numerics(torch.device(device), precision)
+    return adapt(model, plan, numerics=numerics, seed=seed, engine=engine)
 
 
 def random_inputs(batch: int = 4, length: int = 9, *, seed: int = 0) -> dict[str, Tensor]:

@@ -12,15 +12,16 @@ import spafit_bench
 
 PACKAGE = Path(spafit_bench.__file__).parent
 MEETING = {
-    "commands", "cli", "executors", "forecast", "matrix", "progress", "ray_executor", "ray_node",
+    "cli", "commands", "executors", "forecast", "matrix", "progress", "ray_executor", "ray_node",
     "requests", "restore", "run", "sweep_view", "worker",
 }  # fmt: skip
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
-    "adapt", "architectures", "checkpoint", "config", "data", "encoding", "environment", "estimate",
-    "evaluation", "execute", "forgetting", "glue_metric", "hub", "lora", "memory",
-    "methods", "numerics", "plan", "prepare", "readers", "snapshot", "sources", "sweep",
-    "sweep_values", "tasks", "train", "treatments",
+    "adapt", "architectures", "array_cache", "checkpoint", "config", "data", "encoding",
+    "engines", "environment", "estimate", "evaluation", "execute", "forgetting", "fused",
+    "glue_metric", "hub", "libraries", "lora", "memory", "methods", "numerics", "plan",
+    "prepare", "ragged", "readers", "snapshot", "sources", "sweep", "sweep_values", "tasks",
+    "token_cache", "train", "treatments",
 }  # fmt: skip
 READS = {
     "checksums", "claims", "cleanup", "compare", "compare_inputs", "compare_measure",

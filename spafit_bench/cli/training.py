@@ -85,6 +85,12 @@ def run(
     batch_size: Annotated[
         int | None, typer.Option(help="Examples per optimizer step.", rich_help_panel=HOW)
     ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens per optimizer step, about, instead of --batch-size.", rich_help_panel=HOW
+        ),
+    ] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens per example at most.", rich_help_panel=HOW)
     ] = None,
@@ -109,6 +115,14 @@ def run(
             help="auto: bf16 where the hardware has it.",
             rich_help_panel=WHERE,
             metavar="auto|fp32|bf16|fp16",
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: fast where it can be; plain: transformers' own forward pass.",
+            rich_help_panel=WHERE,
+            metavar="auto|fast|plain",
         ),
     ] = None,
     device: Device = None,
@@ -151,6 +165,7 @@ def run(
         "learning_rate": lr,
         "epochs": epochs,
         "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
         "max_length": max_length,
         "warmup": warmup,
         "weight_decay": weight_decay,
@@ -163,6 +178,7 @@ def run(
         "limit": limit,
         "select": select,
         "precision": precision,
+        "engine": engine,
         "device": device,
         "predict_test": predict_test,
         "save_weights": save_weights,

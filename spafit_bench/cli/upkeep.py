@@ -18,10 +18,8 @@ from spafit_bench.cli.options import (
     print_text,
 )
 
-runs = typer.Typer(
-    name="runs", no_args_is_help=True, help="Remove runs, or what stopped processes left behind."
-)
-app.add_typer(runs)
+runs = typer.Typer(no_args_is_help=True, help="Remove runs, or what stopped processes left behind.")
+app.add_typer(runs, name="runs")
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (only a terminal is asked).")]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 def prepare_runs(request: RunRequest) -> list[PreparedRun]:
     """Find and check the inputs of every requested run, before the first one starts."""
     configs = run_configs(request)
+    from spafit_bench.libraries import load_libraries
+
+    load_libraries()
     from spafit_bench.prepare import Preparer
 
     preparer = Preparer()

@@ -26,9 +26,9 @@ _WEIGHTS_AND_DATA = {"model", "model.name", "model.revision", "revision", "data"
 _WITHOUT_EFFECT = {"device", "num_threads", "results", "offline", "save_weights", "predict_test"}
 _WITHOUT_EFFECT |= {"measure_forgetting"}
 _IGNORED = frozenset({"task", "seed"} | _WEIGHTS_AND_DATA | _WITHOUT_EFFECT)
-_RESOLVED = ("precision", "select", "limit")
+_RESOLVED = ("precision", "engine", "select", "limit")
 """Taken from the record, where `auto` has become what was used."""
-_IDENTITY = frozenset({"method", "head", "precision", "select"})
+_IDENTITY = frozenset({"method", "head", "precision", "engine", "select"})
 """What makes a method what it is. Anything else (learning rate, epochs, ...) may be a recipe that
 follows the task, and parts rows only where one task has several."""
 
@@ -200,8 +200,9 @@ def _facts(run: RunRecord) -> dict[str, Scalar]:
         for key, value in _leaves(run.config)
         if key not in _IGNORED and key.rpartition(".")[2] not in _RESOLVED
     }
-    used = {"precision": run.environment.precision, "select": run.select, "limit": run.train_limit}
-    return facts | used
+    machine = run.environment
+    used = {"precision": machine.precision, "engine": machine.engine}
+    return facts | used | {"select": run.select, "limit": run.train_limit}
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Scalar]]:

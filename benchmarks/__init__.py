@@ -1,0 +1,1 @@
+"""Speed and agreement against what people use today; see README.md beside this file."""

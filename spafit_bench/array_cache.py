@@ -1,0 +1,195 @@
+"""Arrays on disk that later runs and other processes share: bounded, checked, memory-mapped.
+
+An entry is one file: eight bytes with the length of a JSON header, the header, the arrays, and the
+SHA-256 of all that. It appears whole (written beside, synced, renamed), so any number of processes
+may read and write at once; the worst that can happen is that two of them write the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spafit_bench.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FOLDER_VARIABLE = "SPAFIT_BENCH_CACHE_DIR"
+SIZE_VARIABLE = "SPAFIT_BENCH_CACHE_GB"
+DEFAULT_GB = 4.0
+
+_ALIGNMENT = 64
+_DIGEST_BYTES = 32
+_ENTRY, _DAMAGED, _UNFINISHED = ".arrays", ".damaged", ".unfinished"
+_ABANDONED_AFTER_S = 86_400.0
+"""An unfinished file this old belongs to a process that was killed."""
+
+Arrays = dict[str, np.ndarray]
+
+
+class _DamagedEntry(Exception):  # noqa: N818 (found and set aside, not an error of ours)
+    pass
+
+
+@dataclass(frozen=True)
+class ArrayCache:
+    """One kind of entries in a folder of its own.
+
+    Nothing here ever stops a run: what cannot be read is missing, what cannot be written is not
+    kept, and a warning says so.
+    """
+
+    folder: Path
+    max_bytes: int
+    """Entries used longest ago go first."""
+
+    def load(self, key: str) -> Arrays | None:
+        """Return the arrays kept under `key`, read-only and memory-mapped; None if there are none.
+
+        A damaged entry is set aside under another name.
+        """
+        path = self.folder / f"{key}{_ENTRY}"
+        try:
+            arrays = _read(path, key)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("%s: cannot be read (%s); it is made anew", path, error.strerror)
+            return None
+        except _DamagedEntry as error:
+            log.warning("%s: %s; it is set aside and made anew", path, error)
+            with suppress(OSError):  # another process was faster
+                path.replace(path.with_suffix(_DAMAGED))
+            return None
+        with suppress(OSError):  # a cache that is only readable is still of use
+            os.utime(path)
+        return arrays
+
+    def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep arrays under `key`, which must be a sound file name."""
+        pieces = list(_pieces(key, arrays))
+        size = sum(len(piece) for piece in pieces) + _DIGEST_BYTES
+        if size > self.max_bytes:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(size)
+            self._write(self.folder / f"{key}{_ENTRY}", pieces)
+        except OSError as error:
+            log.warning("%s: nothing can be kept here (%s)", self.folder, error.strerror)
+
+    def _write(self, path: Path, pieces: list[memoryview]) -> None:
+        handle, name = tempfile.mkstemp(suffix=_UNFINISHED, dir=self.folder)
+        try:
+            digest = hashlib.sha256()
+            with os.fdopen(handle, "wb") as file:
+                for piece in pieces:
+                    digest.update(piece)
+                    file.write(piece)
+                file.write(digest.digest())
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        """Remove what was used longest ago until an entry of `size` bytes fits."""
+        oldest_first = sorted(self._files())
+        total = sum(found for _, found, _ in oldest_first)
+        for used_at, found, path in oldest_first:
+            unfinished = path.suffix == _UNFINISHED
+            abandoned = unfinished and time.time() - used_at > _ABANDONED_AFTER_S
+            if abandoned or (total + size > self.max_bytes and not unfinished):
+                path.unlink(missing_ok=True)
+                total -= found
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Yield when each file of the cache was last used, its bytes, and its path."""
+        for path in self.folder.iterdir():
+            if path.suffix in (_ENTRY, _DAMAGED, _UNFINISHED):
+                with suppress(FileNotFoundError):  # another process removed it
+                    stat = path.stat()
+                    yield stat.st_mtime, stat.st_size, path
+
+
+def user_cache(kind: str) -> ArrayCache | None:
+    """Return the user's cache of one kind; None where it is switched off.
+
+    `SPAFIT_BENCH_CACHE_DIR` is the folder (else `spafit-bench` in `XDG_CACHE_HOME` or `~/.cache`),
+    `SPAFIT_BENCH_CACHE_GB` its size in 10^9 bytes per kind; 0 switches it off.
+
+    Raises:
+        UserError: a size that is no number.
+    """
+    text = os.environ.get(SIZE_VARIABLE) or str(DEFAULT_GB)
+    try:
+        gigabytes = float(text)
+    except ValueError:
+        gigabytes = math.nan
+    if not 0 <= gigabytes < math.inf:
+        raise UserError(
+            f"{SIZE_VARIABLE}={text!r}: must be a number of gigabytes, such as {DEFAULT_GB:g}; "
+            "0 keeps nothing"
+        )
+    folder = _user_folder()
+    if folder is None or gigabytes == 0:
+        return None
+    return ArrayCache(folder / kind, int(gigabytes * 1e9))
+
+
+def _user_folder() -> Path | None:
+    given = os.environ.get(FOLDER_VARIABLE)
+    if given:
+        return Path(given).expanduser()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(shared).is_absolute():  # the specification says to ignore others
+        return Path(shared) / "spafit-bench"
+    try:
+        return Path.home() / ".cache" / "spafit-bench"
+    except RuntimeError:  # a user without a home
+        return None
+
+
+def _pieces(key: str, arrays: Mapping[str, np.ndarray]) -> Iterator[memoryview]:
+    """Yield the bytes of an entry but for its digest; every array starts at an aligned offset."""
+    table = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
+    header = json.dumps({"key": key, "arrays": table}).encode()
+    header += b" " * (-(8 + len(header)) % _ALIGNMENT)
+    yield memoryview(len(header).to_bytes(8, "little") + header)
+    for array in arrays.values():
+        content = np.ascontiguousarray(array).tobytes()
+        yield memoryview(content + bytes(-len(content) % _ALIGNMENT))
+
+
+def _read(path: Path, key: str) -> Arrays:
+    try:
+        mapped = np.memmap(path, dtype=np.uint8, mode="r")
+    except ValueError:  # nothing can be mapped of an empty file
+        raise _DamagedEntry("empty") from None
+    content = np.asarray(mapped)  # plain arrays are faster to index
+    body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    if hashlib.sha256(body.data).digest() != digest.tobytes():
+        raise _DamagedEntry("damaged (its checksum differs)")
+    start = 8 + int.from_bytes(body[:8].tobytes(), "little")
+    header: dict[str, Any] = json.loads(body[8:start].tobytes())
+    if header["key"] != key:
+        raise _DamagedEntry("of another key")
+    arrays: Arrays = {}
+    for name, (dtype, shape) in header["arrays"].items():
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        arrays[name] = body[start : start + size].view(dtype).reshape(shape)
+        start += size + -size % _ALIGNMENT
+    return arrays

@@ -1,0 +1,71 @@
+"""The two ways to compute a model's logits: as it was written, or fused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from spafit_bench.encoding import Batch
+from spafit_bench.errors import UserError
+from spafit_bench.fused import FusedEncoder, why_not_fused
+from spafit_bench.numerics import Numerics
+from spafit_bench.plan import Plan
+
+
+class Engine(Protocol):
+    """Computes logits; dropout is on when the model is in training mode."""
+
+    name: str
+
+    def refresh(self) -> None:
+        """Notice that parameters have changed; to be called before `logits` then.
+
+        (A fused optimizer leaves no trace of its writes by which it could be noticed.)
+        """
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return (size, num_outputs) fp32."""
+
+
+class PlainEngine:
+    """The model's own forward pass on padded batches: the reference that the other is held to."""
+
+    name = "plain"
+
+    def __init__(self, model: PreTrainedModel, numerics: Numerics) -> None:
+        """Use a model on its device."""
+        self.model, self.numerics = model, numerics
+
+    def refresh(self) -> None:
+        """Do nothing: the parameters are used as they are."""
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Apply the model."""
+        with self.numerics.autocast():
+            logits: Tensor = self.model(**batch.padded()).logits
+        return logits.float()
+
+
+def engine_name(wanted: str, config: Mapping[str, Any], plan: Plan) -> str:
+    """Resolve `auto`: fast where it can be.
+
+    Args:
+        wanted: `fast`, `plain` or `auto`.
+        config: the checkpoint's `config.json`.
+        plan: what trains.
+
+    Raises:
+        UserError: `fast` for an encoder or a method that it does not cover.
+    """
+    reason = why_not_fused(config, plan)
+    if wanted == "fast" and reason is not None:
+        raise UserError(f"--engine fast: {reason}; use --engine auto or plain")
+    return "plain" if wanted == "plain" or reason is not None else "fast"
+
+
+def make_engine(name: str, model: PreTrainedModel, numerics: Numerics) -> Engine:
+    """Return the engine of a name that `engine_name` gave, for a model with its adapters."""
+    return (FusedEncoder if name == "fast" else PlainEngine)(model, numerics)
