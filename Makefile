@@ -7,7 +7,7 @@ READY := .venv/.ready
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test smoke lint format tiny-bert clean
+.PHONY: help setup demo test test-ray smoke stress lint format tiny-bert clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -27,8 +27,15 @@ demo: $(READY) ## Nine tasks x four methods on tiny BERT, offline, in minutes
 test: $(READY) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
+test-ray: $(READY) ## Install Ray and test sweeps on a cluster of two nodes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray
+
 smoke: $(READY) ## Nine tasks x four methods through the real command line, against stored bands
 	$(BIN)/python -m pytest -m smoke -s tests/test_smoke.py
+
+stress: $(READY) ## Kill runs at random moments and check that nothing is lost (STRESS_KILLS=200)
+	$(BIN)/python scripts/stress.py
 
 lint: $(READY) ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -150,6 +150,8 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{index}: not a readable index of weights ({error!r})") from None
     for name in names:
+        if Path(name).name != name:
+            raise UserError(f"{index}: names {name}, which is not a file of the folder")
         if not (path / name).is_file():
             raise UserError(f"{index}: names {name}, which is not in the folder")
     return tuple(path / name for name in names)

@@ -139,7 +139,7 @@ class Claims:
         """
         if not 0 < 2 * heartbeat_s <= stale_after_s:
             raise ValueError(f"stale_after_s {stale_after_s} is under two of {heartbeat_s} s")
-        self._folder = folder / "claims"
+        self.folder = folder / "claims"
         self._heartbeat_s = heartbeat_s
         self._stale_after_s = stale_after_s
         self._start()
@@ -164,7 +164,8 @@ class Claims:
         for claim in tuple(self._held):
             claim.release()
         with suppress(OSError):  # others have claims, or none was ever made
-            self._folder.rmdir()
+            self._remove_remains()
+            self.folder.rmdir()
         self._start()
 
     def take(self, run_id: str) -> Claim | None:
@@ -209,10 +210,16 @@ class Claims:
                     return entry.owner
         return None
 
+    def is_free(self, run_id: str) -> bool:
+        """Tell whether nobody alive has a run; raises and takes as long as `take`."""
+        place = self._place(run_id)
+        with _for_the_user(place):
+            return all(self._is_dead(entry) for entry in _entries(place))
+
     def _place(self, run_id: str) -> Path:
         if not run_id or run_id.startswith(".") or Path(run_id).name != run_id:
             raise ValueError(f"not a run id: {run_id!r}")
-        return self._folder / run_id
+        return self.folder / run_id
 
     def _notice_fork(self) -> None:
         """Give a forked child a state of its own: claims belong to the process that took them."""
@@ -235,7 +242,7 @@ class Claims:
 
     def _put(self, run_id: str, place: Path) -> Claim | None:
         token = secrets.token_hex(16)
-        staged = self._folder / f"{_UNFINISHED}{token}"
+        staged = self.folder / f"{_UNFINISHED}{token}"
         claim = Claim(run_id, place / f"{token}.json")
         since = datetime.now(UTC).isoformat(timespec="seconds")
         content = json.dumps({**asdict(self._here), "since": since}, indent=1)
@@ -287,7 +294,7 @@ class Claims:
 
     def _server_time_ns(self) -> int:
         """Ask the file server for the time, by its mark on a new file."""
-        path = self._folder / f"{_UNFINISHED}{secrets.token_hex(16)}"
+        path = self.folder / f"{_UNFINISHED}{secrets.token_hex(16)}"
         try:
             with path.open("xb") as file:
                 return os.fstat(file.fileno()).st_mtime_ns
@@ -298,9 +305,23 @@ class Claims:
         """Remove what killed processes left half made; whoever lives still tries again."""
         with suppress(FileNotFoundError):
             oldest_ns = self._server_time_ns() - int(self._stale_after_s * 1e9)
-            for path in self._folder.glob(f"{_UNFINISHED}*"):
+            for path in self.folder.glob(f"{_UNFINISHED}*"):
                 if path.stat().st_mtime_ns < oldest_ns:
                     _remove(path)
+
+    def _remove_remains(self) -> None:
+        """Remove the claims of processes that certainly run no more, and old litter.
+
+        Nobody else would remove the claim of one that was killed after it had saved its run.
+        """
+        for place in self.folder.glob("[!.]*"):
+            for entry in _entries(place):
+                if entry.owner.is_gone(self._here):
+                    entry.path.unlink(missing_ok=True)
+            with suppress(OSError):  # somebody has the run
+                place.rmdir()
+        if any(self.folder.glob(f"{_UNFINISHED}*")):
+            self._remove_litter()
 
     def _start_heart(self) -> None:
         if self._heart is None:

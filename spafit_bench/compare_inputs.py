@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from spafit_bench.errors import UserError, nearest
+from spafit_bench.errors import DamagedError, UserError, nearest
 from spafit_bench.record import RunRecord
+from spafit_bench.run_folder import read_rows
 from spafit_bench.tables.settings import Group, Setting, matching_rows
 from spafit_bench.tasks import Task
 from spafit_bench.weighted_metrics import METRICS
@@ -97,18 +98,12 @@ def _not_found(
 
 
 def _read(path: Path, task: Task) -> Predictions:
-    import pandas as pd
-    from pyarrow import ArrowException
-
-    columns = ["split", "index", "label", "prediction"]
     try:
-        frame = pd.read_parquet(
-            path, columns=columns, filters=[("split", "in", list(task.dev_splits))]
-        )
-    except FileNotFoundError:
-        raise UnusablePredictionsError("no predictions.parquet") from None
-    except (OSError, ValueError, KeyError, TypeError, ArrowException):
+        frame = read_rows(path, ("index", "label", "prediction"), task.dev_splits)
+    except DamagedError:
         raise UnusablePredictionsError("predictions.parquet is damaged") from None
+    if frame is None:
+        raise UnusablePredictionsError("no predictions.parquet")
     labels, predictions = {}, {}
     for split in task.dev_splits:
         rows = frame[frame["split"] == split].sort_values("index")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -11,6 +12,17 @@ class UserError(Exception):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class DamagedError(UserError):
+    """A file of a results folder is not as it was written; nothing of it is believed."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        self.path = path
+        self.problem = f"{path} {problem}"
+        super().__init__(
+            f"{self.problem}; the command that made the run sets it aside and repeats it"
+        )
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

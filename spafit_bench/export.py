@@ -17,6 +17,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from spafit_bench.checkpoint import quiet_transformers
+from spafit_bench.checksums import SUMS, sums_of
+from spafit_bench.durable import umask
 from spafit_bench.encoding import load_tokenizer
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.lookup import FoundRun
@@ -113,8 +115,11 @@ def _write_peft(restored: RestoredRun, found: FoundRun, folder: Path) -> tuple[s
 
 
 def _write_delta(_restored: RestoredRun, found: FoundRun, folder: Path) -> tuple[str, ...]:
-    for name in ("adapter.safetensors", "record.json"):
+    names = ("adapter.safetensors", "record.json")
+    for name in names:
         shutil.copyfile(found.folder / name, folder / name)
+    sums = sums_of({name: (folder / name).read_bytes() for name in names})
+    (folder / SUMS).write_bytes(sums)
     return ()
 
 
@@ -228,6 +233,8 @@ def _whole_folder(to: Path) -> Iterator[Path]:
         folder = outer / "export"
         folder.mkdir()
         yield folder
+        for path in folder.rglob("*"):  # safetensors makes its files readable by their owner alone
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask())
         folder.rename(final)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error

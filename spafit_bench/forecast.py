@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
 from spafit_bench.encoding import encode, load_tokenizer
 from spafit_bench.estimate import (
     MATMUL_SHARE,
@@ -18,11 +20,13 @@ from spafit_bench.estimate import (
     training_flops_per_token,
 )
 from spafit_bench.numerics import Numerics
-from spafit_bench.plan_view import human_bytes
 from spafit_bench.prepare import PreparedRun
+from spafit_bench.units import duration, human_bytes
 
 _SAMPLE = 256
 """Training rows that are tokenised to learn their length."""
+
+_LETTERS_PER_TOKEN = 4.5
 
 _rate = lru_cache(maxsize=4)(matmul_rate)
 
@@ -32,6 +36,8 @@ class Forecast:
     """One run that would be carried out, with estimates."""
 
     run_id: str
+    task: str
+    method: str
     finished: bool
     """Already there, so it would be skipped."""
     steps: int
@@ -51,13 +57,9 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
     on this device, and takes them to be `MATMUL_SHARE` of a step.
     """
     settings, plan = prepared.config.train, prepared.plan
-    sample = encode(
-        prepared.data.splits["train"].head(_SAMPLE),
-        load_tokenizer(prepared.checkpoint),
-        max_length=settings.max_length,
-    )
+    lengths = _token_lengths(prepared)
     rows = prepared.data.splits["train"].num_rows
-    mean_length = float(sample.lengths.mean())
+    mean_length = float(lengths.mean())
     tokens = rows * settings.epochs * mean_length
     batch_size = settings.batch_size
     if settings.batch_tokens is not None:
@@ -68,7 +70,7 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
         plan,
         Shape.of(prepared.checkpoint.config),
         batch_size=settings.micro_batch_size or batch_size,
-        length=int(sample.lengths.max()),
+        length=int(lengths.max()),
         width=width,
     )
     kept = 0 if prepared.config.save_weights == "none" else 4 * plan.trainable_parameters
@@ -76,12 +78,49 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
         kept *= 1 + math.ceil(settings.epochs)
     return Forecast(
         run_id=prepared.run_id,
+        task=prepared.task.name,
+        method=prepared.method,
         finished=finished,
         steps=math.ceil(settings.epochs * math.ceil(rows / batch_size)),
         train_time_s=round(flops / (_measured_rate(prepared.numerics) * MATMUL_SHARE), 1),
         memory_bytes=state_bytes(plan, width) + activations,
         stored_bytes=kept,
     )
+
+
+_LENGTHS: dict[tuple[object, ...], np.ndarray] = {}
+
+
+def _token_lengths(prepared: PreparedRun) -> np.ndarray:
+    """Tokenise the first training rows, once for all runs that read the same."""
+    max_length = prepared.config.train.max_length
+    config = prepared.config
+    key = (prepared.data.fingerprint, prepared.files_sha256, max_length, config.limit)
+    if key not in _LENGTHS:
+        rows = prepared.data.splits["train"].head(_SAMPLE)
+        tokenizer = load_tokenizer(prepared.checkpoint)
+        _LENGTHS[key] = encode(rows, tokenizer, max_length=max_length).lengths
+    return _LENGTHS[key]
+
+
+def relative_work(prepared: PreparedRun) -> float:
+    """Return about how much there is to compute, to be compared with other runs on one machine.
+
+    Text is counted in characters, not tokenised: a sweep asks this of every run as it starts.
+    """
+    settings, task = prepared.config.train, prepared.task
+    flops = training_flops_per_token(prepared.plan)
+    forward = 2 * sum(t.num_parameters for t in prepared.plan.tensors if t.place.layer is not None)
+
+    def tokens(name: str) -> float:
+        split = prepared.data.splits[name]
+        rows = min(split.num_rows, _SAMPLE)
+        letters = sum(len(text) for column in split.head(rows).texts for text in column)
+        length = min(settings.max_length, 3 + letters / rows / _LETTERS_PER_TOKEN)
+        return split.num_rows * length
+
+    evaluation = sum(tokens(name) for name in task.dev_splits)
+    return settings.epochs * (tokens("train") * flops + evaluation * forward)
 
 
 def _measured_rate(numerics: Numerics) -> float:
@@ -93,22 +132,43 @@ def forecast_table(rows: Sequence[Forecast]) -> str:
     width = max(len(row.run_id) for row in rows)
     lines = [f"{'run':<{width}}  {'steps':>7}  {'time':>8}  {'memory':>8}  {'disk':>8}"]
     for row in rows:
-        cells = f"{row.steps:>7}  {_duration(row.train_time_s):>8}"
+        cells = f"{row.steps:>7}  {duration(row.train_time_s):>8}"
         cells += f"  {human_bytes(row.memory_bytes):>8}  {human_bytes(row.stored_bytes):>8}"
-        lines.append(f"{row.run_id:<{width}}  " + ("finished, skipped" if row.finished else cells))
-    ahead = [row for row in rows if not row.finished]
-    total = sum(row.train_time_s for row in ahead)
-    disk = sum(row.stored_bytes for row in ahead)
-    lines.append(
-        f"{len(ahead)} of {len(rows)} to run: about {_duration(total)} of training on this machine "
-        f"(within a factor of two), {human_bytes(disk)} of weights kept"
-    )
+        lines.append(f"{row.run_id:<{width}}  " + ("there, skipped" if row.finished else cells))
+    lines.append(_total(rows))
     return "\n".join(lines)
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+def forecast_cells(rows: Sequence[Forecast]) -> str:
+    """Lay the forecasts out for people, one line for each task and method."""
+    cells: dict[tuple[str, str], list[Forecast]] = {}
+    for row in rows:
+        cells.setdefault((row.task, row.method), []).append(row)
+    width = max(len(method) for _, method in cells)
+    lines = [
+        f"{'task':<6}  {'method':<{width}}  {'runs':>5}  {'there':>8}  {'each':>8}  {'all':>8}  "
+        f"{'memory':>8}  {'disk':>8}"
+    ]
+    for (task, method), found in cells.items():
+        ahead = [row for row in found if not row.finished]
+        finished = len(found) - len(ahead)
+        line = f"{task:<6}  {method:<{width}}  {len(found):>5}  {finished:>8}"
+        if ahead:
+            all_s = sum(row.train_time_s for row in ahead)
+            line += f"  {duration(all_s / len(ahead)):>8}  {duration(all_s):>8}"
+            line += f"  {human_bytes(max(row.memory_bytes for row in ahead)):>8}"
+            line += f"  {human_bytes(sum(row.stored_bytes for row in ahead)):>8}"
+        lines.append(line)
+    return "\n".join([*lines, _total(rows)])
+
+
+def _total(rows: Sequence[Forecast]) -> str:
+    ahead = [row for row in rows if not row.finished]
+    if not ahead:
+        return f"all of {len(rows)} are there, nothing to run"
+    return (
+        f"{len(ahead)} of {len(rows)} to run: about {duration(sum(r.train_time_s for r in ahead))} "
+        "of training on this machine, one run after another (within a factor of two), up to "
+        f"{human_bytes(max(r.memory_bytes for r in ahead))} of memory, "
+        f"{human_bytes(sum(r.stored_bytes for r in ahead))} of weights kept"
+    )

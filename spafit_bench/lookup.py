@@ -9,7 +9,8 @@ from pathlib import Path
 
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.record import RunRecord
-from spafit_bench.store import Store, read_record
+from spafit_bench.run_folder import read_record
+from spafit_bench.store import Store
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,21 @@ def find_run(name: str, store: Store) -> FoundRun:
         store: where names are looked up.
 
     Raises:
-        UserError: no such run, several, or a damaged record.
+        DamagedError: the record is not as it was written.
+        UserError: no such run, or several.
     """
     folder = Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's fails for unknown users
     if _has_record(folder):
         return FoundRun(read_record(folder / "record.json"), folder)
     record = store.find(name) if "/" not in name else None
     if record is None:
-        matches = [r for r in store.records() if r.run_id.startswith(name)]
+        records, damages = store.survey()
+        matches = [r for r in records if r.run_id.startswith(name)]
+        damaged = [d for d in damages if d.path.relative_to(store.runs).parts[0].startswith(name)]
+        if damaged and not matches:
+            raise damaged[0]
         if len(matches) != 1:
-            raise _ambiguous(name, matches, store)
+            raise _ambiguous(name, matches, [record.run_id for record in records], store)
         record = matches[0]
     return FoundRun(record, store.runs / record.run_id)
 
@@ -50,10 +56,11 @@ def _has_record(folder: Path) -> bool:
         return False
 
 
-def _ambiguous(name: str, matches: Sequence[RunRecord], store: Store) -> UserError:
+def _ambiguous(
+    name: str, matches: Sequence[RunRecord], names: Sequence[str], store: Store
+) -> UserError:
     if matches:
         some = ", ".join(record.run_id for record in matches[:8])
         return UserError(f"{name!r} could be any of {len(matches)} runs: {some}")
-    names = [record.run_id for record in store.records()]
     hint = nearest(name, names) if len(names) <= 20 else "see spafit-bench list runs"
     return UserError(f"no run {name[:80]!r} in {store.root}: {hint if names else 'it has no runs'}")

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+from spafit_bench.damage import examine, set_damaged_aside
+from spafit_bench.errors import UserError
+from spafit_bench.events import Busy, Ended, Event, Lost, Refused, Warned
+from spafit_bench.execute import blank_record, utc_now
+from spafit_bench.executors import Executor
 from spafit_bench.prepare import PreparedRun, Preparer
 from spafit_bench.record import RunRecord
-from spafit_bench.run import Options, View, run_all
+from spafit_bench.run import POLL_S, Options, save_unfinished, to_repeat
 from spafit_bench.store import Store
 from spafit_bench.sweep import Group, Sweep, choose, final_configs, trial_configs
+
+MOST_LOSSES = 3
+"""A run whose process or machine went away this often is given up: it may be what kills them."""
+_TICK_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -29,92 +38,223 @@ class MatrixResult:
 
     @property
     def records(self) -> tuple[RunRecord, ...]:
-        """Every run."""
-        return (*self.trials, *self.finals)
+        """Every run, once."""
+        unique = {record.run_id: record for record in (*self.trials, *self.finals)}
+        return tuple(unique.values())
 
 
-def run_sweep(sweep: Sweep, store: Store, view: View, options: Options) -> MatrixResult:
+class View(Protocol):
+    """Shows how a sweep goes."""
+
+    def expect(self, runs: Sequence[PreparedRun]) -> None:
+        """Hear of every run that is still to be settled, whenever that changes."""
+
+    def hear(self, event: Event) -> None:
+        """Hear what a run says."""
+
+
+def run_sweep(
+    agenda: Agenda,
+    store: Store,
+    executor: Executor,
+    view: View,
+    options: Options,
+    stop: Callable[[], bool],
+) -> MatrixResult:
     """Carry out a sweep, or the rest of it.
 
-    Every input is found and checked before the first run starts. Trials and choices are made group
-    by group, so that reported runs appear early.
+    A cell's reported runs come as soon as its trials have ended, before other cells' trials, so
+    that results appear early. A run whose process is killed is carried out again from its last
+    snapshot, until it was lost `MOST_LOSSES` times.
 
     Raises:
-        UserError: an input that would keep a run from starting.
-        KeyboardInterrupt: as `run_all`.
+        UserError: results cannot be written, or a run's input is gone.
+        KeyboardInterrupt: `stop` said so; runs under way have kept their state.
     """
-    preparer = Preparer()
-    trials = {
-        group: {value: [preparer.prepare(c) for c in configs] for value, configs in values.items()}
-        for group, values in trial_configs(sweep).items()
-    }
-    first_guess = {group: next(iter(values)) for group, values in trials.items()}
-    for config in final_configs(sweep, first_guess):
-        preparer.prepare(config)
-    if not trials:
-        runs = [preparer.prepare(config) for config in final_configs(sweep, {})]
-        return MatrixResult((), tuple(run_all(runs, store, view, options)), {})
-    trial_records: list[RunRecord] = []
-    final_records: list[RunRecord] = []
-    chosen: dict[Group, Any] = {}
-    for group, values in trials.items():
-        chosen[group], records = _choose(values, store, view, options)
-        trial_records += records
-        configs = final_configs(sweep, {group: chosen[group]})
-        runs = [preparer.prepare(config) for config in configs]
-        final_records += run_all(runs, store, view, options)
-    return MatrixResult(tuple(trial_records), tuple(final_records), chosen)
+    store.check_writable()
+    driver = _Driver(agenda, store, view, options, executor, stop)
+    set_damaged_aside(store, driver.warn)  # said now, not after hours
+    store.rebuild_csv()
+    try:
+        return driver.carry_out()
+    finally:
+        executor.close()
 
 
-def _choose(
-    values: dict[Any, list[PreparedRun]], store: Store, view: View, options: Options
-) -> tuple[Any, list[RunRecord]]:
-    runs = [run for value_runs in values.values() for run in value_runs]
-    records = run_all(runs, store, view, options)
-    by_id = {record.run_id: record for record in records}
-    trials = {value: [by_id[run.run_id] for run in runs] for value, runs in values.items()}
-    return choose(trials), records
+class Agenda:
+    """The runs of a sweep: which there are, and which follow from choices."""
+
+    def __init__(self, sweep: Sweep, preparer: Preparer | None = None) -> None:
+        """Find and check the inputs of every run.
+
+        Args:
+            sweep: the matrix.
+            preparer: where another machine will compute.
+
+        Raises:
+            UserError: an input that would keep a run from starting.
+        """
+        self.sweep = sweep
+        self.chosen: dict[Group, Any] = {}
+        self._preparer = preparer or Preparer()
+        self.trials = {
+            group: {value: self._prepare(configs) for value, configs in values.items()}
+            for group, values in trial_configs(sweep).items()
+        }
+        self._guesses = {
+            group: self._prepare(final_configs(sweep, {group: next(iter(values))}))
+            for group, values in self.trials.items()
+        }
+        self.finals: dict[Group | None, list[PreparedRun]] = {}
+        if not self.trials:
+            self.finals[None] = self._prepare(final_configs(sweep, {}))
+
+    def _prepare(self, configs: Sequence[Any]) -> list[PreparedRun]:
+        return [self._preparer.prepare(config) for config in configs]
+
+    def trial_runs(self) -> list[PreparedRun]:
+        """Return every trial, cell by cell."""
+        return [run for group in self.trials for run in self._trials_of(group)]
+
+    def _trials_of(self, group: Group) -> list[PreparedRun]:
+        return [run for runs in self.trials[group].values() for run in runs]
+
+    def final_runs(self) -> list[PreparedRun]:
+        """Return every reported run that is known by now."""
+        return [run for runs in self.finals.values() for run in runs]
+
+    def expected(self) -> list[PreparedRun]:
+        """Return every run, each once; a choice that is not made counts as its first value."""
+        guessed = [run for g, runs in self._guesses.items() if g not in self.chosen for run in runs]
+        runs = (*self.trial_runs(), *self.final_runs(), *guessed)
+        return list({run.run_id: run for run in runs}.values())
+
+    def follow(self, records: dict[str, RunRecord]) -> list[PreparedRun]:
+        """Make every choice that can be made by now; return the runs that follow from them."""
+        new: list[PreparedRun] = []
+        for group in self.trials:
+            if group in self.chosen or any(r.run_id not in records for r in self._trials_of(group)):
+                continue
+            trials = {v: [records[r.run_id] for r in rs] for v, rs in self.trials[group].items()}
+            self.chosen[group] = choose(trials)
+            self.finals[group] = self._prepare(
+                final_configs(self.sweep, {group: self.chosen[group]})
+            )
+            new += self.finals[group]
+        return new
 
 
-def planned_runs(sweep: Sweep) -> list[PreparedRun]:
-    """Return every run of a sweep; those that wait for a choice stand with its first value."""
-    preparer = Preparer()
-    trials = trial_configs(sweep)
-    first_guess = {group: next(iter(values)) for group, values in trials.items()}
-    configs = [c for values in trials.values() for runs in values.values() for c in runs]
-    return [preparer.prepare(c) for c in (*configs, *final_configs(sweep, first_guess))]
+@dataclass
+class _Driver:
+    """Hands runs to an executor until every one has its record."""
 
+    agenda: Agenda
+    store: Store
+    view: View
+    options: Options
+    executor: Executor
+    stop: Callable[[], bool]
+    records: dict[str, RunRecord] = field(default_factory=dict)
+    known: dict[str, PreparedRun] = field(default_factory=dict)
+    todo: deque[str] = field(default_factory=deque)
+    under_way: set[str] = field(default_factory=set)
+    losses: Counter[str] = field(default_factory=Counter)
+    not_before_s: dict[str, float] = field(default_factory=dict)
+    """When to ask again for a run that another process has."""
 
-def threads_per_worker(jobs: int) -> int:
-    """Divide the CPU's threads among processes."""
-    return max(1, (os.cpu_count() or 1) // jobs)
+    def warn(self, message: str) -> None:
+        """Pass a warning on to the view."""
+        self.view.hear(Warned(message=message))
 
+    def carry_out(self) -> MatrixResult:
+        self._add((*self.agenda.trial_runs(), *self.agenda.final_runs()))
+        self._follow()
+        self.view.expect(self.agenda.expected())
+        while self.todo or self.under_way:
+            if self.stop():
+                self._wind_up()
+            self._submit()
+            self.executor.poll(self._hear, _TICK_S)
+            if not self.under_way and self.todo:
+                time.sleep(min(_TICK_S, self._until_next_s()))
+        return MatrixResult(
+            tuple(self.records[run.run_id] for run in self.agenda.trial_runs()),
+            tuple(self.records[run.run_id] for run in self.agenda.final_runs()),
+            self.agenda.chosen,
+        )
 
-def run_workers(arguments: Sequence[str], jobs: int, num_gpus: int) -> int:
-    """Start several processes on one sweep; claims share the runs out among them.
+    def _add(self, runs: Sequence[PreparedRun], *, first: bool = False) -> None:
+        new = [run for run in runs if run.run_id not in self.known]
+        self.known |= {run.run_id: run for run in new}
+        ids = list(dict.fromkeys(run.run_id for run in new if not self._is_settled(run.run_id)))
+        self.todo = deque([*ids, *self.todo] if first else [*self.todo, *ids])
 
-    Args:
-        arguments: of `spafit-bench`, without `--jobs`.
-        jobs: processes; the CPU's threads are divided among them, and GPUs go round.
-        num_gpus: GPUs here.
+    def _is_settled(self, run_id: str) -> bool:
+        """Take a run that need not be carried out from the store."""
+        record = None if self.options.force else examine(self.store, run_id, self.warn)
+        if record is None or to_repeat(record.status, self.options):
+            return False
+        self.records[run_id] = record
+        self.view.hear(Ended(run_id=run_id, record=record, found=True))
+        return True
 
-    Returns:
-        The worst exit code.
-    """
-    threads = str(threads_per_worker(jobs))
-    workers = []
-    for number in range(jobs):
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "SPAFIT_BENCH_WORKER": str(number)}
-        if num_gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = str(number % num_gpus)
-        command = [sys.executable, "-m", "spafit_bench", *arguments]
-        workers.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
-    codes = []
-    for worker in workers:
-        while True:
-            try:
-                codes.append(worker.wait())
-                break
-            except KeyboardInterrupt:
-                continue  # the workers got the signal too; they keep their state and stop
-    return max(code if code >= 0 else 128 - code for code in codes)
+    def _submit(self) -> None:
+        for _ in range(len(self.todo)):
+            if not self.executor.has_room():
+                return
+            run_id = self.todo.popleft()
+            if time.monotonic() < self.not_before_s.get(run_id, -math.inf):
+                self.todo.append(run_id)
+                continue
+            self.under_way.add(run_id)
+            self.executor.submit(self.known[run_id])
+
+    def _until_next_s(self) -> float:
+        now = time.monotonic()
+        return max(0.0, min(self.not_before_s.get(run_id, now) - now for run_id in self.todo))
+
+    def _hear(self, event: Event) -> None:
+        self.view.hear(event)
+        match event:
+            case Ended():
+                self.under_way.discard(event.run_id)
+                self.records[event.run_id] = event.record
+                self._follow()
+            case Busy():
+                self.under_way.discard(event.run_id)
+                self.not_before_s[event.run_id] = time.monotonic() + POLL_S
+                self.todo.append(event.run_id)
+            case Lost():
+                self.under_way.discard(event.run_id)
+                if not self.stop():
+                    self._repeat(event)
+            case Refused():
+                raise UserError(event.message)
+
+    def _follow(self) -> None:
+        before = len(self.agenda.chosen)
+        self._add(self.agenda.follow(self.records), first=True)
+        if len(self.agenda.chosen) > before:
+            self.view.expect(self.agenda.expected())
+
+    def _repeat(self, event: Lost) -> None:
+        """Carry a run out again, unless it may be what kills whoever has it."""
+        self.losses[event.run_id] += 1
+        if self.losses[event.run_id] < MOST_LOSSES:
+            self.todo.appendleft(event.run_id)
+            return
+        reason = f"given up after {MOST_LOSSES} attempts: {event.reason}"
+        record = blank_record(self.known[event.run_id], utc_now(), "failed", reason)
+        save_unfinished(self.store, record, self.warn)
+        self._hear(Ended(run_id=event.run_id, record=record))
+
+    def _wind_up(self) -> None:
+        """Let every run keep its state, then stop."""
+        if self.under_way:
+            count = len(self.under_way)
+            message = f"stopping: {count} run(s) keep their state (a second signal stops at once)"
+            self.warn(message)
+            self.executor.stop()
+        while self.under_way:
+            self.executor.poll(self._hear, _TICK_S)
+        raise KeyboardInterrupt

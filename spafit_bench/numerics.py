@@ -83,7 +83,7 @@ def _has_native_bf16(device: torch.device) -> bool:
 def device_name(device: torch.device) -> str:
     """Return the processor's or GPU's own name."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "unknown"
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -14,6 +14,7 @@ from spafit_bench.architectures import Architecture
 from spafit_bench.checkpoint import Checkpoint
 from spafit_bench.estimate import Shape, activation_bytes
 from spafit_bench.plan import Plan, PlannedTensor
+from spafit_bench.units import human_bytes
 
 _STYLES = {"·": "dim", "b": "cyan", "L": "green", "F": "red"}
 
@@ -149,12 +150,3 @@ def _strata(rows: list[dict[str, Any]]) -> Text:
         counts = f"{row['trainable']:>12,}{row['parameters']:>13,}"
         lines.append(f"{name:<13}{counts}  {row['treatment']}")
     return Text("\n".join(lines))
-
-
-def human_bytes(count: float) -> str:
-    """Return a size in decimal units, three significant figures."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -109,6 +110,8 @@ class Preparer:
     tokenizers: dict[Path, tuple[str, ...]] = field(default_factory=dict)
     """Checkpoint folder -> warnings about its tokenizer."""
     shapes: dict[tuple[Path, int], dict[str, tuple[int, ...]]] = field(default_factory=dict)
+    numerics: Callable[[str, str], Numerics] = choose_numerics
+    """Device and precision -> numerics; another's where another machine will compute."""
 
     def prepare(self, config: RunConfig) -> PreparedRun:
         """Find and check everything that a run needs.
@@ -119,7 +122,7 @@ class Preparer:
         found = find_task(config.task)
         task = found.task
         method = config.resolved_method()
-        numerics = choose_numerics(config.device, config.precision)
+        numerics = self.numerics(config.device, config.precision)
         checkpoint = self._checkpoint(config)
         _check_length(config, checkpoint)
         plan, warnings = self._plan(config, task, method, checkpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,9 +16,6 @@ if TYPE_CHECKING:
     from spafit_bench.prepare import PreparedRun
     from spafit_bench.train import Progress as TrainProgress
 
-WORKER = "SPAFIT_BENCH_WORKER"
-"""Environment variable that `sweep --jobs` sets in the processes that it starts."""
-
 PLAIN_EVERY_S = 10.0
 """Between two lines about the same run where there is no terminal."""
 
@@ -30,7 +26,7 @@ def format_metrics(metrics: SplitMetrics) -> str:
     """Return metrics times 100 for people, e.g. `F1 88.1  acc 83.3`."""
     parts = []
     for split, values in metrics.items():
-        suffix = split.removeprefix("validation").replace("_", "-")
+        suffix = split.removeprefix("validation").removeprefix("holdout").replace("_", "-")
         parts += [f"{_SHORT.get(m, m)}{suffix} {100 * v:.1f}" for m, v in values.items()]
     return "  ".join(parts)
 
@@ -41,8 +37,6 @@ class ProgressView:
 
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
     quiet: bool = False
-    is_worker: bool = field(default_factory=lambda: WORKER in os.environ)
-    """One of several processes, whose bars would overwrite each other: one line per run."""
     current: RunView | None = None
     warned: set[str] = field(default_factory=set)
 
@@ -63,9 +57,7 @@ class ProgressView:
         self.say(f"warning: {message}", "yellow")
 
     def skipped(self, record: RunRecord) -> None:
-        """Say that a run is already there; a worker leaves that to the others."""
-        if self.is_worker:
-            return
+        """Say that a run is already there."""
         result = format_metrics(record.metrics) or record.reason or ""
         how = "--force repeats it" if record.status == "done" else "--retry-failed repeats it"
         self.say(f"{record.run_id}: already {record.status} ({result}); {how}", "dim")
@@ -78,9 +70,6 @@ class ProgressView:
         self.warned.update(prepared.warnings)
         plan = prepared.plan
         label = f"[{number}/{total}] {prepared.task.name} · {prepared.method}"
-        if self.is_worker:
-            self.current = RunView(self, label)
-            return self.current
         self.say(
             f"{label} · seed {prepared.config.seed} · {plan.trainable_parameters:,} trainable "
             f"({plan.trainable_percent:.2f} %) · {prepared.numerics.precision} on "
@@ -102,12 +91,9 @@ class ProgressView:
             self.say(f"  {record.status}: {record.reason}", "red")
             return
         collapsed = "  COLLAPSED: it predicts one constant" if record.collapsed else ""
-        which = "  "
-        if self.is_worker and self.current is not None:
-            which = f"{self.current.label} · seed {record.seed}: "
         rate = f"{record.train_tokens_per_s:,.0f} tokens/s" if record.train_tokens_per_s else ""
         self.say(
-            f"{which}{format_metrics(record.metrics)}{collapsed}  "
+            f"  {format_metrics(record.metrics)}{collapsed}  "
             f"in {record.wall_time_s:.1f} s ({rate})",
             "red" if record.collapsed else "green",
         )
@@ -124,7 +110,7 @@ class RunView:
 
     def on_step(self, progress: TrainProgress) -> None:
         """Show loss, speed and time left."""
-        if self.parent.quiet or self.parent.is_worker:
+        if self.parent.quiet:
             return
         if self.parent.console.is_terminal:
             self._live(progress)
@@ -159,8 +145,6 @@ class RunView:
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
         """Show the scores of an evaluation."""
-        if self.parent.is_worker:
-            return
         self.parent.say(
             f"  epoch {evaluation.epoch:g}  loss {evaluation.train_loss or 0:.4f}  "
             f"{format_metrics(evaluation.metrics)}"

@@ -7,16 +7,20 @@ module. Metrics are in native scale here (accuracy 0.84, not 84) and times 100 o
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from spafit_bench.errors import UserError
+from spafit_bench.checksums import SUMS
+from spafit_bench.errors import DamagedError, UserError
 from spafit_bench.task_files import TaskDefinition
 from spafit_bench.tasks import Task, get_task
 
-SCHEMA_VERSION = 1
-_DAMAGED = "the record is damaged: remove its folder and repeat the run"
+SCHEMA_VERSION = 2
+RUN_ID = r"^[^./\\\x00][^/\\\x00]{0,250}$"
+"""A run is named after a folder of its own: a plain file name, whatever the record says."""
 
 Status = Literal["done", "diverged", "failed", "interrupted"]
 SplitMetrics = dict[str, dict[str, float]]
@@ -104,7 +108,7 @@ class RunRecord(Frozen):
     """One run. Keys at the top level are a contract that other tools rely on."""
 
     schema_version: int = SCHEMA_VERSION
-    run_id: str
+    run_id: str = Field(pattern=RUN_ID)
     status: Status
     reason: str | None = None
     """Why a run is not `done`."""
@@ -173,31 +177,64 @@ class RunRecord(Frozen):
         return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
-def parse_record(text: str, where: str) -> RunRecord:
-    """Read a record back.
+_Body = dict[str, Any]
+
+
+def _from_1(body: _Body) -> _Body:
+    """Version 2 has the same fields; what is new is that checksums stand beside the record."""
+    return body
+
+
+_UPGRADES: dict[int, Callable[[_Body], _Body]] = {1: _from_1}
+"""Schema version -> what makes a record of that version one of the next."""
+
+
+def parse_record(text: str, path: Path, *, sealed: bool) -> RunRecord:
+    """Read a record back, upgrading one of an older schema.
 
     Args:
         text: content of a `record.json`.
-        where: its path, for messages.
+        path: for messages.
+        sealed: whether there are checksums, which records have since schema version 2.
 
     Raises:
-        UserError: the text is not a record, or one of a newer schema.
+        DamagedError: the text is not a record.
+        UserError: it is one of a newer schema; the message says which version of this package is
+            needed.
     """
     try:
-        raw = json.loads(text)
+        body = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); {_DAMAGED}") from None
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if not isinstance(version, int):
-        raise UserError(f"{where}: no schema_version; this is not a spafit-bench record")
+        raise DamagedError(path, f"is not JSON ({error})") from None
+    version = body.get("schema_version") if isinstance(body, dict) else None
+    if type(version) is not int or version < 1:
+        raise DamagedError(path, "has no schema_version, so it is not a spafit-bench record")
     if version > SCHEMA_VERSION:
         raise UserError(
-            f"{where}: written by a newer spafit-bench (record schema {version}, this version "
-            f"reads up to {SCHEMA_VERSION}); upgrade spafit-bench"
+            f"{path}: written by spafit-bench {_version_of(body)} (record schema {version}; this "
+            f"version reads up to {SCHEMA_VERSION}): upgrade to that version or a later one"
         )
+    if version > 1 and not sealed:
+        raise DamagedError(path.parent / SUMS, "is missing")
+    for number in range(version, SCHEMA_VERSION):
+        body = _UPGRADES[number](body) | {"schema_version": number + 1}
     try:
-        return RunRecord.model_validate(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {key}: {first['msg']}; {_DAMAGED}") from None
+        return RunRecord.model_validate(body)
+    except (ValidationError, RecursionError) as error:
+        raise DamagedError(path, _first_problem(error)) from None
+
+
+def _first_problem(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"is not a record: {key}: {first['msg']}"
+
+
+def _version_of(body: _Body) -> str:
+    """Return which version of this package wrote a record whose schema is not known."""
+    found: Any = body
+    for key in ("environment", "packages", "spafit-bench"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else "of a later version"

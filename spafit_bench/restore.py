@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.checkpoint import Checkpoint, find_checkpoint, fingerprint, parameter_shapes
+from spafit_bench.checksums import check_file
 from spafit_bench.config import RunConfig
 from spafit_bench.data import TaskData
 from spafit_bench.errors import UserError
@@ -29,7 +30,8 @@ from spafit_bench.numerics import choose_numerics
 from spafit_bench.plan import Plan, make_plan
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.record import RunRecord
-from spafit_bench.store import Store, read_record
+from spafit_bench.run_folder import read_record
+from spafit_bench.store import Store
 from spafit_bench.tasks import Task
 
 
@@ -210,6 +212,7 @@ def _read_state(found: FoundRun) -> dict[str, Tensor]:
                 "repeat it with --force --save-weights best"
             )
         raise UserError(f"{path} is missing: there is nothing to restore; {repeat}")
+    check_file(path)
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

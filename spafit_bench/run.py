@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from spafit_bench.claims import Claims
+from spafit_bench.damage import examine, set_damaged_aside
 from spafit_bench.errors import UserError
 from spafit_bench.execute import Outcome, Session, blank_record, execute, utc_now
 from spafit_bench.prepare import PreparedRun
@@ -81,33 +82,37 @@ def run_all(
         KeyboardInterrupt: the run under way is recorded as interrupted.
     """
     store.check_writable()
-    store.rebuild_csv()  # a damaged record is said now, not after hours
+    set_damaged_aside(store, view.warn)  # said now, not after hours
+    store.rebuild_csv()
     try:
         with StopSignal() as stop, Claims(store.root / "claims") as claims:
-            return _Series(runs, store, view, options, stop, claims).carry_out()
+            series = Series(store, view, options, stop, claims, len(runs))
+            return series.carry_out(runs)
     except KeyboardInterrupt:
         view.warn("interrupted; the same command goes on where this one stopped")
         raise
 
 
 @dataclass(frozen=True)
-class _Series:
+class Series:
     """Runs that this process carries out, waits for, or finds finished."""
 
-    runs: Sequence[PreparedRun]
     store: Store
     view: View
     options: Options
-    stop: StopSignal
+    stop: Callable[[], bool]
+    """Whether the run under way should keep its state and end."""
     claims: Claims
+    total: int = 1
 
-    def carry_out(self) -> list[RunRecord]:
+    def carry_out(self, runs: Sequence[PreparedRun]) -> list[RunRecord]:
+        """Return one record per run, waiting for those that other processes have."""
         records: dict[str, RunRecord] = {}
-        waiting = list(enumerate(self.runs, start=1))
+        waiting = list(enumerate(runs, start=1))
         while waiting:
             left = []
             for number, prepared in waiting:
-                record = self._settled(prepared) or self._claimed(prepared, number)
+                record = self.attempt(prepared, number)
                 if record is None:
                     left.append((number, prepared))
                 else:
@@ -116,15 +121,39 @@ class _Series:
             if left and len(left) == len(waiting):
                 self._wait(left[0][1])
             waiting = left
-        return [records[prepared.run_id] for prepared in self.runs]
+        return [records[prepared.run_id] for prepared in runs]
+
+    def attempt(self, prepared: PreparedRun, number: int = 1) -> RunRecord | None:
+        """Return the record of a run, found or made now; None if another process has the run.
+
+        Raises:
+            KeyboardInterrupt: `stop` said so; the run's state has been kept.
+        """
+        return self._settled(prepared) or self._claimed(prepared, number)
+
+    def owner(self, prepared: PreparedRun) -> str:
+        """Say who has a run."""
+        owner = self.claims.owner(prepared.run_id)
+        return str(owner) if owner else "another process"
 
     def _settled(self, prepared: PreparedRun) -> RunRecord | None:
         """Return the record of a run that need not be carried out."""
-        record = None if self.options.force else self.store.find(prepared.run_id)
-        if record is None or _to_repeat(record.status, self.options):
+        if self.options.force:
             return None
+        record = examine(self.store, prepared.run_id, self.view.warn)
+        if record is None or to_repeat(record.status, self.options):
+            return None
+        if record.status == "done":
+            self._forget_snapshot(record.run_id)
         self.view.skipped(record)
         return record
+
+    def _forget_snapshot(self, run_id: str) -> None:
+        """Remove the snapshot of a process that was killed between its last two acts."""
+        if self.store.snapshot_path(run_id).exists() and (claim := self.claims.take(run_id)):
+            with claim:
+                self.store.remove_litter(run_id)
+                self.store.drop_snapshot(run_id)
 
     def _claimed(self, prepared: PreparedRun, number: int) -> RunRecord | None:
         """Carry a run out, unless another process has it."""
@@ -134,16 +163,15 @@ class _Series:
         with claim:
             record = self._settled(prepared)  # it may have finished before it was ours
             if record is None:
-                observer = self.view.started(prepared, number, len(self.runs))
+                observer = self.view.started(prepared, number, self.total)
                 session = _session(prepared, self.store, self.view, observer, self.options)
-                record = _run_one(prepared, self.store, replace(session, stop=self.stop))
+                record = _run_one(prepared, self.store, replace(session, stop=self.stop), self.view)
                 self.view.finished(record)
             return record
 
     def _wait(self, prepared: PreparedRun) -> None:
         """Wait a little for runs that other processes have."""
-        owner = self.claims.owner(prepared.run_id)
-        self.view.waiting(prepared, str(owner) if owner else "another process")
+        self.view.waiting(prepared, self.owner(prepared))
         until = time.monotonic() + POLL_S
         while time.monotonic() < until:
             self._stop_if_asked()
@@ -154,7 +182,8 @@ class _Series:
             raise KeyboardInterrupt
 
 
-def _to_repeat(status: Status, options: Options) -> bool:
+def to_repeat(status: Status, options: Options) -> bool:
+    """Tell whether a run that ended so is carried out again."""
     return status == "interrupted" or (options.retry_failed and status != "done")
 
 
@@ -163,50 +192,77 @@ def _session(
 ) -> Session:
     """Continue from a snapshot where there is a sound one, and keep new ones."""
     run_id, resume = prepared.run_id, None
-    earlier = store.find(run_id)
-    content = store.snapshot(run_id)
-    if content is not None and not (options.force and earlier and earlier.status == "done"):
-        try:
-            resume = Snapshot.from_bytes(content)
-        except DamagedSnapshot as error:
-            aside = store.set_snapshot_aside(run_id)
-            view.warn(f"{aside}: the snapshot is damaged ({error}); the run starts anew")
+    store.remove_litter(run_id)
+    earlier = examine(store, run_id, view.warn)
+    if not (options.force and earlier and earlier.status == "done"):
+        resume = _snapshot(store, run_id, view)
 
     def keep(snapshot: Snapshot) -> None:
         try:
-            store.keep_snapshot(run_id, snapshot.to_bytes())
+            facts = {**snapshot.facts, "run_id": run_id}
+            store.keep_snapshot(run_id, Snapshot(snapshot.tensors, facts).to_bytes())
         except OSError as error:
             view.warn(f"no snapshot could be kept ({error}); the run goes on without")
 
     return Session(observer=observer, resume=resume, keep=keep, keep_every_s=options.keep_every_s)
 
 
-def _run_one(prepared: PreparedRun, store: Store, session: Session) -> RunRecord:
+def _snapshot(store: Store, run_id: str, view: View) -> Snapshot | None:
+    """Read the snapshot of a run, if it is sound and this run's."""
+    try:
+        content = store.snapshot(run_id)
+        if content is None:
+            return None
+        snapshot = Snapshot.from_bytes(content)
+        if snapshot.facts.get("run_id") != run_id:
+            raise DamagedSnapshot("it is of another run")
+    except (DamagedSnapshot, OSError) as error:
+        _set_snapshot_aside(store, run_id, f"the snapshot is damaged ({error})", view)
+        return None
+    return snapshot
+
+
+def _set_snapshot_aside(store: Store, run_id: str, why: str, view: View) -> None:
+    path = store.snapshot_path(run_id)
+    try:
+        place = store.set_aside(path, why)
+    except OSError as error:
+        raise UserError(f"{path}: {why}, and it cannot be moved ({error.strerror})") from None
+    view.warn(f"{why}: set aside as {place}; the run starts anew")
+
+
+def _run_one(prepared: PreparedRun, store: Store, session: Session, view: View) -> RunRecord:
     started_at = utc_now()
     try:
         outcome = execute(prepared, session)
     except UserError:
         raise
     except KeyboardInterrupt:
-        _save_unfinished(store, blank_record(prepared, started_at, "interrupted", "stopped"))
+        record = blank_record(prepared, started_at, "interrupted", "stopped")
+        save_unfinished(store, record, view.warn)
         raise
     except Exception as error:  # whatever broke one run, the others must go on
         log.debug("%s", traceback.format_exc())
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+        if session.resume is not None and store.snapshot_path(prepared.run_id).exists():
+            # another version of this package may have kept it
+            why = f"the run failed after it was resumed ({reason})"
+            _set_snapshot_aside(store, prepared.run_id, why, view)
+            return _run_one(prepared, store, replace(session, resume=None), view)
         record = blank_record(prepared, started_at, "failed", reason)
-        _save_unfinished(store, record)
+        save_unfinished(store, record, view.warn)
         return record
     if outcome.record.status == "done":
         store.save(outcome.record, _files(prepared, outcome))
     else:
-        _save_unfinished(store, outcome.record)
+        save_unfinished(store, outcome.record, view.warn)
     store.drop_snapshot(prepared.run_id)
     return outcome.record
 
 
-def _save_unfinished(store: Store, record: RunRecord) -> None:
+def save_unfinished(store: Store, record: RunRecord, warn: Callable[[str], None]) -> None:
     """Record a run without a result, unless that would replace a finished one (`--force`)."""
-    earlier = store.find(record.run_id)
+    earlier = examine(store, record.run_id, warn)
     if earlier is None or earlier.status != "done":
         store.save(record, {})
 

@@ -49,6 +49,10 @@ class Snapshot:
             raise DamagedSnapshot("its checksum does not match")
         try:
             header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
-            return cls(load(body), json.loads(header["__metadata__"]["facts"]))
-        except (SafetensorError, ValueError, KeyError) as error:
+            facts = json.loads(header["__metadata__"]["facts"])
+            tensors = load(body)
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedSnapshot(str(error)) from None
+        if not isinstance(facts, dict):
+            raise DamagedSnapshot("it has no facts")
+        return cls(tensors, facts)

@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
+import glob
 import json
+import logging
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spafit_bench.errors import UserError
-from spafit_bench.record import RunRecord, parse_record
+from spafit_bench.durable import (
+    make_durably,
+    remove_temporary,
+    replacing,
+    sync_folder,
+    umask,
+    write_durably,
+)
+from spafit_bench.errors import DamagedError, UserError
+from spafit_bench.record import RUN_ID, RunRecord
+from spafit_bench.run_folder import read_record, read_run, write_files
+
+__all__ = ["Store", "flatten", "prediction_rows", "read_record", "replacing"]
+
+log = logging.getLogger(__name__)
 
 _UNFINISHED = ".unfinished-"
 """Prefix of a run folder that is still being written; never read as a result."""
@@ -56,30 +74,80 @@ class Store:
         """Return the record of a run, or None.
 
         Raises:
-            UserError: a record is there and damaged.
+            DamagedError: its record is not as it was written.
+            UserError: its record is of another version of this package.
         """
-        self._restore_replaced()
-        path = self.runs / run_id / "record.json"
-        try:
-            return read_record(path) if path.is_file() else None
-        except OSError:  # a name too long to be that of a run
+        if not re.match(RUN_ID, run_id):
             return None
+        self._restore_replaced()
+        return self._read_surely(self.runs / run_id)
 
     def records(self) -> list[RunRecord]:
-        """Return every record, sorted by run.
+        """Return every sound record, sorted by run; warn of those that are damaged.
 
         Raises:
-            UserError: the folder does not exist, or a record is damaged.
+            UserError: the folder does not exist, or a record is of another version.
+        """
+        records, damages = self.survey()
+        for damage in damages:
+            log.warning("%s; it is left out", damage)
+        return records
+
+    def survey(self) -> tuple[list[RunRecord], list[DamagedError]]:
+        """Return every sound record, sorted by run, and what is wrong with the others.
+
+        Raises:
+            UserError: as `records`.
         """
         if not self.root.is_dir():
             raise UserError(f"--results {self.root}: no such folder")
         self._restore_replaced()
-        return self._read_records()
+        return self._survey(self._read_surely)
 
-    def _read_records(self) -> list[RunRecord]:
-        return [read_record(path) for path in sorted(self.runs.glob("[!.]*/record.json"))]
+    def _survey(
+        self, read: Callable[[Path], RunRecord | None]
+    ) -> tuple[list[RunRecord], list[DamagedError]]:
+        records, damages = [], []
+        for folder in sorted(self.runs.glob("[!.]*")):
+            try:
+                record = read(folder)
+            except DamagedError as damage:
+                damages.append(damage)
+            else:
+                records += [record] if record else []
+        return records, damages
 
-    def save(self, record: RunRecord, write: Mapping[str, bytes]) -> Path:
+    def _read_surely(self, folder: Path) -> RunRecord | None:
+        """Read a record; where it looks damaged, again while no other process can replace it."""
+        try:
+            return read_run(folder)
+        except DamagedError:
+            try:
+                with self.locked():
+                    return read_run(folder)
+            except OSError:  # nobody writes here, or nobody can
+                return read_run(folder)
+
+    def set_aside(self, path: Path, why: str) -> Path:
+        """Move what is damaged to `set-aside/`, where nothing reads it; return where it is now.
+
+        No sync: were the move lost with the power, the damage would be found again.
+
+        Raises:
+            OSError: it cannot be moved.
+        """
+        number, place = 1, self.root / "set-aside" / path.name
+        while place.exists():
+            number += 1
+            place = place.with_name(f"{path.name}.{number}")
+        place.mkdir(parents=True)
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        (place / "reason.txt").write_text(f"{when} {why}\n", encoding="utf-8", errors="replace")
+        return path.rename(place / path.name)
+
+    def save(
+        self, record: RunRecord, write: Mapping[str, bytes], *, renew_csv: bool = True
+    ) -> Path:
         """Write a run, replacing an earlier one of the same name; then renew `results.csv`.
 
         The folder is written under another name and renamed, so that a reader (or a crash) sees
@@ -88,6 +156,7 @@ class Store:
         Args:
             record: what happened.
             write: further files of the run, by name.
+            renew_csv: False where many runs are saved and `rebuild_csv` follows.
 
         Raises:
             UserError: the folder cannot be written.
@@ -95,22 +164,33 @@ class Store:
         final = self.runs / record.run_id
         # JSON writes a path's undecodable bytes as escapes, which is what backslashreplace makes
         files = {**write, "record.json": record.to_json().encode(errors="backslashreplace")}
-        try:
-            self.runs.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.runs))
+        with _for_the_user(final):
+            make_durably(self.runs)
+            folder = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{final.name}-", dir=self.runs))
             try:
-                folder.chmod(0o777 & ~_umask())
-                for name, content in files.items():
-                    _write_durably(folder / name, content)
-                _sync_folder(folder)
-                with self._locked():
+                folder.chmod(0o777 & ~umask())
+                write_files(folder, files)
+                with self.locked():
                     self._put(folder, final)
-                    self._write_csv()
+                    if renew_csv:
+                        self._try_to_write_csv()
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-        except OSError as error:
-            raise UserError(f"{final}: cannot be written ({error.strerror})") from error
         return final
+
+    def remove(self, run_ids: Sequence[str]) -> None:
+        """Remove runs, each at once, and their snapshots; then renew `results.csv`.
+
+        Raises:
+            UserError: something cannot be removed.
+        """
+        with _for_the_user(self.runs), self.locked():
+            for run_id in run_ids:
+                trash = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.runs))
+                (self.runs / run_id).rename(trash / run_id)
+                shutil.rmtree(trash)
+                self.drop_snapshot(run_id)
+            self._write_csv()
 
     def _put(self, folder: Path, final: Path) -> None:
         """Rename a whole folder to its place; a crash in between is mended by the next reader."""
@@ -119,14 +199,14 @@ class Store:
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
         folder.rename(final)
-        _sync_folder(self.runs)
+        sync_folder(self.runs)
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _restore_replaced(self) -> None:
         """Put back what a crash moved aside and did not replace."""
         if not any(self.runs.glob(f"{_REPLACED}*")):
             return
-        with self._locked():
+        with _for_the_user(self.runs), self.locked():
             for folder in sorted(self.runs.glob(f"{_REPLACED}*")):
                 final = self.runs / folder.name.removeprefix(_REPLACED)
                 if final.exists():
@@ -135,10 +215,14 @@ class Store:
                     folder.rename(final)
 
     def snapshot(self, run_id: str) -> bytes | None:
-        """Return the kept state of an unfinished run."""
+        """Return the kept state of an unfinished run.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         try:
-            return self._snapshot_path(run_id).read_bytes()
-        except FileNotFoundError:
+            return self.snapshot_path(run_id).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def keep_snapshot(self, run_id: str, content: bytes) -> None:
@@ -147,33 +231,59 @@ class Store:
         Raises:
             OSError: it cannot be written; the earlier one is still there.
         """
-        path = self._snapshot_path(run_id)
+        path = self.snapshot_path(run_id)
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as temporary:
-            _write_durably(temporary, content)
-
-    def set_snapshot_aside(self, run_id: str) -> Path:
-        """Rename a damaged snapshot so that it is not read again; return where it is."""
-        path = self._snapshot_path(run_id)
-        return path.replace(path.with_suffix(".damaged"))
+            write_durably(temporary, content)
+        sync_folder(path.parent)  # before this the power may fail: then the earlier one is back
 
     def drop_snapshot(self, run_id: str) -> None:
         """Forget the state of a run that has ended."""
-        self._snapshot_path(run_id).unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            self.snapshot_path(run_id).unlink()
 
-    def _snapshot_path(self, run_id: str) -> Path:
+    def remove_litter(self, run_id: str) -> None:
+        """Remove what killed processes left half written of a run that this process has claimed.
+
+        Only the owner of a claim writes a run, so there is no living process to disturb.
+        """
+        for folder in self.runs.glob(f"{_UNFINISHED}{glob.escape(run_id)}-????????"):
+            shutil.rmtree(folder, ignore_errors=True)
+        remove_temporary(self.snapshot_path(run_id))
+
+    def snapshot_path(self, run_id: str) -> Path:
+        """Where the kept state of an unfinished run is.
+
+        Raises:
+            ValueError: not a plain file name.
+        """
+        if not re.match(RUN_ID, run_id):
+            raise ValueError(f"not a run id: {run_id!r}")
         return self.root / "unfinished" / f"{run_id}.snapshot"
 
     def rebuild_csv(self) -> Path:
-        """Write `results.csv` anew from the records."""
+        """Write `results.csv` anew from the sound records.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         self._restore_replaced()
-        with self._locked():
+        with _for_the_user(self.root / "results.csv"), self.locked():
             return self._write_csv()
 
+    def _try_to_write_csv(self) -> None:
+        """Renew `results.csv`, but do not fail a saved run for it: any command makes it again."""
+        try:
+            self._write_csv()
+        except OSError as error:
+            log.warning("%s: cannot be renewed (%s)", self.root / "results.csv", error.strerror)
+
     def _write_csv(self) -> Path:
-        rows = [flatten(record) for record in self._read_records()]
+        """Write `results.csv`, with the lock held; unsynced, since it can always be made again."""
+        rows = [flatten(record) for record in self._survey(read_run)[0]]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         path = self.root / "results.csv"
+        remove_temporary(path)
         with (
             replacing(path) as temporary,
             temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
@@ -184,23 +294,19 @@ class Store:
         return path
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with (self.root / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from moving run folders and from writing `results.csv`.
+
+        Raises:
+            OSError: nothing can be written here.
+        """
+        # Not truncated: whoever can write here could have made it a link to another file.
+        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
             yield
-
-
-def read_record(path: Path) -> RunRecord:
-    """Read a `record.json`.
-
-    Raises:
-        UserError: not readable, or damaged.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove {path.parent}") from None
-    return parse_record(text, str(path))
+        finally:
+            os.close(handle)
 
 
 def prediction_rows(
@@ -254,35 +360,10 @@ def flatten(record: RunRecord) -> dict[str, Any]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path that replaces `path` if the block succeeds."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+def _for_the_user(path: Path) -> Iterator[None]:
     try:
-        temporary.chmod(0o666 & ~_umask())
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = "; free some space: the same command goes on where it stopped" if full else ""
+        raise UserError(f"{path}: cannot be written ({error.strerror}){remedy}") from error

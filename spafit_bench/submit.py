@@ -12,6 +12,7 @@ from typing import Any
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.glue_server import FILES, TEST_SETS, server_value, write_zip
 from spafit_bench.record import RunRecord
+from spafit_bench.run_folder import read_rows
 from spafit_bench.store import Store
 from spafit_bench.tables.settings import Cells, Group, Setting, group_runs, short_name
 from spafit_bench.tasks import TASKS, Task
@@ -195,14 +196,9 @@ class _Predictions:
     @cached_property
     def splits(self) -> Mapping[str, list[float]]:
         """Predictions of each split in order; labels are never read."""
-        import pandas as pd
-
-        if not self.path.is_file():
+        frame = read_rows(self.path, ("index", "prediction"))
+        if frame is None:
             return {}
-        try:
-            frame = pd.read_parquet(self.path, columns=["split", "index", "prediction"])
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{self.path}: cannot be read ({error}); repeat the run") from None
         splits = {}
         for name, part in frame.groupby("split", sort=False):
             if part["index"].tolist() != list(range(len(part))):

@@ -2,13 +2,14 @@
 
     tasks: [mrpc, rte]            # or all
     methods: [full, spafit]       # or all; names, one-line forms, YAML files
-    seeds: 0-4
+    seeds: 0-4                    # or for some cells: { all: 0-4, full: 0-2 }
     preset: smoke                 # optional
     settings:                     # as in a configuration file, with tasks: and methods: sections
       head: { pooler: full }
-    grid:                         # every combination; a list, a range, or one of these per method
+    grid:                         # every combination; the forms of values are in sweep_values.py
       train.max_length: [64, 128]
       method.rank: { from: 8, to: 64, step: 8 }
+      train.learning_rate: { all: [2e-5], spafit: [1e-4, 3e-4], rte/spafit: [1e-3] }
     choose:                       # one value for each task x method (and grid point), not a column
       key: train.learning_rate
       values: { full: [1e-5, 3e-5], spafit: [1e-4, 3e-4] }
@@ -34,14 +35,12 @@ from spafit_bench.methods import get_method, method_names
 from spafit_bench.record import RunRecord
 from spafit_bench.requests import parse_seeds, split_list
 from spafit_bench.shipped import config_folder, read_yaml
+from spafit_bench.sweep_values import Cells, Values
 from spafit_bench.task_files import find_task
 from spafit_bench.tasks import TASKS
 
 _KEYS = ("tasks", "methods", "seeds", "preset", "settings", "grid", "choose", "description")
 _CHOOSE_KEYS = ("key", "values", "holdout", "seeds")
-
-Values = Mapping[str, tuple[Any, ...]]
-"""Method -> the values that a key takes with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +59,17 @@ class Sweep:
 
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
-    seeds: tuple[int, ...]
+    seeds: Values
     layers: tuple[Layer, ...]
     grid: Mapping[str, Values]
     choice: Choice | None
     shard: tuple[int, int] = (1, 1)
     """This part, counted from 1, and the number of parts."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Settings that differ between the runs of one task, method and seed."""
+        return (*self.grid, *((self.choice.key,) if self.choice else ()))
 
 
 @dataclass(frozen=True)
@@ -118,16 +122,17 @@ def read_sweep(path: Path, flags: Mapping[str, Any]) -> Sweep:
     check_settings(settings, f"{path}, settings")
     layers = load_layers(preset=body.get("preset"), config=None, assignments=(), flags=flags)
     layers = (*layers[:-1], Layer(f"{path}, settings", settings), layers[-1])
+    cells = Cells(tasks, methods)
     grid = body.get("grid") or {}
     if not isinstance(grid, dict):
         raise UserError(f"{path}: grid must be a mapping from settings to values")
     return Sweep(
         tasks=tasks,
         methods=methods,
-        seeds=tuple(parse_seeds(_text(body.get("seeds", 0)))),
+        seeds=cells.values(body.get("seeds", 0), f"{path}, seeds", _seeds),
         layers=layers,
-        grid={key: _values(value, methods, f"{path}, grid.{key}") for key, value in grid.items()},
-        choice=_choice(body.get("choose"), methods, path),
+        grid={key: cells.values(value, f"{path}, grid.{key}") for key, value in grid.items()},
+        choice=_choice(body.get("choose"), cells, path),
     )
 
 
@@ -154,33 +159,15 @@ def _names(value: Any, key: str, every: Sequence[str], path: Path) -> tuple[str,
     return tuple(dict.fromkeys(names))
 
 
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+def _seeds(value: Any, where: str) -> tuple[int, ...]:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    try:
+        return tuple(parse_seeds(text))
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
-def _values(value: Any, methods: Sequence[str], where: str) -> Values:
-    """Read values given for all methods, or method by method."""
-    if isinstance(value, dict) and "from" not in value:
-        unknown = [name for name in value if name not in methods]
-        missing = [name for name in methods if name not in value]
-        if unknown or missing:
-            what = f"{unknown[0]!r} is not in methods" if unknown else f"{missing[0]!r} is missing"
-            raise UserError(f"{where}: {what}; give values for each of {', '.join(methods)}")
-        return {name: _list(value[name], where) for name in methods}
-    return dict.fromkeys(methods, _list(value, where))
-
-
-def _list(value: Any, where: str) -> tuple[Any, ...]:
-    if isinstance(value, list) and value:
-        return tuple(value)
-    if isinstance(value, dict) and set(value) == {"from", "to", "step"}:
-        start, stop, step = (value[key] for key in ("from", "to", "step"))
-        if all(isinstance(x, int) for x in (start, stop, step)) and step > 0 and start <= stop:
-            return tuple(range(start, stop + 1, step))
-    raise UserError(f"{where}: give a list, or {{from: 1, to: 9, step: 2}} of integers")
-
-
-def _choice(body: Any, methods: Sequence[str], path: Path) -> Choice | None:
+def _choice(body: Any, cells: Cells, path: Path) -> Choice | None:
     if body is None:
         return None
     where = f"{path}, choose"
@@ -191,9 +178,9 @@ def _choice(body: Any, methods: Sequence[str], path: Path) -> Choice | None:
         raise UserError(f"{where}.holdout: a share of train between 0 and 1, not {share!r}")
     return Choice(
         key=str(body["key"]),
-        values=_values(body.get("values"), methods, f"{where}.values"),
+        values=cells.values(body.get("values"), f"{where}.values"),
         holdout=share,
-        seeds=tuple(parse_seeds(_text(body.get("seeds", 0)))),
+        seeds=_seeds(body.get("seeds", 0), f"{where}.seeds"),
     )
 
 
@@ -211,7 +198,8 @@ def _every_group(sweep: Sweep) -> Iterator[Group]:
     for task in sweep.tasks:
         for method in sweep.methods:
             axes = [
-                [(key, value) for value in values[method]] for key, values in sweep.grid.items()
+                [(key, value) for value in values[task, method]]
+                for key, values in sweep.grid.items()
             ]
             for point in itertools.product(*axes):
                 yield Group(task, method, tuple(point))
@@ -222,13 +210,14 @@ def trial_configs(sweep: Sweep) -> dict[Group, dict[Any, list[RunConfig]]]:
     if sweep.choice is None:
         return {}
     choice = sweep.choice
+    held_out = {"holdout": choice.holdout, "save_weights": "none"}
     return {
         group: {
             value: [
-                _config(sweep, group, seed, {choice.key: value, "holdout": choice.holdout})
+                _config(sweep, group, seed, {choice.key: value, **held_out})
                 for seed in choice.seeds
             ]
-            for value in choice.values[group.method]
+            for value in choice.values[group.task, group.method]
         }
         for group in groups(sweep)
     }
@@ -258,7 +247,9 @@ def final_configs(sweep: Sweep, chosen: Mapping[Group, Any]) -> list[RunConfig]:
             if chosen.get(group) is None:
                 continue
             settings[sweep.choice.key] = chosen[group]
-        configs += [_config(sweep, group, seed, settings) for seed in sweep.seeds]
+        configs += [
+            _config(sweep, group, seed, settings) for seed in sweep.seeds[group.task, group.method]
+        ]
     return configs
 
 

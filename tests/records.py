@@ -2,8 +2,11 @@
 
 import math
 import random
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from spafit_bench.checksums import SUMS, sums_of
 from spafit_bench.record import (
     DataProvenance,
     Environment,
@@ -124,6 +127,22 @@ def _config(task: str, method: str, seed: int, changes: dict[str, Any]) -> dict[
             place = place.setdefault(section, {})
         place[key] = value
     return config
+
+
+def write_run(runs: Path, record: RunRecord, files: Mapping[str, bytes] | None = None) -> Path:
+    """Write a run folder as the store does, without its syncs; an earlier one is written over."""
+    folder = runs / record.run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    every = {"record.json": record.to_json().encode(), **(files or {})}
+    for name, content in {**every, SUMS: sums_of(every)}.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def seal(folder: Path) -> None:
+    """Write checksums of a run folder's files as they are now, as if the run had made them."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != SUMS}
+    (folder / SUMS).write_bytes(sums_of(files))
 
 
 def matrix(seeds: int = 3, **fields: Any) -> list[RunRecord]:

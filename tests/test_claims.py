@@ -405,6 +405,17 @@ def test_half_made_claims_of_killed_processes_are_removed(tmp_path: Path) -> Non
     assert litter(tmp_path) == [".DS_Store", ".unfinished-new", "token.json"]
 
 
+def test_the_claim_of_a_process_killed_at_its_end_does_not_stay(tmp_path: Path) -> None:
+    """Its run is finished, so nobody takes it again; whoever closes next removes it."""
+    with holder(tmp_path, "done", "going on"):
+        with Claims(tmp_path):
+            pass
+        assert claim_file(tmp_path, "done").is_file(), "its owner lives"
+    with Claims(tmp_path):
+        pass
+    assert not (tmp_path / "claims").exists()
+
+
 def test_an_empty_folder_is_no_claim(tmp_path: Path) -> None:
     """An owner killed in the middle of its release leaves an empty folder."""
     (tmp_path / "claims" / "a").mkdir(parents=True)

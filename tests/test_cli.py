@@ -97,7 +97,7 @@ def test_what_a_run_leaves_behind(finished: tuple[Path, Answer], data: Path) -> 
     """Record, predictions of dev and test, what was trained; and one row of results.csv."""
     results, answer = finished
     record, folder = answer.json, results / "runs" / answer.json["run_id"]
-    expected = {"record.json", "predictions.parquet", "adapter.safetensors"}
+    expected = {"record.json", "predictions.parquet", "adapter.safetensors", "SHA256SUMS"}
     assert {path.name for path in folder.iterdir()} == expected
     table = pd.read_parquet(folder / "predictions.parquet")
     assert table.groupby("split").size().to_dict() == {"test": 10, "validation": 10}
@@ -247,7 +247,7 @@ def test_ctrl_c_and_again(run: Run, tmp_path: Path, checkpoint: Path, data: Path
     assert "interrupted" in err
     assert out == ""
     (folder,) = (tmp_path / "results" / "runs").iterdir()
-    assert [path.name for path in folder.iterdir()] == ["record.json"]
+    assert {path.name for path in folder.iterdir()} == {"record.json", "SHA256SUMS"}
     assert json.loads((folder / "record.json").read_text())["status"] == "interrupted"
     again = call_main(*args, "--json")
     assert again.code == 0, again.err
@@ -409,7 +409,7 @@ def test_a_dry_run_runs_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     again = run("--dry-run", "--json", method="lora,full").json["runs"]
     assert [row["finished"] for row in again] == [True, False]
     text = run("--dry-run", method="lora,full").out
-    assert "finished, skipped" in text
+    assert "there, skipped" in text
     assert "1 of 2 to run" in text
 
 

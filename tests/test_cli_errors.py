@@ -356,25 +356,6 @@ def test_results_that_cannot_be_written(refused: Refused, tmp_path: Path, result
     assert (tmp_path / "way").read_text() == "in the way"
 
 
-def test_a_damaged_record_is_found_before_the_first_run(
-    call: Cli, tmp_path: Path, checkpoint: Path, data: Path
-) -> None:
-    """And so do `table`, `list runs` and `show`: each names the file and what to do."""
-    path = tmp_path / "results" / "runs" / "mrpc-some-run" / "record.json"
-    path.parent.mkdir(parents=True)
-    run = ("run", "--task", "mrpc", "--method", "lora", "--model", checkpoint, "--data", data)
-    for text in ("{", "[]", '{"schema_version": 1}', '{"schema_version": 99}', "", "\x00" * 9):
-        path.write_text(text)
-        for args in (run, ("table",), ("list", "runs"), ("show", "mrpc-some-run")):
-            message = call(*args).error
-            assert "results/runs/mrpc-some-run/record.json" in message, args
-    path.write_text('{"schema_version": 1}')
-    assert "the record is damaged: remove its folder" in call("table").error
-    path.write_bytes(b"\xff\xfe")
-    assert "cannot be read" in call("table").error
-    assert [entry.name for entry in path.parent.parent.iterdir()] == ["mrpc-some-run"]
-
-
 def test_commands_on_results_that_are_not_there(call: Cli, tmp_path: Path) -> None:
     """A missing and an empty folder are named, with a way to the first result."""
     (tmp_path / "empty").mkdir()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from records import make_record
+from records import make_record, write_run
 from scipy import stats as reference
 from typer.testing import CliRunner
 
@@ -63,11 +63,8 @@ def add_run(
 
 def save(store: Store, record: RunRecord, predictions: bytes | None = None) -> None:
     """Write a run folder."""
-    folder = store.runs / record.run_id
-    folder.mkdir(parents=True)
-    (folder / "record.json").write_text(record.to_json())
-    if predictions is not None:
-        (folder / "predictions.parquet").write_bytes(predictions)
+    files = {} if predictions is None else {"predictions.parquet": predictions}
+    write_run(store.runs, record, files)
 
 
 def add_runs(
@@ -317,10 +314,10 @@ def test_unusable_predictions_are_said_not_crashed_on(store: Store, damage: str)
     elif damage == "cut":
         path.write_bytes(path.read_bytes()[:300])
     elif damage == "foreign":
-        path.write_bytes((store.runs / records[4].run_id / "predictions.parquet").read_bytes())
+        save(store, records[0], (path.parents[1] / records[4].run_id / path.name).read_bytes())
     else:
         y = {"validation": np.ones(0)}
-        path.write_bytes(prediction_rows({"validation": np.ones((0, 2))}, y, y))
+        save(store, records[0], prediction_rows({"validation": np.ones((0, 2))}, y, y))
     found = only(store, "spafit", "lora")
     task = first_task(found)
     assert task.on_predictions.pairs == 2

@@ -227,7 +227,8 @@ def test_card_and_files(world: World, tmp_path: Path, format_: str) -> None:
     assert record.weights.weights_sha256 in text
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"README.md", "config.json", "tokenizer.json", "tokenizer_config.json"} < files
-    assert {path.rpartition(".")[2] for path in files} <= {"md", "json", "safetensors"}
+    endings = {"md", "json", "safetensors", "SHA256SUMS"}
+    assert {path.rpartition(".")[2] for path in files} <= endings
     assert made.file_bytes.keys() == files
     assert made.trained_bytes == record.stored_bytes
 

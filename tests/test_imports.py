@@ -12,20 +12,22 @@ import spafit_bench
 
 PACKAGE = Path(spafit_bench.__file__).parent
 MEETING = {
-    "cli", "commands", "forecast", "matrix", "progress", "requests", "restore", "run",
+    "cli", "commands", "executors", "forecast", "matrix", "progress", "ray_executor",
+    "ray_node", "requests", "restore", "run", "sweep_view", "worker",
 }  # fmt: skip
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
-    "adapt", "architectures", "array_cache", "budget", "checkpoint", "config", "data", "encoding",
-    "energy", "engines", "environment", "estimate", "evaluation", "execute", "forgetting", "fused",
-    "glue_metric", "hub", "layer_groups", "libraries", "lora", "memory", "methods", "numerics",
-    "plan", "prepare", "ragged", "readers", "snapshot", "sources", "sweep", "task_files", "tasks",
-    "token_cache", "train", "treatments",
+    "adapt", "architectures", "array_cache", "budget", "checkpoint", "config", "data",
+    "encoding", "energy", "engines", "environment", "estimate", "evaluation", "execute",
+    "forgetting", "fused", "glue_metric", "hub", "layer_groups", "libraries", "lora", "memory",
+    "methods", "numerics", "plan", "prepare", "ragged", "readers", "snapshot", "sources",
+    "sweep", "sweep_values", "task_files", "tasks", "token_cache", "train", "treatments",
 }  # fmt: skip
 READS = {
-    "claims", "compare", "compare_inputs", "compare_measure", "compare_view", "errors",
-    "glue_server", "lookup", "owner", "record", "references", "run_view", "seed_tests",
-    "shipped", "stats", "store", "submit", "task_files", "tasks", "weighted_metrics",
+    "checksums", "claims", "cleanup", "compare", "compare_inputs", "compare_measure",
+    "compare_view", "damage", "durable", "errors", "events", "glue_server", "lookup", "merge",
+    "owner", "ray_mailbox", "record", "references", "run_folder", "run_view", "seed_tests",
+    "shipped", "stats", "store", "submit", "task_files", "tasks", "units", "weighted_metrics",
 }  # fmt: skip
 
 

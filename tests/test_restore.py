@@ -21,6 +21,7 @@ from spafit_bench.restore import Base, RestoredRun, load_run
 from spafit_bench.store import Store
 from spafit_bench.tasks import get_task
 from spafit_bench.treatments import Lora, parse_treatment
+from tests.records import seal
 from tests.tiny_runs import World, make_world, write_checkpoint
 
 SMALL = ("method.rank=4", "method.alpha=8")
@@ -160,19 +161,24 @@ def test_damaged_tensors_are_one_message(copy: Path) -> None:
     content = path.read_bytes()
 
     path.write_bytes(content[:-10])
+    seal(copy)
     with pytest.raises(UserError, match=r"adapter.safetensors: damaged .* --force"):
         load_run(store, copy.name)
     name = "bert.encoder.layer.2.attention.self.query.lora_A"
     save_file(tensors | {name: tensors[name][:1].clone()}, path)
+    seal(copy)
     with pytest.raises(UserError, match=rf"'{name}' has shape \(1, 16\), .* need \(4, 16\)"):
         load_run(store, copy.name)
     save_file({n: t for n, t in tensors.items() if n != "classifier.bias"}, path)
+    seal(copy)
     with pytest.raises(UserError, match=r"'classifier.bias' has shape None.*--force"):
         load_run(store, copy.name)
     save_file(tensors | {"extra": torch.zeros(1)}, path)
+    seal(copy)
     with pytest.raises(UserError, match=r"'extra' has shape \(1,\).*need None"):
         load_run(store, copy.name)
     path.unlink()
+    seal(copy)
     with pytest.raises(UserError, match=r"is missing: there is nothing to restore.*--force"):
         load_run(store, copy.name)
 
@@ -185,14 +191,13 @@ def test_runs_without_a_model(world: World, copy: Path) -> None:
     store, path = Store(copy.parent.parent), copy / "record.json"
     body = json.loads(path.read_text())
     path.write_text(json.dumps(body | {"status": "diverged", "reason": "the loss"}))
+    seal(copy)
     with pytest.raises(UserError, match=r"is diverged \(the loss\).*--retry-failed"):
         load_run(store, copy.name)
     body["config"]["train"]["novelty"] = 1
     path.write_text(json.dumps(body))
+    seal(copy)
     with pytest.raises(UserError, match=r"train.novelty is not one of this version"):
-        load_run(store, copy.name)
-    path.write_text("{")
-    with pytest.raises(UserError, match="not JSON"):
         load_run(store, copy.name)
 
 

@@ -179,5 +179,8 @@ def test_a_damaged_snapshot_is_set_aside(
     answer = call(*arguments)
     assert answer.code == 0
     assert "the snapshot is damaged" in answer.err
-    assert snapshot.with_suffix(".damaged").read_bytes() == b"not a snapshot"
+    place = tmp_path / "results" / "set-aside" / snapshot.name
+    assert str(place.relative_to(tmp_path)) in answer.err
+    assert (place / snapshot.name).read_bytes() == b"not a snapshot"
+    assert "its checksum does not match" in (place / "reason.txt").read_text()
     assert run_files(tmp_path) == expected

@@ -58,7 +58,7 @@ def test_a_run_replaces_an_earlier_one_whole(store: Store) -> None:
     earlier = record().model_copy(update={"status": "diverged"})
     store.save(earlier, {"old.bin": b"old"})
     folder = store.save(record(), {"new.bin": b"new"})
-    assert {path.name for path in folder.iterdir()} == {"record.json", "new.bin"}
+    assert {path.name for path in folder.iterdir()} == {"record.json", "new.bin", "SHA256SUMS"}
     assert [path.name for path in store.runs.iterdir()] == [record().run_id]
 
 
@@ -192,24 +192,6 @@ def test_checking_leaves_no_file(store: Store) -> None:
     assert list(store.runs.iterdir()) == []
 
 
-def test_damage_is_said_with_its_place(store: Store) -> None:
-    """A record that is cut short, of another schema, or lacks a field."""
-    folder = store.save(record(), {})
-    path = folder / "record.json"
-    whole = path.read_text()
-    for text, said in (
-        (whole[:200], "not JSON"),
-        ("{}", "no schema_version"),
-        (whole.replace('"schema_version": 1', '"schema_version": 99'), "newer spafit-bench"),
-        (whole.replace('"seed"', '"sede"'), "damaged"),
-        ("[" * 100_000, "not JSON"),
-    ):
-        path.write_text(text)
-        with pytest.raises(UserError, match=said) as caught:
-            store.records()
-        assert str(path) in str(caught.value)
-
-
 def test_text_that_no_encoding_has(store: Store) -> None:
     """Undecodable bytes of a path survive in the record; the CSV stays readable UTF-8."""
     odd = record().model_copy(update={"reason": "d\udcffata \u00e4"})
@@ -248,3 +230,55 @@ def test_rows_of_predictions(tmp_path: Path) -> None:
     assert table["label"].tolist()[:2] == [1, 1]
     assert table["label"][2:].isna().all()
     assert np.array_equal(np.stack(list(table["logits"][:2])), logits["validation"])
+
+
+def test_what_a_killed_process_left_is_removed_by_the_runs_next_owner(store: Store) -> None:
+    """Half-written folders, temporary files and a snapshot of this run, and of no other."""
+    run_id, other = record(0).run_id, record(1).run_id
+    store.save(record(2), {})
+    for name in (run_id, other):
+        (store.runs / f".unfinished-{name}-abcd1234").mkdir()
+        store.keep_snapshot(name, b"state")
+        (store.root / "unfinished" / f".{name}.snapshot-abcd1234").write_bytes(b"half")
+    (store.root / ".results.csv-abcd1234").write_text("half")
+    store.remove_litter(run_id)
+    left = {path.name for path in (*store.runs.glob(".*"), *(store.root / "unfinished").glob(".*"))}
+    assert left == {f".unfinished-{other}-abcd1234", f".{other}.snapshot-abcd1234"}
+    assert store.snapshot(run_id) == b"state"
+    store.rebuild_csv()
+    assert not (store.root / ".results.csv-abcd1234").exists()
+
+
+def test_content_is_on_the_disk_before_its_name_is(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure at any moment leaves no name that stands for half a file."""
+    synced: list[Path] = []
+    renamed: list[str] = []
+    fsync, rename, replace = os.fsync, Path.rename, Path.replace
+
+    def note(handle: int) -> None:
+        fsync(handle)
+        synced.append(Path(f"/proc/self/fd/{handle}").readlink())
+
+    def checked(move: Any) -> Any:
+        def call(self: Path, target: Path) -> Path:
+            if not self.name.startswith(".results.csv"):  # it can always be made again
+                inside = [*self.iterdir(), self] if self.is_dir() else [self]
+                assert {p.resolve() for p in inside} <= set(synced)
+                renamed.append(target.name)
+            return move(self, target)
+
+        return call
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("no /proc to name what is synced")
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(Path, "rename", checked(rename))
+    monkeypatch.setattr(Path, "replace", checked(replace))
+    folder = store.save(record(), {"adapter.safetensors": b"weights"})
+    assert store.runs in synced[-1:], "the name itself, last"
+    assert {store.root, store.root.parent, store.root.parent.parent} <= set(synced)
+    store.keep_snapshot("run", b"state")
+    assert synced[-1] == store.root / "unfinished"
+    assert renamed == [folder.name, "run.snapshot"]

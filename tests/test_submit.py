@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from records import make_record
+from records import make_record, seal
 
 from spafit_bench.commands import results as commands
 from spafit_bench.errors import UserError
@@ -166,6 +166,7 @@ def test_test_labels_are_never_read(tmp_path: Path) -> None:
     frame = pd.read_parquet(path)
     frame["label"] = 1.0 - frame["prediction"]
     frame.to_parquet(path)
+    seal(path.parent)
     submit(store, tmp_path / "after.zip")
     assert (tmp_path / "before.zip").read_bytes() == (tmp_path / "after.zip").read_bytes()
 

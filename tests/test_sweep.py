@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import Cli
+from conftest import MAIN, Cli, clean_environment
 from records import make_record
 
 from spafit_bench.errors import UserError
+from spafit_bench.store import Store
 from spafit_bench.sweep import (
     Group,
     Sweep,
@@ -24,6 +30,7 @@ from spafit_bench.sweep import (
     sweep_path,
     trial_configs,
 )
+from spafit_bench.sweep_values import value_list
 
 
 def sweep_of(folder: Path, **body: Any) -> Sweep:
@@ -155,7 +162,7 @@ def test_a_bad_shard_is_an_error(text: str) -> None:
         ({"settings": {"train": {"lr": 1}}}, "unknown key 'train.lr'"),
         ({"grid": {"train.epoch": [1]}}, "did you mean 'epochs'"),
         ({"grid": {"train.epochs": 3}}, "give a list"),
-        ({"grid": {"train.epochs": {"full": [1]}}}, "'lora' is missing"),
+        ({"grid": {"train.epochs": {"full": [1]}}}, "mrpc/lora has no values"),
         ({"choose": {"values": [1]}}, "choose"),
         ({"choose": CHOOSE | {"holdout": 2.0}}, "between 0 and 1"),
     ],
@@ -171,7 +178,7 @@ def test_the_shipped_sweeps_are_whole() -> None:
     """The paper's matrix: nine tasks, six methods, five seeds, three rates each to choose from."""
     paper = read_sweep(sweep_path("paper"), {})
     assert len(groups(paper)) == 9 * 6
-    assert paper.seeds == (0, 1, 2, 3, 4)
+    assert set(paper.seeds.values()) == {(0, 1, 2, 3, 4)}
     assert paper.choice is not None
     assert {len(values) for values in paper.choice.values.values()} == {3}
     assert {len(v) for values in trial_configs(paper).values() for v in values.values()} == {1}
@@ -214,7 +221,7 @@ def test_a_sweep_chooses_runs_and_goes_on(
     assert not any(record["official_split"] for record in trials)
     again = call("sweep", "s.yaml", "--json")
     assert again.json == first.json
-    assert again.err.count("already done") == len(records)
+    assert f"{len(records)} of {len(records)} runs are there already" in again.err
     finals = [record for record in records if record["holdout"] is None]
     if finals:  # a random encoder may collapse in every trial, and then nothing can be chosen
         assert [record["seed"] for record in finals] == [0, 1]
@@ -222,22 +229,116 @@ def test_a_sweep_chooses_runs_and_goes_on(
         assert "holdout" not in json.dumps(table)
 
 
-def test_workers_share_a_sweep(cli: Cli, tmp_path: Path, checkpoint: Path, data: Path) -> None:
-    """Two processes carry out each run once between them."""
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([1, "a"], (1, "a")),
+        ("2-5", (2, 3, 4, 5)),
+        ({"from": 8, "to": 17, "step": 4}, (8, 12, 16)),
+        ({"from": 0.1, "to": 0.5, "step": 0.2}, (0.1, 0.3, 0.5)),
+        ({"from": 0, "to": 1, "num": 5}, (0.0, 0.25, 0.5, 0.75, 1.0)),
+        ({"from": "1e-5", "to": "1e-3", "num": 3, "spacing": "log"}, (1e-5, 1e-4, 1e-3)),
+        ({"from": 1e-5, "to": 1e-4, "num": 3, "spacing": "log"}, (1e-5, 3.16e-5, 1e-4)),
+    ],
+)
+def test_ranges(given: Any, expected: tuple[Any, ...]) -> None:
+    """Both ends count; spaced values have three digits, and 1e-5 is a number."""
+    assert value_list(given, "x") == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [], 3, None, True, "5-2", "a-b",
+        {"from": 1}, {"from": 1, "to": 2}, {"from": 5, "to": 1, "step": 1},
+        {"from": 1, "to": 5, "step": 0}, {"from": 1, "to": 1e9, "step": 1},
+        {"from": 1, "to": 5, "num": 1}, {"from": 1, "to": 5, "num": 2.5},
+        {"from": 0, "to": 5, "num": 3, "spacing": "log"},
+        {"from": 1, "to": 5, "num": 3, "spacing": "cubic"},
+        {"from": float("nan"), "to": 5, "num": 3}, {"from": 1, "to": 5, "num": 3, "step": 1},
+    ],
+)  # fmt: skip
+def test_what_is_no_range_is_one_message(given: Any) -> None:
+    """It names the key."""
+    with pytest.raises(UserError, match=r"^grid\.x: "):
+        value_list(given, "grid.x")
+
+
+def test_the_most_exact_name_counts(tmp_path: Path) -> None:
+    """A task with a method before the method, before the task, before all; seeds too."""
+    rates = {"all": [1e-5], "cola": [2e-5], "lora": [3e-5, 4e-5], "cola/lora": [5e-5]}
+    sweep = sweep_of(tmp_path, seeds={"all": "0-1", "full": 7}, grid={"train.learning_rate": rates})
+    found = {
+        (c.task, c.method.name, c.train.learning_rate, c.seed) for c in final_configs(sweep, {})
+    }
+    assert found == {
+        ("mrpc", "full", 1e-5, 7), ("cola", "full", 2e-5, 7), ("mrpc", "lora", 3e-5, 0),
+        ("mrpc", "lora", 3e-5, 1), ("mrpc", "lora", 4e-5, 0), ("mrpc", "lora", 4e-5, 1),
+        ("cola", "lora", 5e-5, 0), ("cola", "lora", 5e-5, 1),
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"'lorra' is not in this sweep: did you mean 'lora'"):
+        sweep_of(tmp_path, grid={"train.epochs": {"all": [1], "lorra": [2]}})
+
+
+def test_a_killed_worker_stops_nobody(tmp_path: Path, checkpoint: Path, data: Path) -> None:
+    """Two processes share a sweep; kill -9 of one: its run is carried out again, whole."""
     body = {
-        "tasks": ["mrpc", "cola"],
+        "tasks": ["mrpc"],
         "methods": ["bitfit", "lora"],
         "settings": {
             "model": str(checkpoint),
             "data": str(data),
             "precision": "fp32",
             "predict_test": False,
-            "train": {"epochs": 1, "batch_size": 8, "max_length": 32},
+            "train": {"epochs": 30, "batch_size": 4, "max_length": 32},
         },
     }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(body))
-    answer = cli("sweep", "s.yaml", "--jobs", "2")
-    assert answer.code == 0, answer.err
-    runs = sorted(path.parent.name for path in tmp_path.glob("results/runs/*/record.json"))
-    assert len(runs) == 4
-    assert answer.err.count(" tokens/s)") == 4, answer.err
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "sweep", "s.yaml", "--jobs", "2"],
+        cwd=tmp_path,
+        env=clean_environment(HF_HUB_OFFLINE="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    claims, until = tmp_path / "results" / "claims" / "claims", time.monotonic() + 60
+    while not (found := [*claims.glob("[!.]*/*.json")]) and time.monotonic() < until:
+        time.sleep(0.01)
+    victim = json.loads(found[0].read_text())["pid"]
+    assert victim != sweep.pid
+    os.kill(victim, signal.SIGKILL)
+    out, err = sweep.communicate(timeout=100)
+    assert sweep.returncode == 0, err
+    assert "ended by SIGKILL" in err
+    assert err.count(" tokens/s") == 2, err
+    assert "2 of 2 runs done" in out
+    assert [r.status for r in Store(tmp_path / "results").records()] == ["done", "done"]
+
+
+def test_a_dry_run_counts_what_would_run(
+    call: Cli, tmp_path: Path, checkpoint: Path, data: Path
+) -> None:
+    """Cell by cell; a failed run is one of them only with --retry-failed."""
+    body = {
+        "tasks": ["mrpc", "cola"],
+        "methods": ["bitfit", "lora"],
+        "seeds": "0-2",
+        "settings": {"model": str(checkpoint), "data": str(data), "device": "cpu"},
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(body))
+    rows = call("sweep", "s.yaml", "--dry-run", "--json").json["runs"]
+    assert len(rows) == 12
+    for row, status in zip(rows, ("done", "failed"), strict=False):
+        record = make_record().model_copy(update={"run_id": row["run_id"], "status": status})
+        Store(tmp_path / "results").save(record, {})
+    said = call("sweep", "s.yaml", "--dry-run").out.splitlines()
+    assert said[0].split() == ["task", "method", "runs", "there", "each", "all", "memory", "disk"]
+    assert [line.split()[:4] for line in said[1:-1]] == [
+        ["mrpc", "bitfit", "3", "2"], ["mrpc", "lora", "3", "0"], ["cola", "bitfit", "3", "0"],
+        ["cola", "lora", "3", "0"],
+    ]  # fmt: skip
+    assert said[-1].startswith("10 of 12 to run: about ")
+    retried = call("sweep", "s.yaml", "--dry-run", "--retry-failed").out
+    assert "11 of 12 to run" in retried
+    assert "12 of 12 to run" in call("sweep", "s.yaml", "--dry-run", "--force").out

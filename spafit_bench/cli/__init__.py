@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `--help` answers at on
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import traceback
@@ -13,11 +14,19 @@ import traceback
 import typer
 
 from spafit_bench.cli import training  # isort: skip (registered in the order of --help)
-from spafit_bench.cli import results, planning, models  # isort: skip
+from spafit_bench.cli import results, planning, models, upkeep  # isort: skip
 from spafit_bench.cli.app import app
 from spafit_bench.errors import UserError
 
-__all__ = ["app", "main", "models", "planning", "results", "training"]
+__all__ = ["app", "main", "models", "planning", "results", "training", "upkeep"]
+
+
+class _Warnings(logging.Handler):
+    """Shows what the package logs as a warning."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.secho("warning: ", fg="yellow", nl=False, err=True)
+        typer.echo(record.getMessage(), err=True)
 
 
 def main() -> None:
@@ -26,6 +35,9 @@ def main() -> None:
     # other almost entirely. This many turns cost an undisturbed run nothing (LOG.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     debug = "--debug" in sys.argv
+    log = logging.getLogger("spafit_bench")
+    if not log.handlers:
+        log.addHandler(_Warnings(logging.WARNING))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # paths and symbols that it has no code for
             stream.reconfigure(errors="backslashreplace")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -197,7 +196,9 @@ def run(
     )
     runs = training.prepare_runs(request)
     if dry_run:
-        print_text(training.dry_run(runs, results, as_json=as_json))
+        print_text(
+            training.dry_run(runs, results, force=force, retry_failed=retry_failed, as_json=as_json)
+        )
         return
     records, text = training.run(
         runs, results, force=force, retry_failed=retry_failed, as_json=as_json
@@ -239,10 +240,32 @@ def sweep(
         int,
         typer.Option(
             min=1,
-            help="Processes that share the runs; CPU threads are divided, GPUs go round.",
+            help="Processes that share the runs: each has a GPU, or its part of the CPU threads.",
             rich_help_panel=WHERE,
         ),
     ] = 1,
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="Where the runs are carried out: here, or on a Ray cluster.",
+            rich_help_panel=WHERE,
+            metavar="local|ray",
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the Ray cluster. \\[RAY_ADDRESS, or one that runs here, or a new one]",
+            rich_help_panel=WHERE,
+            metavar="HOST:PORT",
+        ),
+    ] = None,
+    cpus_per_run: Annotated[
+        float, typer.Option(min=0.1, help="On the cluster.", rich_help_panel=WHERE)
+    ] = 1,
+    gpus_per_run: Annotated[
+        float, typer.Option(min=0, help="On the cluster.", rich_help_panel=WHERE)
+    ] = 0,
     shard: Annotated[
         str,
         typer.Option(
@@ -263,6 +286,8 @@ def sweep(
     request = training.SweepRequest(
         config=config,
         results=results,
+        jobs=jobs,
+        ray=training.ray_request(executor, address, cpus_per_run, gpus_per_run),
         shard=shard,
         force=force,
         retry_failed=retry_failed,
@@ -271,7 +296,6 @@ def sweep(
     if dry_run:
         print_text(training.sweep_dry_run(request, as_json=as_json))
     else:
-        arguments = [*sys.argv[1:], "--jobs", "1"]
-        records, text = training.sweep_with_workers(request, arguments, jobs, as_json=as_json)
+        records, text = training.sweep(request, as_json=as_json)
         print_text(text)
         exit_if_any_failed(records)

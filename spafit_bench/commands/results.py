@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,10 +12,14 @@ from typing import TYPE_CHECKING
 from spafit_bench.commands.output import Listing, columns, rendered, to_json
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.lookup import find_run
-from spafit_bench.store import Store
+from spafit_bench.store import Store, replacing
 
 if TYPE_CHECKING:
     from spafit_bench.submit import SubmitRequest
+    from spafit_bench.tables import ResultTable
+
+
+log = logging.getLogger(__name__)
 
 
 def table(
@@ -28,9 +33,8 @@ def table(
 ) -> str:
     """Build the tables; without `out`, also renew `DIR/tables`."""
     from spafit_bench.references import read_references
-    from spafit_bench.store import replacing
     from spafit_bench.tables import build_tables
-    from spafit_bench.tables.render import FORMATS, render, write_tables
+    from spafit_bench.tables.render import FORMATS, render
 
     if format_ not in FORMATS:
         raise UserError(f"--format {format_}: {nearest(format_, FORMATS)}")
@@ -42,11 +46,22 @@ def table(
             "--method spafit --preset smoke`"
         )
     tables = build_tables(records, references, unlike=unlike, baseline=baseline)
+    if out is None:
+        _keep_current(results, tables)
+        return rendered(tables, format_)
     try:
-        if out is not None:
-            with replacing(out) as temporary:
-                temporary.write_text(render(tables, format_, None), encoding="utf-8")
-            return ""
+        with replacing(out) as temporary:
+            temporary.write_text(render(tables, format_, None), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+    return ""
+
+
+def _keep_current(results: Path, tables: Sequence[ResultTable]) -> None:
+    """Renew what is derived from the records; only warn where nothing can be written."""
+    from spafit_bench.tables.render import write_tables
+
+    try:
         Store(results).rebuild_csv()
         folder = results / "tables"
         folder.mkdir(exist_ok=True)
@@ -57,9 +72,8 @@ def table(
         for name, content in files.items():
             with replacing(folder / name) as temporary:
                 temporary.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out or results}: cannot be written ({error.strerror})") from None
-    return rendered(tables, format_)
+    except (OSError, UserError) as error:
+        log.warning("%s: tables and results.csv are not renewed (%s)", results, error)
 
 
 def submit(results: Path, request: SubmitRequest, out: Path, *, as_json: bool) -> str:

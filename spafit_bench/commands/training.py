@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spafit_bench.commands.output import rendered, to_json
+from spafit_bench.errors import DamagedError, UserError, nearest
 from spafit_bench.record import RunRecord
 from spafit_bench.requests import RunRequest, run_configs
 from spafit_bench.store import Store
 
 if TYPE_CHECKING:
-    from spafit_bench.matrix import MatrixResult
+    from spafit_bench.executors import Executor
+    from spafit_bench.matrix import Agenda, MatrixResult
     from spafit_bench.prepare import PreparedRun
+    from spafit_bench.run import Options
     from spafit_bench.sweep import Sweep
 
 
@@ -82,9 +87,8 @@ What to try next
 
 def demo(results: Path, jobs: int, *, as_json: bool) -> tuple[list[RunRecord], str]:
     """Run every task with four methods on the package's own model and data; tables of all."""
-    request = SweepRequest(config="demo", results=results)
-    arguments = ["sweep", "demo", "--results", str(results)]
-    records, text = sweep_with_workers(request, arguments, jobs, as_json=as_json)
+    request = SweepRequest(config="demo", results=results, jobs=jobs)
+    records, text = sweep(request, as_json=as_json)
     if as_json:
         return records, text
     from spafit_bench.commands.results import table
@@ -92,20 +96,53 @@ def demo(results: Path, jobs: int, *, as_json: bool) -> tuple[list[RunRecord], s
     return records, table(results, "terminal", None) + _NEXT.format(results=results)
 
 
-def dry_run(runs: Sequence[PreparedRun], results: Path, *, as_json: bool) -> str:
-    """Say what would run and what it would cost, about."""
-    from spafit_bench.forecast import forecast
+def dry_run(
+    runs: Sequence[PreparedRun],
+    results: Path,
+    *,
+    force: bool,
+    retry_failed: bool,
+    as_json: bool,
+    by_cell: bool = False,
+) -> str:
+    """Say what would run and what it would cost, about; run by run, or cell by cell."""
+    from spafit_bench.forecast import forecast, forecast_cells, forecast_table
+    from spafit_bench.run import Options, to_repeat
 
-    store = Store(results)
-    finished = {
-        r.run_id for r in runs if (found := store.find(r.run_id)) and found.status == "done"
-    }
-    rows = [forecast(prepared, finished=prepared.run_id in finished) for prepared in runs]
+    store, options = Store(results), Options(force=force, retry_failed=retry_failed)
+
+    def is_there(run_id: str) -> bool:
+        with suppress(DamagedError):  # it will be made anew
+            found = None if force else store.find(run_id)
+            return found is not None and not to_repeat(found.status, options)
+        return False
+
+    rows = [forecast(prepared, finished=is_there(prepared.run_id)) for prepared in runs]
     if as_json:
         return to_json({"runs": [row.as_dict() for row in rows]})
-    from spafit_bench.forecast import forecast_table
+    return forecast_cells(rows) if by_cell else forecast_table(rows)
 
-    return forecast_table(rows)
+
+@dataclass(frozen=True, kw_only=True)
+class RayRequest:
+    """Flags of `sweep` about a Ray cluster."""
+
+    address: str | None
+    cpus_per_run: float
+    gpus_per_run: float
+
+
+def ray_request(
+    executor: str, address: str | None, cpus_per_run: float, gpus_per_run: float
+) -> RayRequest | None:
+    """Read the flags about a cluster; None where there is none."""
+    if executor == "ray":
+        return RayRequest(address=address, cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run)
+    if executor != "local":
+        raise UserError(f"--executor {executor}: {nearest(executor, ('local', 'ray'))}")
+    if address is not None:
+        raise UserError("--address is of a Ray cluster: add --executor ray")
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +151,9 @@ class SweepRequest:
 
     config: str
     results: Path
+    jobs: int = 1
+    ray: RayRequest | None = None
+    """Set where the runs go to a cluster."""
     shard: str = "1/1"
     force: bool = False
     retry_failed: bool = False
@@ -127,53 +167,46 @@ class SweepRequest:
         return replace(found, shard=parse_shard(self.shard))
 
 
-def sweep(
-    request: SweepRequest, *, as_json: bool, quiet: bool = False
-) -> tuple[list[RunRecord], str]:
-    """Carry out a sweep, or the rest of it."""
+def sweep(request: SweepRequest, *, as_json: bool) -> tuple[list[RunRecord], str]:
+    """Carry out a sweep, or the rest of it.
+
+    Every input is found and checked before the first run starts.
+    """
     matrix = request.sweep()
     from spafit_bench.matrix import run_sweep
-    from spafit_bench.progress import ProgressView
     from spafit_bench.run import Options
+    from spafit_bench.stop import StopSignal
+    from spafit_bench.sweep_view import SweepView
 
-    view = ProgressView(quiet=quiet)
+    store = Store(request.results)
     options = Options(force=request.force, retry_failed=request.retry_failed)
-    try:
-        done = run_sweep(matrix, Store(request.results), view, options)
-    finally:
-        view.close()
+    stop = StopSignal()
+    agenda, executor = _agenda(request, matrix, options, stop)
+    with SweepView(request.config, matrix.keys) as view, stop:  # after Ray has set its own handlers
+        done = run_sweep(agenda, store, executor, view, options, stop)
     if as_json:
         return [*done.records], to_json({"runs": [r.model_dump(mode="json") for r in done.records]})
     return [*done.records], _sweep_summary(request, done)
 
 
-def sweep_with_workers(
-    request: SweepRequest, arguments: Sequence[str], jobs: int, *, as_json: bool
-) -> tuple[list[RunRecord], str]:
-    """Carry out a sweep in several processes.
+def _agenda(
+    request: SweepRequest, matrix: Sweep, options: Options, stop: Callable[[], bool]
+) -> tuple[Agenda, Executor]:
+    """Prepare the runs for where they will be carried out."""
+    from spafit_bench.matrix import Agenda
 
-    Args:
-        request: the sweep.
-        arguments: of `spafit-bench`, for each process.
-        jobs: processes; with one, it is this process that does the work.
-        as_json: what to return.
+    store = Store(request.results)
+    if request.ray is not None:
+        from spafit_bench.ray_executor import RayExecutor, Resources, connect
 
-    Raises:
-        KeyboardInterrupt: the processes were stopped.
-    """
-    if jobs == 1:
-        return sweep(request, as_json=as_json)
-    request.sweep()  # a mistake is said once, not by every process
-    import torch
+        resources = Resources(request.ray.cpus_per_run, request.ray.gpus_per_run)
+        cluster = connect(request.ray.address, resources)
+        agenda = Agenda(matrix, cluster.preparer())
+        return agenda, RayExecutor(cluster, store, options)
+    from spafit_bench.executors import local_executor
 
-    from spafit_bench.matrix import run_workers, threads_per_worker
-
-    if run_workers(arguments, jobs, torch.cuda.device_count()) not in (0, 1):
-        raise KeyboardInterrupt
-    # Everything is settled; what is left is to read it. Runs are named by the number of threads.
-    torch.set_num_threads(threads_per_worker(jobs))
-    once = replace(request, force=False, retry_failed=False)
-    return sweep(once, as_json=as_json, quiet=True)
+    agenda = Agenda(matrix)
+    return agenda, local_executor(request.jobs, agenda.expected(), store, options, stop)
 
 
 def _sweep_summary(request: SweepRequest, done: MatrixResult) -> str:
@@ -186,9 +219,9 @@ def _sweep_summary(request: SweepRequest, done: MatrixResult) -> str:
     lines += [f"{r.run_id}: {r.status} ({r.reason})" for r in failed]
     lines.append(f"{len(done.records) - len(failed)} of {len(done.records)} runs done")
     if failed:
-        results = shlex.quote(str(request.results))
-        again = f"spafit-bench sweep {shlex.quote(request.config)} --results {results}"
-        lines.append(f"to try the others again: {again} --retry-failed")
+        again = ["spafit-bench", *(word for word in sys.argv[1:] if word != "--force")]
+        again += [] if request.retry_failed else ["--retry-failed"]
+        lines.append(f"to try the failed ones again: {shlex.join(again)}")
     else:
         lines.append(f"next: spafit-bench table --results {shlex.quote(str(request.results))}")
     return "\n".join(lines)
@@ -197,6 +230,13 @@ def _sweep_summary(request: SweepRequest, done: MatrixResult) -> str:
 def sweep_dry_run(request: SweepRequest, *, as_json: bool) -> str:
     """Say what a sweep would run and what it would take, about."""
     matrix = request.sweep()
-    from spafit_bench.matrix import planned_runs
+    from spafit_bench.matrix import Agenda
 
-    return dry_run(planned_runs(matrix), request.results, as_json=as_json)
+    return dry_run(
+        Agenda(matrix).expected(),
+        request.results,
+        force=request.force,
+        retry_failed=request.retry_failed,
+        as_json=as_json,
+        by_cell=True,
+    )

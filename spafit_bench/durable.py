@@ -1,0 +1,67 @@
+"""Files that appear whole or not at all, and that a power failure does not take back.
+
+A file's content is synced before its name is: a name that survives never stands for half a file.
+Syncing the folder then makes the name itself survive.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path that replaces `path` if the block succeeds."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        temporary.chmod(0o666 & ~umask())
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(path: Path) -> None:
+    """Remove what a killed process left of replacing a file; no other may be at it."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}-????????"):
+        temporary.unlink(missing_ok=True)
+
+
+def make_durably(folder: Path) -> None:
+    """Make a folder and those above it; their names outlast a power failure, too."""
+    if not folder.is_dir():
+        make_durably(folder.parent)
+        with suppress(FileExistsError):  # another process made it now; else what follows says so
+            folder.mkdir()
+        sync_folder(folder.parent)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file that outlasts a power failure once its folder has been synced."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder outlast a power failure."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def umask() -> int:
+    """Return this process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,85 @@
+"""A process that carries out the runs it is given, for `sweep --jobs`.
+
+Started as `python -m spafit_bench.worker RESULTS OPTIONS NAME`. Every line on standard input is a
+configuration in JSON; every line on standard output is an event (`events.py`). It ends when
+standard input does: were the sweep's own process killed, the run under way would keep its state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+from spafit_bench.claims import Claims
+from spafit_bench.config import RunConfig
+from spafit_bench.errors import UserError
+from spafit_bench.events import Busy, Event, Refused, Reporter
+from spafit_bench.prepare import Preparer
+from spafit_bench.run import Options, Series
+from spafit_bench.stop import StopSignal
+from spafit_bench.store import Store
+
+
+def main(results: str, options: str, name: str) -> int:
+    """Carry out runs until there are no more; return the exit code."""
+    emit = _Events(_keep_stdout())
+    orphaned = threading.Event()
+    orders: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(orders, orphaned), daemon=True).start()
+    store, preparer = Store(Path(results)), Preparer()
+    with StopSignal() as stop, Claims(store.root / "claims") as claims:
+        series = Series(
+            store,
+            Reporter(emit, name),
+            Options(**json.loads(options)),
+            stop=lambda: stop() or orphaned.is_set(),
+            claims=claims,
+        )
+        try:
+            while not stop() and (order := orders.get()) is not None:
+                prepared = preparer.prepare(RunConfig.model_validate(json.loads(order)))
+                if series.attempt(prepared) is None:
+                    emit(Busy(run_id=prepared.run_id, owner=series.owner(prepared)))
+        except UserError as error:
+            emit(Refused(message=str(error)))
+            return 2
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+class _Events:
+    """Writes events, one a line; silent once nobody reads them."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def __call__(self, event: Event) -> None:
+        try:
+            self._stream.write(json.dumps(event.model_dump(mode="json")).encode() + b"\n")
+            self._stream.flush()
+        except OSError:
+            pass
+
+
+def _keep_stdout() -> BinaryIO:
+    """Take standard output for events; what libraries print goes to standard error."""
+    events = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return events
+
+
+def _listen(orders: queue.SimpleQueue[str | None], orphaned: threading.Event) -> None:
+    for line in sys.stdin:
+        orders.put(line)
+    orphaned.set()
+    orders.put(None)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
