@@ -19,7 +19,7 @@ from spafit_bench.task_files import TaskDefinition
 from spafit_bench.tasks import Task, get_task
 
 SCHEMA_VERSION = 2
-RUN_ID = r"^[^./\\\x00][^/\\\x00]{0,250}$"
+RUN_ID = r"^[^./\x00][^/\x00]{0,250}$"
 """A run is named after a folder of its own: a plain file name, whatever the record says."""
 
 Status = Literal["done", "diverged", "failed", "interrupted"]
@@ -189,12 +189,12 @@ _UPGRADES: dict[int, Callable[[_Body], _Body]] = {1: _from_1}
 """Schema version -> what makes a record of that version one of the next."""
 
 
-def parse_record(text: str, path: Path, *, sealed: bool) -> RunRecord:
+def parse_record(text: str, where: str, *, sealed: bool = True) -> RunRecord:
     """Read a record back, upgrading one of an older schema.
 
     Args:
         text: content of a `record.json`.
-        path: for messages.
+        where: its path, for messages.
         sealed: whether there are checksums, which records have since schema version 2.
 
     Raises:
@@ -202,6 +202,7 @@ def parse_record(text: str, path: Path, *, sealed: bool) -> RunRecord:
         UserError: it is one of a newer schema; the message says which version of this package is
             needed.
     """
+    path = Path(where)
     try:
         body = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -19,7 +19,22 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a run's files and their checksums so that they outlast a power failure.
 
     The checksums come last: a file of a later time has been touched since (`check_folder`).
+
+    Args:
+        folder: an empty one.
+        files: name -> content. Where they come with checksums, as a copied run's do, these are
+            checked and made anew, since the record may have been upgraded.
+
+    Raises:
+        DamagedError: a file is not what its checksum says.
     """
+    sums = files.get(SUMS)
+    files = {name: content for name, content in files.items() if name != SUMS}
+    if sums is not None:
+        (folder / SUMS).write_bytes(sums)
+        for name, digest in (read_sums(folder) or {}).items():
+            if name in files and name != "record.json":
+                check_content(folder / name, files[name], {name: digest})
     for name, content in (*files.items(), (SUMS, sums_of(files))):
         write_durably(folder / name, content)
     sync_folder(folder)
@@ -85,7 +100,7 @@ def read_record(path: Path) -> RunRecord:
     except UnicodeDecodeError as error:
         raise DamagedError(path, f"cannot be read ({error})") from None
     try:
-        return parse_record(text, path, sealed=sums is not None)
+        return parse_record(text, str(path), sealed=sums is not None)
     except DamagedError as error:
         if sums is None:
             raise

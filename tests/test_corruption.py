@@ -107,6 +107,19 @@ def test_what_is_set_aside_is_kept_beside_what_was_before(store: Store) -> None:
     assert sorted(p.name for p in (store.root / "set-aside").iterdir()) == names
 
 
+def test_a_copied_run_is_checked_on_the_way(store: Store, tmp_path: Path) -> None:
+    """Damage is not given a checksum of its own by being copied."""
+    record = make_record(seed=0)
+    files = {p.name: p.read_bytes() for p in (store.runs / record.run_id).iterdir()}
+    other = Store(tmp_path / "other")
+    other.save(record, files)
+    assert other.records() == [record]
+    checksums.check_file(other.runs / record.run_id / "adapter.safetensors")
+    with pytest.raises(DamagedError, match=r"adapter\.safetensors is not as it was written"):
+        other.save(record, {**files, "adapter.safetensors": b"heavier"})
+    assert other.records() == [record]
+
+
 def test_a_folder_under_another_name_is_damage(store: Store) -> None:
     """A copied run does not count twice, and no record names a folder that it is not in."""
     run_id = make_record(seed=0).run_id
