@@ -18,8 +18,8 @@ MEETING = {
 COMPUTES = {
     "adapt", "architectures", "array_cache", "checkpoint", "config", "data", "encoding",
     "engines", "environment", "estimate", "evaluation", "execute", "forgetting", "fused",
-    "glue_metric", "hub", "libraries", "lora", "memory", "methods", "numerics", "plan",
-    "prepare", "ragged", "readers", "snapshot", "sources", "sweep", "tasks", "token_cache",
+    "glue_metric", "hub", "libraries", "lora", "memory", "methods", "movement", "numerics",
+    "plan", "prepare", "ragged", "readers", "snapshot", "sources", "sweep", "tasks", "token_cache",
     "train", "treatments",
 }  # fmt: skip
 READS = {
