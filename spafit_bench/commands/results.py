@@ -130,11 +130,12 @@ def report(
     baseline, reference = options
     references = None if reference is None else read_references(reference)
     store = Store(results)
-    page = build_report(store, _groups(store), baseline, references).encode()
-    _write_all(out.parent, {out.name: page})
+    page = build_report(store, _groups(store), baseline, references)
+    content = page.encode(errors="backslashreplace")  # a path may hold undecodable bytes
+    _write_all(out.parent, {out.name: content})
     if as_json:
-        return to_json({"out": str(out), "bytes": len(page)})
-    return f"{out}: {len(page) / 1e6:.2f} MB"
+        return to_json({"out": str(out), "bytes": len(content)})
+    return f"{out}: {len(content) / 1e6:.2f} MB"
 
 
 def _groups(store: Store) -> tuple[Group, ...]:

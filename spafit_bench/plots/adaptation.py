@@ -126,7 +126,9 @@ def _draw(
         axes.spines[["left", "bottom"]].set_visible(False)
     stack[-1].set_xticks(np.arange(len(places)) + 0.5, [_EDGES.get(p, p) for p in places])
     stack[-1].set_xlabel("layer")
-    bar: Any = figure.colorbar(mesh, ax=list(stack), aspect=40, pad=0.015)
+    bar: Any = figure.colorbar(
+        mesh, ax=list(stack), aspect=40, pad=0.015, format=lambda value, _: f"{value:g}"
+    )
     bar.outline.set_visible(False)
     bar.set_label("relative change (log scale)")
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spafit_bench.plots.drawing import COLORS, Plot, Skipped, sequential_map
+from spafit_bench.plots.drawing import COLORS, Plot, Skipped, printable, sequential_map
 from spafit_bench.plots.scene import Scene, joined
 from spafit_bench.record import RunRecord
 from spafit_bench.tables.settings import Setting
-from spafit_bench.treatments import parse_treatment
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
@@ -53,7 +52,7 @@ def boundaries_of(run: RunRecord) -> Boundaries | None:
         first, _, last = stratum.stratum.partition("-")
         if stratum.treatment in ends:
             ends[stratum.treatment] = int(last or first)
-        elif number == len(layers) - 1 and parse_treatment(stratum.treatment).loras:
+        elif number == len(layers) - 1 and "lora(" in stratum.treatment:
             in_order = ends["bias"] == -1 or ends["bias"] > ends["frozen"]
             n2 = max(ends.values())
             ok = in_order and n2 >= 0 and n2 + 1 == int(first)
@@ -110,7 +109,7 @@ def _grids(scene: Scene) -> list[Grid]:
             found[key].setdefault(cell, (row, average.mean))
     return [
         Grid(
-            title=" · ".join(filter(None, key)),
+            title=printable(" · ".join(filter(None, key))),
             scores={place: score for place, (_, score) in cells.items()},
             rows=tuple(row for row, _ in cells.values()),
         )
@@ -158,4 +157,6 @@ def _draw(figure: FigureBase, grids: Sequence[Grid]) -> None:
 def _frame(x: int, y: int) -> object:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, fill=False, edgecolor=COLORS[1], linewidth=2.5)
+    return Rectangle(
+        (x + 0.03, y + 0.04), 0.94, 0.92, fill=False, edgecolor=COLORS[1], linewidth=2.5
+    )

@@ -41,7 +41,12 @@ _FONT = {
 }
 _STYLE: Mapping[str, Any] = MappingProxyType(
     _FONT
-    | {"svg.fonttype": "none", "axes.spines.top": False, "axes.spines.right": False}
+    | {
+        "svg.fonttype": "none",
+        "text.parse_math": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     | dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK)
     | dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), INK)
     | dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED)
@@ -165,6 +170,11 @@ def _saved(figure: Figure, **options: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, **options)
     return buffer.getvalue()
+
+
+def printable(text: str) -> str:
+    """Replace what has no glyph (control characters, undecodable bytes of a path)."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from spafit_bench.plots.drawing import LineStyle, line_styles
+from spafit_bench.plots.drawing import LineStyle, line_styles, printable
 from spafit_bench.record import RunRecord
 from spafit_bench.tables.cells import MARKS, Row, marks_of, sample_of, shorten_labels
 from spafit_bench.tables.settings import Cells, Group, Setting
@@ -91,13 +91,13 @@ class Scene:
     @cached_property
     def labels(self) -> Mapping[Setting, str]:
         """Name of each row, short enough to stand beside a line."""
-        return {
-            row: short.label for row, short in zip(self.group.rows, self._short[0], strict=True)
-        }
+        short, _ = self._short
+        return {row: found.label for row, found in zip(self.group.rows, short, strict=True)}
 
     @cached_property
     def _short(self) -> tuple[list[Row], tuple[str, ...]]:
-        rows = [Row(label=row.label, name=row.label, cells=()) for row in self.group.rows]
+        names = [printable(row.label) for row in self.group.rows]
+        rows = [Row(label=name, name=name, cells=()) for name in names]
         return shorten_labels(rows)
 
     def runs(self, rows: Iterable[Setting], tasks: Iterable[Task]) -> list[RunRecord]:
@@ -113,7 +113,7 @@ class Scene:
         what = named if len(tasks) == 1 else f"{len(tasks)} tasks ({named})"
         low, high = min(seeds, default=0), max(seeds, default=0)
         count = f"{low} seed{'s' * (low != 1)}" if low == high else f"{low} to {high} seeds"
-        where = f"{self.group.model}, {self.group.data}"
+        where = printable(f"{self.group.model}, {self.group.data}")
         return f"{where} · {what}, {count} each; {len(runs)} runs"
 
     def caveats(self, rows: Sequence[Setting], tasks: Sequence[Task]) -> Iterator[str]:
