@@ -54,7 +54,7 @@ def adaptation(scene: Scene) -> Plot | Skipped:
         "Norm of the change over the norm of the pretrained parameters, adapters merged: mean over "
         "tasks and seeds, on one logarithmic scale. Dots: frozen, exactly unmoved. Layers count "
         "from 0; emb: embeddings; pool: pooler.",
-        f"{lacking} runs lack the measure." * bool(lacking),
+        f"{lacking} run{' lacks' if lacking == 1 else 's lack'} the measure." * bool(lacking),
         *scene.left_out(rows),
         *scene.caveats(rows, scene.tasks),
     )

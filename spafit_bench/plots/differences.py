@@ -124,11 +124,15 @@ def _difference(title: str, found: TaskComparison | Overall) -> Difference:
 def _reach(panels: Sequence[Panel]) -> float:
     """Choose how far the axis goes: to the farthest end, but not far beyond the usual one."""
     ends = [
-        max(abs(end) for bar in (d.over_seeds, d.on_predictions) for end in _ends(bar, d.value))
+        max(abs(end) for bar in _bars(d) for end in _ends(bar, d.value))
         for panel in panels
         for d in panel.differences
     ]
     return min(max(ends), 4 * sorted(ends)[len(ends) // 2]) or 1.0
+
+
+def _bars(found: Difference) -> tuple[Interval | None, Interval | None]:
+    return found.over_seeds, found.on_predictions
 
 
 def _ends(bar: Interval | None, value: float) -> tuple[float, ...]:
@@ -155,7 +159,11 @@ def _draw(figure: FigureBase, panels: Sequence[Panel], tasks: Sequence[str]) -> 
             axes.set_xlabel("points")
     grid.flat[0].set_yticks(range(len(names)), names)
     grid.flat[0].set_ylim(len(names) - 0.4, -0.6)
-    grid.flat[0].set_xlim(-1.08 * reach, 1.08 * reach)
+    ends = [_ends(bar, d.value) for p in panels for d in p.differences for bar in _bars(d)]
+    low = max(-reach, min(0.0, *(min(pair) for pair in ends)))
+    high = min(reach, max(0.0, *(max(pair) for pair in ends)))
+    margin = 0.12 * (high - low or 1.0)
+    grid.flat[0].set_xlim(low - margin, high + margin)
 
 
 def _draw_panel(axes: Axes, panel: Panel, names: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -17,7 +17,7 @@ STATES = {
     "failed": ("✗", "failed"),
     "diverged": ("∞", "diverged"),
     "interrupted": ("…", "interrupted"),
-    "missing": ("?", "missing: other cells of this table have this seed"),
+    "missing": ("?", "missing: most cells of this table have this seed"),
 }
 """State of a run -> sign beside its seed, meaning."""
 Cell = dict[int, list[RunRecord]]
@@ -33,7 +33,7 @@ def overview(group: Group, anchors: Anchors) -> str:
     """Write tasks by methods, a box per seed."""
     rows = _rows(group)
     tasks = [name for name in TASKS if any(name in cells for cells in rows.values())]
-    seeds = sorted({s for cells in rows.values() for cell in cells.values() for s in cell})
+    seeds = _usual_seeds([cells.get(task, {}) for cells in rows.values() for task in tasks])
     heads = "".join(f'<th scope="col" class="text">{escape(TASKS[t].title)}</th>' for t in tasks)
     lines = [
         f'<tr><th scope="row">{escape(label)}</th>'
@@ -62,6 +62,12 @@ def overview(group: Group, anchors: Anchors) -> str:
             "</tbody></table></div>",
         ]
     )
+
+
+def _usual_seeds(cells: Sequence[Cell]) -> list[int]:
+    """Seeds that half of the cells or more have: they are missed where they lack."""
+    counts = Counter(seed for cell in cells for seed in cell)
+    return sorted(seed for seed, count in counts.items() if 2 * count >= len(cells))
 
 
 def _rows(group: Group) -> Mapping[str, Mapping[str, Cell]]:

@@ -133,9 +133,9 @@ def _details(run: RunRecord, anchors: Anchors) -> str:
         _curves(run),
         _evaluations(run.evaluations),
         _strata(run),
-        "<h4>Configuration</h4>",
+        "<h3>Configuration</h3>",
         f"<pre>{escape(chr(10).join(settings_lines(run.config)))}</pre>",
-        f"<h4>Made by</h4>\n<pre>{escape(run.environment.command)}</pre>",
+        f"<h3>Made by</h3>\n<pre>{escape(run.environment.command)}</pre>",
     ]
     inside = "\n".join(part for part in parts if part)
     return (
