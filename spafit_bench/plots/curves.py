@@ -167,8 +167,9 @@ def _draw(figure: FigureBase, panels: Sequence[Panel], kind: Kind) -> None:
             shown, list(handles), loc="outside upper left", ncols=3, frameon=False, fontsize=7.5
         )
         return
-    _hold_right_margin(grid.flat[: len(panels)], panels)
-    _label_ends(grid.flat[: len(panels)], panels)
+    drawn = list(grid.flat[: len(panels)])
+    _hold_right_margin(drawn, panels)
+    _label_ends(drawn, panels)
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:

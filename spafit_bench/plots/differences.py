@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spafit_bench.compare import Comparison, Overall
 from spafit_bench.compare_measure import TaskComparison
@@ -180,7 +180,7 @@ def _draw_difference(axes: Axes, found: Difference, y: int, style: LineStyle, re
     def clipped(value: float) -> float:
         return max(-reach, min(reach, value))
 
-    bars = (
+    bars: tuple[tuple[Interval | None, dict[str, Any]], ...] = (
         (found.on_predictions, {"alpha": 0.28, "linewidth": 5.5, "solid_capstyle": "butt"}),
         (found.over_seeds, {"linewidth": 1.6}),
     )
@@ -198,5 +198,5 @@ def _draw_difference(axes: Axes, found: Difference, y: int, style: LineStyle, re
         axes.text(clipped(found.value), y - 0.12, f"{found.value:+.1f}", ha=side, va="bottom")
         return
     fill = style.color if found.settled else PAPER
-    look = {"markersize": 5.5, "markeredgewidth": 1.3, "markerfacecolor": fill}
-    axes.plot([found.value], [y], marker=style.marker, color=style.color, **look)
+    point: dict[str, Any] = {"markersize": 5.5, "markeredgewidth": 1.3, "markerfacecolor": fill}
+    axes.plot([found.value], [y], marker=style.marker, color=style.color, **point)

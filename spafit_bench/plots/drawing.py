@@ -87,7 +87,8 @@ def plotting_style(name: str = "") -> AbstractContextManager[None]:
     """Apply the house's style; with a name, make the SVG's identifiers depend on it alone."""
     import matplotlib as mpl
 
-    return mpl.rc_context({**_STYLE, "svg.hashsalt": name})
+    style: Any = {**_STYLE, "svg.hashsalt": name}
+    return mpl.rc_context(style)
 
 
 def figure_files(plot: Plot) -> dict[str, bytes]:
@@ -144,7 +145,8 @@ def _framed(plot: Plot) -> Figure:
     top, bottom = 0.34 + 0.16 * len(subtitle), 0.12 + 0.135 * len(caption)
     total = top + plot.height + bottom
     figure = Figure(figsize=(WIDTH, total), layout="constrained")
-    head, body, foot = figure.subfigures(3, 1, height_ratios=[top, plot.height, bottom])
+    parts: Any = figure.subfigures(3, 1, height_ratios=[top, plot.height, bottom])
+    head, body, foot = parts
     _hold(head, foot)
     left = 0.012
     head.text(left, 1 - 0.08 / top, plot.title, va="top", fontsize=11, weight="bold")

@@ -130,7 +130,8 @@ def _label(axes: Axes, points: Sequence[Point], front: Sequence[Point]) -> None:
     assert figure is not None
     figure.draw_without_rendering()
     scale = figure.dpi / 72
-    area = axes.get_window_extent().extents
+    window = axes.get_window_extent()
+    area = (window.x0, window.y0, window.x1, window.y1)
     taken = [*_marks(axes, points, 5 * scale), *_steps(axes, front, scale)]
     for point in points:
         x, y = axes.transData.transform((point.parameters, point.average.mean))
@@ -139,7 +140,7 @@ def _label(axes: Axes, points: Sequence[Point], front: Sequence[Point]) -> None:
         for dx, dy, align in _OFFSETS:
             left = x + dx * scale - {"left": 0, "center": width / 2, "right": width}[align]
             box = (left, y + dy * scale - height / 2, left + width, y + dy * scale + height / 2)
-            outside = width * height - _overlap(box, tuple(area))
+            outside = width * height - _overlap(box, area)
             costs.append((sum(_overlap(box, other) for other in taken) + 3 * outside, box))
         best = min(range(len(costs)), key=lambda index: round(costs[index][0]))
         taken.append(costs[best][1])
@@ -167,7 +168,8 @@ def _marks(axes: Axes, points: Sequence[Point], radius: float) -> Iterator[Box]:
 
 def _steps(axes: Axes, front: Sequence[Point], radius: float) -> Iterator[Box]:
     """Boxes of the front's line, in pixels."""
-    corners = [axes.transData.transform((p.parameters, p.average.mean)) for p in front]
+    data = axes.transData
+    corners = [tuple(data.transform((p.parameters, p.average.mean))) for p in front]
     corners.append((axes.get_window_extent().x1, corners[-1][1]))
     for (x, y), (right, top) in pairwise(corners):
         yield x, y - radius, right, y + radius

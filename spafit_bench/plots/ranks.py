@@ -78,9 +78,9 @@ def _draw(
     axes.set_yticks([])
     axes.set_xticks([])
     axes.plot([1, count], [0, 0], color=INK, linewidth=1)
-    for rank in range(1, count + 1):
-        axes.plot([rank, rank], [0, 0.28], color=INK, linewidth=1)
-        axes.text(rank, 0.42, str(rank), ha="center", va="bottom")
+    for tick in range(1, count + 1):
+        axes.plot([tick, tick], [0, 0.28], color=INK, linewidth=1)
+        axes.text(tick, 0.42, str(tick), ha="center", va="bottom")
     for level, clique in enumerate(bars):
         at = [ranks[name] for name in clique]
         y = -0.45 - 0.55 * level

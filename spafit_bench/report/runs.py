@@ -72,7 +72,7 @@ def run_table(records: Sequence[RunRecord], anchors: Anchors) -> str:
 
 def status_text(run: RunRecord) -> str:
     """Say how a run ended and what is special about it."""
-    facts = [run.status]
+    facts: list[str] = [run.status]
     facts += ["collapsed"] * (run.collapsed and run.status == "done")
     facts += ["not official data"] * (not run.official_split)
     facts += [] if run.train_limit is None else [f"first {run.train_limit:,} examples"]
