@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -238,6 +239,29 @@ def fresh_parameters(checkpoint: Checkpoint, names: list[str]) -> tuple[str, ...
         for n in names
         if components[n] in always or (n not in stored and n.partition(".")[2] not in stored)
     )
+
+
+def stored_tensors(
+    checkpoint: Checkpoint, names: Sequence[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Read pretrained values one by one, in fp32 on the CPU.
+
+    Args:
+        checkpoint: where the weights are.
+        names: parameters of the model that are not fresh.
+
+    Raises:
+        OSError, SafetensorError: a file cannot be read.
+    """
+    from safetensors import safe_open
+
+    # A bare encoder is stored without the prefix of its own name (`bert.`, `model.`, ...).
+    wanted = {name.partition(".")[2]: name for name in names} | {name: name for name in names}
+    for file in weight_files(checkpoint.path):
+        with safe_open(file, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                if name := wanted.get(_modern(key)):
+                    yield name, tensors.get_tensor(key).float()
 
 
 def _modern(key: str) -> str:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from spafit_bench import stats
-from spafit_bench.compare_inputs import choose_rows
+from spafit_bench.compare_inputs import Chosen, choose_rows
 from spafit_bench.compare_measure import (
     SEED,
     Bench,
@@ -30,7 +30,7 @@ from spafit_bench.errors import UserError
 from spafit_bench.seed_tests import ALPHA, UNTESTED, OverSeeds, Tested, family, over_seeds
 from spafit_bench.store import Store
 from spafit_bench.tables.cells import Sample, mean_of
-from spafit_bench.tables.settings import group_runs
+from spafit_bench.tables.settings import Group, Setting, group_runs
 from spafit_bench.tasks import Task
 
 
@@ -111,6 +111,33 @@ def compare(store: Store, names: Sequence[str]) -> tuple[Comparison, ...]:
             f"`spafit-bench run --task all --method {','.join(names)}`"
         )
     return tuple(_compare(bench) for bench in benches)
+
+
+def compare_with(
+    store: Store,
+    group: Group,
+    baseline: Setting,
+    rows: Sequence[Setting],
+    ranked: Sequence[Setting],
+) -> Comparison | None:
+    """Compare rows of one table with one of them.
+
+    Args:
+        store: the results.
+        group: the table's runs.
+        baseline: the second of each pair.
+        rows: the first of each pair; the baseline may be among them.
+        ranked: what is ranked over the tasks that they share.
+
+    Returns:
+        None where no row has a scored task in common with the baseline.
+    """
+    chosen = Chosen(group, tuple(dict.fromkeys((*rows, baseline))))
+    bench = Bench(store, chosen, against=baseline)
+    if not any(bench.shared.values()):
+        return None
+    ranking = _ranking(Bench(store, Chosen(group, tuple(ranked))))
+    return replace(_compare(bench), ranking=ranking)
 
 
 def _compare(bench: Bench) -> Comparison:

@@ -102,11 +102,14 @@ class Evidence:
 class Bench:
     """Measures pairs of rows, reading each run's predictions once."""
 
-    def __init__(self, store: Store, chosen: Chosen) -> None:
+    def __init__(self, store: Store, chosen: Chosen, against: Setting | None = None) -> None:
+        """Pair all chosen rows, or each with `against` alone, which comes second."""
         self.chosen = chosen
         self._store = store
         self._read: dict[str, Predictions | str] = {}
         pairs = list(combinations(chosen.rows, 2))
+        if against is not None:
+            pairs = [(row, against) for row in chosen.rows if row != against]
         self.shared = {pair: self.shared_tasks(pair) for pair in pairs}
         # so many draws that the smallest p-value withstands Holm's correction
         self.resamples = max(stats.RESAMPLES, 40 * sum(map(len, self.shared.values())))

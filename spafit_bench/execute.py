@@ -27,6 +27,7 @@ from spafit_bench.evaluation import (
     score_splits,
 )
 from spafit_bench.forgetting import measure_forgetting
+from spafit_bench.movement import measure_movement
 from spafit_bench.numerics import seed_everything
 from spafit_bench.plan import Plan
 from spafit_bench.prepare import PreparedRun
@@ -178,6 +179,8 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
         **_training_facts(result, scores),
         **reported,
     }
+    if status == "done":
+        measured["movement"] = measure_movement(scores.adapted, prepared.checkpoint)
     if status == "done" and prepared.config.measure_forgetting:
         held_out = splits[prepared.task.dev_splits[0]]
         pretrained = build_model(prepared)

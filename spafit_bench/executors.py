@@ -197,7 +197,15 @@ class Processes:
     def _start(self, number: int) -> _Worker:
         name, changes = self.environments[number]
         options = json.dumps(asdict(self.options))
-        command = [sys.executable, "-m", "spafit_bench.worker", str(self.store.root), options, name]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "spafit_bench.worker",
+            str(self.store.root),
+            options,
+            name,
+        ]
         process = subprocess.Popen(
             command,
             env=os.environ | dict(changes),

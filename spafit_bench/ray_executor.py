@@ -7,7 +7,6 @@ home. A node that lacks the model, the data or the package is left out, and said
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 import shlex
@@ -90,11 +89,12 @@ def connect(address: str | None, resources: Resources) -> Cluster:
         UserError: Ray is not installed, nobody answers, or no node has the resources of a run.
     """
     try:
-        ray: Any = importlib.import_module("ray")
+        import ray as installed
     except ImportError:
         raise UserError(
             "--executor ray: Ray is not installed; pip install 'spafit-bench[ray]'"
         ) from None
+    ray: Any = installed  # its own types are incomplete
     _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

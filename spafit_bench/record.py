@@ -104,6 +104,20 @@ class LayerDrift(Frozen):
     """Frobenius distance over the norm of the pretrained encoder's: 0 is unchanged."""
 
 
+class Movement(Frozen):
+    """How far training moved a group of parameters; see `movement.py`."""
+
+    change: float
+    """Frobenius norm of what training changed, adapters included: 0 where frozen."""
+    pretrained: float
+    """Frobenius norm of the same parameters before."""
+
+    @property
+    def relative(self) -> float | None:
+        """The change as a share of what was there; None where that was nothing."""
+        return self.change / self.pretrained if self.pretrained else None
+
+
 class RunRecord(Frozen):
     """One run. Keys at the top level are a contract that other tools rely on."""
 
@@ -154,6 +168,9 @@ class RunRecord(Frozen):
     forgetting: dict[str, LayerDrift] | None = None
     """`embeddings` and layers from `0` -> how far they moved, on the first 256 examples of the
     first dev split; None where it was not measured. Its cost is in no time or memory above."""
+    movement: dict[str, dict[str, Movement]] | None = None
+    """Layers from `0`, and parts around them -> kind of parameter -> how far it moved; None in
+    records from before it was measured. Its cost is in no time or memory above."""
     started_at: str
     """UTC, ISO 8601."""
     config: dict[str, Any]

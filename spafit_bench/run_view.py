@@ -28,7 +28,7 @@ def run_text(record: RunRecord, folder: Path) -> str:
         f"{row.stratum:<12} {row.treatment} -> {row.trainable:,} of {row.parameters:,}"
         for row in record.strata
     ]
-    lines += _forgetting(record)
+    lines += _forgetting(record) + _movement(record)
     lines += ["", "configuration", *_settings(record.config, "  ")]
     lines += [f"warning: {warning}" for warning in record.warnings]
     return "\n".join(lines)
@@ -40,6 +40,19 @@ def _forgetting(record: RunRecord) -> list[str]:
     lines = ["", "forgetting   CKA with the pretrained encoder, relative distance from it"]
     for layer, drift in record.forgetting.items():
         lines.append(f"{layer:<12} {drift.cka:.4f}  {drift.relative_distance:.4f}")
+    return lines
+
+
+def _movement(record: RunRecord) -> list[str]:
+    if record.movement is None:
+        return []
+    kinds = list(dict.fromkeys(kind for found in record.movement.values() for kind in found))
+    lines = ["", "movement     norm of the change over that of the pretrained parameters"]
+    lines.append(f"{'':<12} {''.join(f'{kind:<10}' for kind in kinds)}".rstrip())
+    for where, found in record.movement.items():
+        shares = [found[kind].relative if kind in found else None for kind in kinds]
+        cells = "".join(f"{'-' if s is None else f'{s:.4f}':<10}" for s in shares)
+        lines.append(f"{where:<12} {cells}".rstrip())
     return lines
 
 

@@ -343,9 +343,8 @@ def prediction_rows(
 
 def flatten(record: RunRecord) -> dict[str, Any]:
     """Return one row of `results.csv`: scalars by name, nested values with dotted names."""
-    body = record.model_dump(
-        mode="json", exclude={"evaluations", "strata", "last", "best", "task_definition"}
-    )
+    left_out = {"evaluations", "strata", "last", "best", "movement", "task_definition"}
+    body = record.model_dump(mode="json", exclude=left_out)
     row: dict[str, Any] = {}
 
     def add(prefix: str, value: Any) -> None:

@@ -105,6 +105,54 @@ def compare(
     print_text(commands.compare(methods or (), results, as_json=as_json))
 
 
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        help="Row that the others are compared with, as the tables name it. \\[full]",
+        autocompletion=complete_methods,
+        metavar="METHOD",
+    ),
+]
+
+
+@app.command(epilog="Example: `spafit-bench plot --results results --out figures`")
+def plot(
+    results: Results = Path("results"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write to. \\[DIR/plots]", metavar="DIR")
+    ] = None,
+    baseline: Baseline = None,
+    as_json: Json = False,
+) -> None:
+    """Draw figures as SVG and PNG: score over size, curves, differences, ranks, layers."""
+    from spafit_bench.commands import results as commands
+
+    print_text(commands.plot(results, out or results / "plots", baseline, as_json=as_json))
+
+
+@app.command(epilog="Example: `spafit-bench report --results results --out report.html`")
+def report(
+    results: Results = Path("results"),
+    out: Annotated[
+        Path | None, typer.Option(help="File to write. \\[DIR/report.html]", metavar="FILE.html")
+    ] = None,
+    baseline: Baseline = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML of published scores to set below ours, or a shipped one: bert-large.",
+            metavar="FILE",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page: every table, figure and run."""
+    from spafit_bench.commands import results as commands
+
+    page = out or results / "report.html"
+    print_text(commands.report(results, page, (baseline, reference), as_json=as_json))
+
+
 @app.command(name="list", epilog="Example: `spafit-bench list runs --json`")
 def list_(
     what: Annotated[str, typer.Argument(help="tasks, methods, models or runs.")],

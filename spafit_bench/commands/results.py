@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from spafit_bench.store import Store, replacing
 if TYPE_CHECKING:
     from spafit_bench.submit import SubmitRequest
     from spafit_bench.tables import ResultTable
+    from spafit_bench.tables.settings import Group
 
 
 log = logging.getLogger(__name__)
@@ -108,6 +109,74 @@ def compare(names: Sequence[str], results: Path, *, as_json: bool) -> str:
 
     found = compare(Store(results), names)
     return comparison_json(found) if as_json else comparison_text(found)
+
+
+def plot(results: Path, out: Path, baseline: str | None, *, as_json: bool) -> str:
+    """Write every figure that there is data for; say why others are missing."""
+    from spafit_bench.plots import Skipped, build_galleries, figure_files
+
+    store = Store(results)
+    galleries = build_galleries(store, _groups(store), baseline)
+    figures = [figure for gallery in galleries for figure in gallery.figures]
+    rows = []
+    for figure in figures:
+        if isinstance(figure, Skipped):
+            rows.append({"figure": figure.name, "files": [], "skipped": figure.why})
+            continue
+        files = figure_files(figure)
+        _write_all(out, files)
+        paths = [str(out / name) for name in files]
+        rows.append({"figure": figure.name, "files": paths, "caption": figure.caption})
+    if as_json:
+        return to_json({"plots": rows})
+    return "\n".join(
+        f"skipped {row['figure']}: {row['skipped']}" if "skipped" in row else " ".join(row["files"])
+        for row in rows
+    )
+
+
+def report(
+    results: Path, out: Path, options: tuple[str | None, Path | None], *, as_json: bool
+) -> str:
+    """Write the page of all results; `options` are the baseline and the published scores."""
+    from spafit_bench.references import read_references
+    from spafit_bench.report import build_report
+
+    baseline, reference = options
+    references = None if reference is None else read_references(reference)
+    store = Store(results)
+    page = build_report(store, _groups(store), baseline, references)
+    content = page.encode(errors="backslashreplace")  # a path may hold undecodable bytes
+    _write_all(out.parent, {out.name: content})
+    if as_json:
+        return to_json({"out": str(out), "bytes": len(content)})
+    return f"{out}: {len(content) / 1e6:.2f} MB"
+
+
+def _groups(store: Store) -> tuple[Group, ...]:
+    """Part finished runs into tables; none is a user's mistake."""
+    from spafit_bench.tables.settings import group_runs
+
+    groups = group_runs(store.records())
+    if not groups:
+        raise UserError(
+            f"--results {store.root}: no finished runs here; make one with `spafit-bench run "
+            "--task mrpc --method spafit --preset smoke`"
+        )
+    return groups
+
+
+def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files, each whole or not at all."""
+    from spafit_bench.store import replacing
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            with replacing(folder / name) as temporary:
+                temporary.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
 
 
 def list_things(what: str, results: Path, *, as_json: bool) -> str:

@@ -21,10 +21,11 @@ _STYLE = """\
 
 def html_fragment(tables: Sequence[ResultTable]) -> str:
     """Write a style element and one block for each table; every text is escaped."""
-    return f"<style>\n{_STYLE}\n</style>\n" + "\n".join(map(_block, tables))
+    return f"<style>\n{_STYLE}\n</style>\n" + "\n".join(map(html_block, tables))
 
 
-def _block(table: ResultTable) -> str:
+def html_block(table: ResultTable) -> str:
+    """Write one table with caption and notes, without a style."""
     notes = [
         *table.ranking_note("<b>bold</b>: best mean", "<u>underlined</u>: second best"),
         *map(escape, table.notes),

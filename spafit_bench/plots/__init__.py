@@ -1,0 +1,89 @@
+"""Run records -> figures: what a table says, for the eye.
+
+Each module is one kind of figure; `drawing` makes files of them, `scene` is what they share.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from spafit_bench.compare import Comparison, compare_with
+from spafit_bench.errors import UserError, nearest
+from spafit_bench.plots.adaptation import adaptation
+from spafit_bench.plots.boundaries import boundary_map
+from spafit_bench.plots.curves import LOSSES, SCORES, learning_curves
+from spafit_bench.plots.differences import differences
+from spafit_bench.plots.drawing import Plot, Skipped, figure_files, inline_svg
+from spafit_bench.plots.pareto import score_parameters
+from spafit_bench.plots.ranks import critical_difference
+from spafit_bench.plots.scene import Scene
+from spafit_bench.store import Store
+from spafit_bench.tables.settings import Group, Setting
+
+__all__ = ["Gallery", "Plot", "Skipped", "build_galleries", "figure_files", "inline_svg"]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The figures of one table's runs."""
+
+    scene: Scene
+    comparison: Comparison | None
+    """Of the shown methods with the baseline; None where nothing can be compared."""
+    figures: tuple[Plot | Skipped, ...]
+
+
+def build_galleries(
+    store: Store, groups: Sequence[Group], baseline: str | None = None
+) -> tuple[Gallery, ...]:
+    """Prepare every figure of each group; nothing is drawn yet.
+
+    Args:
+        store: where the runs' predictions are.
+        groups: from `group_runs`.
+        baseline: the row that others are compared with, as the tables name it; `full`, or the row
+            that trains most, where it is not given.
+
+    Raises:
+        UserError: no group has such a row.
+    """
+    chosen = [_named(group, baseline) for group in groups]
+    if baseline is not None and not any(chosen):
+        labels = sorted({row.label for group in groups for row in group.rows})
+        raise UserError(f"--baseline: no finished run of {baseline!r}: {nearest(baseline, labels)}")
+    galleries = [
+        _gallery(store, Scene(group, row or _named(group, "full") or next(iter(group.rows))))
+        for group, row in zip(groups, chosen, strict=True)
+    ]
+    return tuple(_named_apart(gallery, len(galleries)) for gallery in galleries)
+
+
+def _named(group: Group, name: str | None) -> Setting | None:
+    return next((row for row in group.rows if name in (row.label, row.method)), None)
+
+
+def _gallery(store: Store, scene: Scene) -> Gallery:
+    ranked = [row for row in scene.shown if scene.average(row)]
+    comparison = compare_with(store, scene.group, scene.baseline, scene.shown, ranked)
+    figures = (
+        score_parameters(scene),
+        differences(scene, comparison),
+        critical_difference(scene, comparison),
+        learning_curves(scene, SCORES),
+        learning_curves(scene, LOSSES),
+        adaptation(scene),
+        boundary_map(scene),
+    )
+    return Gallery(scene, comparison, figures)
+
+
+def _named_apart(gallery: Gallery, count: int) -> Gallery:
+    """Let the names of figures end in model and data where there are several."""
+    if count == 1:
+        return gallery
+    group = gallery.scene.group
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{group.model} {group.data}").strip("-").lower()
+    figures = tuple(replace(figure, name=f"{figure.name}-{slug}") for figure in gallery.figures)
+    return replace(gallery, figures=figures)

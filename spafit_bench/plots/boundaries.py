@@ -1,0 +1,162 @@
+"""SPAFIT's two boundaries, N1 and N2: where freezing ends and where adapters begin."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spafit_bench.plots.drawing import COLORS, Plot, Skipped, printable, sequential_map
+from spafit_bench.plots.scene import Scene, joined
+from spafit_bench.record import RunRecord
+from spafit_bench.tables.settings import Setting
+
+if TYPE_CHECKING:
+    from matplotlib.figure import FigureBase
+
+NAME, TITLE = "boundaries", "Where the strata end: N1 and N2"
+_FEWEST = 3
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """Last layer that is frozen, last one whose biases alone train, and what the rest gets."""
+
+    n1: int
+    n2: int
+    treatment: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scores of one treatment of the late layers."""
+
+    title: str
+    scores: Mapping[tuple[int, int], float]
+    """(N1, N2) -> mean score times 100."""
+    rows: tuple[Setting, ...]
+
+
+def boundaries_of(run: RunRecord) -> Boundaries | None:
+    """Read the boundaries of a run whose layers are frozen, then bias-only, then adapted.
+
+    -1 stands for no frozen layer; N2 = N1 for no layer of biases alone. None for other methods.
+    """
+    layers = [s for s in run.strata if re.fullmatch(r"\d+(-\d+)?", s.stratum)]
+    ends = {"frozen": -1, "bias": -1}
+    for number, stratum in enumerate(layers):
+        first, _, last = stratum.stratum.partition("-")
+        if stratum.treatment in ends:
+            ends[stratum.treatment] = int(last or first)
+        elif number == len(layers) - 1 and "lora(" in stratum.treatment:
+            in_order = ends["bias"] == -1 or ends["bias"] > ends["frozen"]
+            n2 = max(ends.values())
+            ok = in_order and n2 >= 0 and n2 + 1 == int(first)
+            return Boundaries(ends["frozen"], n2, stratum.treatment) if ok else None
+        else:
+            return None
+    return None
+
+
+def boundary_map(scene: Scene) -> Plot | Skipped:
+    """Plot the average score over N1 and N2, a map for each treatment of the late layers."""
+    grids = _grids(scene)
+    if not grids:
+        return Skipped(
+            NAME,
+            TITLE,
+            f"needs {_FEWEST} or more choices of the boundaries on the same tasks, such as "
+            "--method spafit-1-2-i,spafit-1-3-i,spafit-2-3-i",
+        )
+    rows = [row for grid in grids for row in grid.rows]
+    tasks = scene.averaged
+    best = [max(grid.scores.items(), key=lambda item: item[1]) for grid in grids]
+    caption = joined(
+        "Layers 0 to N1 are frozen, up to N2 only biases train, the rest is adapted as each map's "
+        "title says; -1: no layer is frozen. Numbers: dev scores times 100, mean over "
+        f"{'seeds' if len(tasks) == 1 else f'{len(tasks)} tasks and seeds'}; framed: the best, "
+        "chosen on the dev set, which flatters it. Empty: not run, or N2 below N1.",
+        *scene.caveats(rows, tasks),
+    )
+    said = "; ".join(
+        f"{grid.title}: {len(grid.scores)} choices, best {value:.2f} at N1 {n1}, N2 {n2}"
+        for grid, ((n1, n2), value) in zip(grids, best, strict=True)
+    )
+    tallest = max(len({n1 for n1, _ in grid.scores}) for grid in grids)
+    return Plot(
+        name=NAME,
+        title=TITLE,
+        subtitle=scene.subtitle(rows, tasks),
+        caption=caption,
+        alt=f"Heat map of scores over N1 and N2. {said}.",
+        height=len(grids) * (0.75 + 0.34 * max(2, tallest)),
+        draw=lambda figure: _draw(figure, grids),
+    )
+
+
+def _grids(scene: Scene) -> list[Grid]:
+    found: dict[tuple[str, str], dict[tuple[int, int], tuple[Setting, float]]] = defaultdict(dict)
+    for row, cells in scene.group.rows.items():
+        average = scene.average(row)
+        where = {boundaries_of(run) for runs in cells.values() for run in runs}
+        place = where.pop() if len(where) == 1 else None
+        if average and place:
+            key, cell = (place.treatment, row.difference), (place.n1, place.n2)
+            found[key].setdefault(cell, (row, average.mean))
+    return [
+        Grid(
+            title=printable(" · ".join(filter(None, key))),
+            scores={place: score for place, (_, score) in cells.items()},
+            rows=tuple(row for row, _ in cells.values()),
+        )
+        for key, cells in sorted(found.items())
+        if len(cells) >= _FEWEST
+    ]
+
+
+def _draw(figure: FigureBase, grids: Sequence[Grid]) -> None:
+    values = [value for grid in grids for value in grid.scores.values()]
+    low, high = min(values), max(values)
+    stack = figure.subplots(len(grids), 1, squeeze=False)
+    for axes, grid in zip(stack.flat, grids, strict=True):
+        firsts = sorted({n1 for n1, _ in grid.scores})
+        seconds = sorted({n2 for _, n2 in grid.scores})
+        matrix = np.full((len(firsts), len(seconds)), np.nan)
+        for (n1, n2), value in grid.scores.items():
+            matrix[firsts.index(n1), seconds.index(n2)] = value
+        axes.set_title(grid.title, fontsize=8)
+        axes.pcolormesh(matrix, cmap=sequential_map(), vmin=low, vmax=high)
+        axes.set_xticks(np.arange(len(seconds)) + 0.5, [str(n) for n in seconds])
+        axes.set_yticks(np.arange(len(firsts)) + 0.5, [str(n) for n in firsts])
+        axes.set_xlabel("N2: last layer of biases alone")
+        axes.set_ylabel("N1: last frozen layer")
+        axes.tick_params(length=0)
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.invert_yaxis()
+        best = max(grid.scores.values())
+        for (n1, n2), value in grid.scores.items():
+            x, y = seconds.index(n2), firsts.index(n1)
+            dark = value > low + 0.55 * (high - low)
+            axes.text(
+                x + 0.5,
+                y + 0.5,
+                f"{value:.1f}",
+                ha="center",
+                va="center",
+                color="#fefefe" if dark else "#010101",
+                weight="bold" if value == best else "normal",
+            )
+            if value == best:
+                axes.add_patch(_frame(x, y))
+
+
+def _frame(x: int, y: int) -> object:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(
+        (x + 0.03, y + 0.04), 0.94, 0.92, fill=False, edgecolor=COLORS[1], linewidth=2.5
+    )
