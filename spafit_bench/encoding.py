@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -226,8 +226,21 @@ def _shares(weights: np.ndarray, num: int, den: int) -> np.ndarray:
     return doubled_middles * den // (2 * num)
 
 
-def evaluation_batches(split: EncodedSplit, batch_size: int) -> Iterator[np.ndarray]:
-    """Cut a split into batches of similar length, longest first."""
+def evaluation_batches(
+    split: EncodedSplit, batch_size: int, *, max_tokens: int
+) -> list[np.ndarray]:
+    """Cut a split into batches of similar length, longest first.
+
+    Args:
+        split: what is evaluated.
+        batch_size: most examples of a batch.
+        max_tokens: most tokens of a batch with more than one example.
+    """
     order = np.argsort(-split.lengths, kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    batches, start = [], 0
+    while start < len(order):
+        fitting = max_tokens // int(split.lengths[order[start]])
+        end = start + max(1, min(batch_size, fitting))
+        batches.append(order[start:end])
+        start = end
+    return batches

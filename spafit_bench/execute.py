@@ -315,6 +315,7 @@ def _training_facts(result: TrainResult, scores: _DevScores) -> dict[str, Any]:
         "evaluations": result.evaluations,
         "train_time_s": round(result.train_time_s, 3),
         "train_tokens": result.train_tokens,
+        "micro_batch_size": result.micro_batch_size,
         "train_tokens_per_s": round(result.train_tokens / result.train_time_s, 1),
         "eval_tokens_per_s": round(scores.tokens / scores.time_s, 1) if scores.time_s else None,
         "stored_bytes": stored,

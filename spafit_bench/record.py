@@ -157,6 +157,9 @@ class RunRecord(Frozen):
     train_tokens: int | None = None
     """Real (unpadded) tokens trained on, the first step included."""
     train_tokens_per_s: float | None = None
+    micro_batch_size: int | None = None
+    """Examples of one forward pass in training; None: all of a batch. Less than the configuration
+    asks for where the device was out of memory."""
     eval_tokens_per_s: float | None = None
     wall_time_s: float
     peak_memory_bytes: int | None = None

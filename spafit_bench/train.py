@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,8 +18,11 @@ from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.config import TrainSettings
 from spafit_bench.encoding import Batch, EncodedSplit, collate, num_batches, training_batches
+from spafit_bench.errors import UserError
 from spafit_bench.record import Evaluation, SplitMetrics
 from spafit_bench.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY = 20
 """Steps between looks at the loss on a GPU, where each look waits for the device."""
@@ -61,6 +66,8 @@ class TrainResult:
     """Optimizer steps only, evaluations left out."""
     train_tokens: int
     """Real tokens, the first step included."""
+    micro_batch_size: int | None
+    """Examples of one forward pass; None: all of a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +99,8 @@ class _Loop:
     losses: list[float] = field(default_factory=list)
     unread: list[Tensor] = field(default_factory=list)
     """Losses still on the device."""
+    micro_batch_size: int | None = None
+    """Examples of one forward pass; fewer than was asked once the device was out of memory."""
     train_tokens: int = 0
     train_time_s: float = 0.0
     kept_at_s: float = field(default_factory=time.monotonic)
@@ -122,9 +131,8 @@ class _Loop:
         start = time.perf_counter()
         try:
             for number, indices in enumerate(order, start=1):
-                micro_batches = self._collate(indices)
-                self.unread.append(self.step(micro_batches))
-                self.train_tokens += sum(batch.num_tokens for batch in micro_batches)
+                self.unread.append(self.step(indices))
+                self.train_tokens += int(self.split.lengths[indices].sum())
                 if self.steps % look_every == 0 or number == len(order):
                     self.look(first, start)
                 if number < len(order) and self._is_time_to_keep():
@@ -138,16 +146,47 @@ class _Loop:
 
     def _collate(self, indices: np.ndarray) -> list[Batch]:
         """Collate a batch in pieces that fit one forward pass."""
-        size = self.settings.micro_batch_size or len(indices)
+        size = self.micro_batch_size or len(indices)
         device = self.adapted.numerics.device
         pieces = [indices[at : at + size] for at in range(0, len(indices), size)]
         return [collate(self.split, piece, device) for piece in pieces]
 
-    def step(self, micro_batches: list[Batch]) -> Tensor:
+    def step(self, indices: np.ndarray) -> Tensor:
         """Take one optimizer step; return the mean loss over its examples, on the device."""
         factor = learning_rate_factor(self.steps, self.total_steps, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * factor
+        total = self._accumulate(indices)
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return total
+
+    def _accumulate(self, indices: np.ndarray) -> Tensor:
+        """Do `_backward` in pieces small enough for the device's memory."""
+        while True:
+            micro_batches = self._collate(indices)
+            with suppress(torch.OutOfMemoryError):
+                return self._backward(micro_batches)
+            size = max(batch.size for batch in micro_batches)
+            where = f"{self.adapted.numerics.device} is out of memory"
+            if size == 1:
+                raise UserError(f"{where} with a single example; use a shorter --max-length")
+            self.optimizer.zero_grad()
+            del micro_batches
+            torch.cuda.empty_cache()
+            self.micro_batch_size = (size + 1) // 2
+            log.warning(
+                "%s: batches stay as they are, in forward passes of %d",
+                where,
+                self.micro_batch_size,
+            )
+
+    def _backward(self, micro_batches: list[Batch]) -> Tensor:
+        """Add up gradients of the mean loss over all examples; return that loss."""
         num_examples = sum(batch.size for batch in micro_batches)
         total = torch.zeros((), device=self.adapted.numerics.device)
         self.adapted.engine.refresh()
@@ -155,12 +194,6 @@ class _Loop:
             loss = loss_sum(self.adapted.engine.logits(batch), batch) / num_examples
             self.scaler.scale(loss).backward()
             total += loss.detach()
-        self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
         return total
 
     def look(self, first: int, start: float) -> None:
@@ -213,6 +246,7 @@ class _Loop:
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         facts = {
             "train_tokens": self.train_tokens,
+            "micro_batch_size": self.micro_batch_size,
             "train_time_s": self.train_time_s,
             "scaler": self.scaler.state_dict(),
             "evaluations": [e.model_dump(mode="json") for e in self.evaluations],
@@ -234,6 +268,7 @@ class _Loop:
             torch.cuda.set_rng_state(snapshot.tensors["random/cuda"], self.adapted.numerics.device)
         self.losses = snapshot.tensors["losses"].tolist()
         self.train_tokens = snapshot.facts["train_tokens"]
+        self.micro_batch_size = snapshot.facts["micro_batch_size"]
         self.train_time_s = snapshot.facts["train_time_s"]
         self.scaler.load_state_dict(snapshot.facts["scaler"])
         self.evaluations = [Evaluation.model_validate(e) for e in snapshot.facts["evaluations"]]
@@ -274,6 +309,7 @@ def train(
         seed=seed,
         hooks=hooks,
         optimizer=make_optimizer(adapted, settings),
+        micro_batch_size=settings.micro_batch_size,
         scaler=torch.amp.GradScaler(adapted.numerics.device.type, enabled=precision == "fp16"),
     )
     if resume is not None:
@@ -285,7 +321,12 @@ def train(
     except Diverged as reason:
         diverged = str(reason)
     return TrainResult(
-        diverged, tuple(loop.evaluations), tuple(loop.losses), loop.train_time_s, loop.train_tokens
+        diverged=diverged,
+        evaluations=tuple(loop.evaluations),
+        losses=tuple(loop.losses),
+        train_time_s=loop.train_time_s,
+        train_tokens=loop.train_tokens,
+        micro_batch_size=loop.micro_batch_size,
     )
 
 

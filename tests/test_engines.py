@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,15 @@ from models import SPECIAL, VOCABULARY, build, plan_checkpoint, save_checkpoint
 from torch import Tensor
 
 from spafit_bench.adapt import AdaptedModel
-from spafit_bench.encoding import Batch, EncodedSplit, collate
+from spafit_bench.config import TrainSettings
+from spafit_bench.encoding import Batch, EncodedSplit, collate, evaluation_batches
 from spafit_bench.engines import engine_name
 from spafit_bench.errors import UserError
+from spafit_bench.evaluation import predict
 from spafit_bench.fused.dropout import Dropout, keep
 from spafit_bench.methods import get_method
-from spafit_bench.train import loss_sum
+from spafit_bench.record import Evaluation
+from spafit_bench.train import Hooks, Progress, TrainResult, loss_sum, train
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 DISTILBERT_NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
@@ -237,3 +241,103 @@ def test_fast_equals_plain_on_a_gpu(method: str, tmp_path: Path) -> None:
     logits, gradients = logits_and_gradients(fast, batch)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
+
+
+class SmallDevice:
+    """An engine on a device that has memory for few examples."""
+
+    name = "plain"
+
+    def __init__(self, adapted: AdaptedModel, most: int) -> None:
+        """Wrap the engine of a model."""
+        self.inner, self.most = adapted.engine, most
+        self.sizes: list[int] = []
+
+    def refresh(self) -> None:
+        """Pass it on."""
+        self.inner.refresh()
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Fail as CUDA does if the batch is too large."""
+        self.sizes.append(batch.size)
+        if batch.size > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.inner.logits(batch)
+
+
+class Silent:
+    """Hears nothing."""
+
+    def on_step(self, progress: Progress) -> None:
+        """Ignore it."""
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """Ignore it."""
+
+
+def settings() -> TrainSettings:
+    """One epoch of batches of eight."""
+    return TrainSettings(
+        learning_rate=1e-3,
+        epochs=1,
+        batch_size=8,
+        max_length=16,
+        warmup=0.1,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        adam_eps=1e-6,
+    )
+
+
+def trained(adapted: AdaptedModel) -> TrainResult:
+    """Train on twenty-four examples."""
+    split = split_of([3 + number % 9 for number in range(24)])
+    hooks = Hooks(evaluate=dict, observer=Silent())
+    return train(adapted, split, settings(), seed=0, hooks=hooks)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Training goes on with the same batches in smaller passes, says so, and records it."""
+    folder = checkpoint_of(tmp_path, "bert", **NO_DROPOUT)
+    large, small = (build(folder, "spafit", engine="fast") for _ in range(2))
+    device = SmallDevice(small, most=3)
+    small = replace(small, engine=device)
+    whole, pieces = trained(large), trained(small)
+    assert whole.micro_batch_size is None
+    assert pieces.micro_batch_size == 2
+    assert pieces.losses == pytest.approx(whole.losses, abs=1e-5)
+    assert device.sizes[:3] == [8, 4, 2]
+    assert max(device.sizes[2:]) == 2
+    assert caplog.text.count("out of memory") == 2
+    for name, value in small.trained_state().items():
+        torch.testing.assert_close(value, large.trained_state()[name], atol=1e-5, rtol=1e-4)
+
+
+def test_out_of_memory_with_one_example_is_the_end(tmp_path: Path) -> None:
+    """No batch can be smaller than one example."""
+    adapted = build(checkpoint_of(tmp_path, "bert"), "spafit", engine="fast")
+    adapted = replace(adapted, engine=SmallDevice(adapted, most=0))
+    with pytest.raises(UserError, match="single example"):
+        trained(adapted)
+
+
+def test_out_of_memory_in_evaluation_halves_the_batch(tmp_path: Path) -> None:
+    """Predictions are those of whole batches."""
+    adapted = build(checkpoint_of(tmp_path, "bert"), "spafit", engine="fast")
+    split = split_of([3 + number % 9 for number in range(24)])
+    whole = predict(adapted, split, batch_size=10)
+    adapted = replace(adapted, engine=SmallDevice(adapted, most=4))
+    pieces = predict(adapted, split, batch_size=10)
+    np.testing.assert_allclose(pieces.logits, whole.logits, atol=1e-6)
+
+
+def test_evaluation_reads_every_example_once_in_bounded_batches() -> None:
+    """Long examples make small batches, short ones full ones, one too long its own."""
+    split = split_of([90, *[20] * 10, *[2] * 50])
+    batches = evaluation_batches(split, 16, max_tokens=64)
+    assert sorted(np.concatenate(batches)) == list(range(61))
+    assert [len(batch) for batch in batches[:4]] == [1, 3, 3, 3]
+    assert all(split.lengths[b].sum() <= 64 for b in batches[1:])
+    assert max(map(len, batches)) == 16

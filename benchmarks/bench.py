@@ -1,0 +1,197 @@
+"""Runs systems on cases in turn, and writes what came out as JSON and a Markdown table.
+
+    python -m benchmarks.bench --model FOLDER --data FOLDER --out benchmarks/results/NAME
+
+Every measurement is a process of its own. The systems of one case take turns, round after round,
+so that what else the machine does falls on all of them; a ratio is the median over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cases import SYSTEMS, Case
+
+Measurement = dict[str, Any]
+STOCK_STEPS = 6
+"""Timed steps of the stock peer, which takes many times as long."""
+
+
+def measure(system: str, case: Case) -> Measurement:
+    """Measure one system on one case in a process of its own."""
+    if system == "stock":
+        case = replace(case, steps=min(case.steps, STOCK_STEPS))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.worker", system, json.dumps(asdict(case))],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "GOMP_SPINCOUNT": "20000"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found: Measurement = json.loads(done.stdout.splitlines()[-1])
+    found["train_tokens_per_s"] = sum(found["tokens"]) / sum(found["times_s"])
+    if found.get("eval_time_s"):
+        found["eval_tokens_per_s"] = found["eval_tokens"] / found["eval_time_s"]
+    found["own_bytes"] = found["peak_memory_bytes"] - found["loaded_bytes"]
+    return found
+
+
+def random_weights(model: str, folder: Path) -> str:
+    """Write a checkpoint with random weights where there is only a configuration."""
+    import shutil
+
+    import transformers
+
+    if any(Path(model).glob("*.safetensors")):
+        return model
+    config = transformers.AutoConfig.from_pretrained(model)
+    transformers.AutoModelForMaskedLM.from_config(config).save_pretrained(folder)
+    for file in Path(model).iterdir():
+        if file.name != "config.json":
+            shutil.copy(file, folder)
+    return str(folder)
+
+
+def ratio(rounds: list[dict[str, Measurement]], key: str, of: str, to: str) -> float | None:
+    """Median over the rounds of one system's value over another's."""
+    found = [
+        r[of][key] / r[to][key] for r in rounds if r.get(of, {}).get(key) and r.get(to, {}).get(key)
+    ]
+    return statistics.median(found) if found else None
+
+
+def row(case: Case, rounds: list[dict[str, Measurement]]) -> dict[str, str]:
+    """Summarise one case for the table."""
+
+    def shown(value: float | None, pattern: str = "{:.2f}") -> str:
+        return "—" if value is None else pattern.format(value)
+
+    def rate(system: str) -> str:
+        found = [r[system]["train_tokens_per_s"] for r in rounds if system in r]
+        return shown(statistics.median(found) if found else None, "{:,.0f}")
+
+    key = "train_tokens_per_s"
+    return {
+        "task": case.task,
+        "method": case.method,
+        "batch": str(case.batch_size),
+        "ours": rate("fast"),
+        "tuned": rate("tuned"),
+        "stock": rate("stock"),
+        "floor": rate("floor"),
+        "ours / tuned": shown(ratio(rounds, key, "fast", "tuned")),
+        "ours / stock": shown(ratio(rounds, key, "fast", "stock")),
+        "ours / floor": shown(ratio(rounds, key, "fast", "floor"), "{:.0%}"),
+        "evaluation / tuned": shown(ratio(rounds, "eval_tokens_per_s", "fast", "tuned")),
+        "memory / tuned": shown(ratio(rounds, "peak_memory_bytes", "fast", "tuned"), "{:.0%}"),
+        "own memory / tuned": shown(ratio(rounds, "own_bytes", "fast", "tuned"), "{:.0%}"),
+        "whole time / tuned": shown(ratio(rounds, "whole_s", "fast", "tuned"), "{:.0%}"),
+    }
+
+
+def markdown(rows: list[dict[str, str]], facts: dict[str, Any]) -> str:
+    """Write the table and what it was measured on."""
+    head = list(rows[0])
+    lines = [
+        f"Training in real tokens per second; {facts['rounds']} rounds of {facts['steps']} steps. "
+        f"{facts['model']}, {facts['machine']}, {facts['threads']} threads, torch "
+        f"{facts['torch']}, transformers {facts['transformers']}, peft {facts['peft']}; "
+        f"{facts['date']}.",
+        "",
+        f"    {facts['command']}",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + " --- |" * len(head),
+        *("| " + " | ".join(row.values()) + " |" for row in rows),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--tasks", default="mrpc")
+    parser.add_argument("--methods", default="spafit,lora,bitfit,full")
+    parser.add_argument("--batch-sizes", default="16,32")
+    parser.add_argument("--systems", default="fast,tuned,stock,floor")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure what the command line says, writing after every case."""
+    given = _arguments()
+    systems = given.systems.split(",")
+    assert set(systems) <= set(SYSTEMS), systems
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_weights(given.model, Path(folder))
+        cases = [
+            Case(model, given.data, task, method, int(size), given.steps, device=given.device)
+            for task in given.tasks.split(",")
+            for method in given.methods.split(",")
+            for size in given.batch_sizes.split(",")
+        ]
+        rows, everything = [], []
+        for case in cases:
+            rounds = []
+            for number in range(given.rounds):
+                rounds.append({system: measure(system, case) for system in systems})
+                print(
+                    f"{case.task} {case.method} {case.batch_size}: round {number + 1}", flush=True
+                )
+            rows.append(row(case, rounds))
+            everything += [found for round_ in rounds for found in round_.values()]
+            facts = _facts(given, everything[0]["threads"])
+            body = {"facts": facts, "measurements": everything}
+            given.out.with_suffix(".json").write_text(
+                _without_paths(json.dumps(body), given, model)
+            )
+            given.out.with_suffix(".md").write_text(markdown(rows, facts))
+    print(markdown(rows, facts))
+
+
+def _without_paths(text: str, given: argparse.Namespace, model: str) -> str:
+    for path in (model, given.model, given.data):
+        text = text.replace(path, Path(path).name if path != model else Path(given.model).name)
+    return text
+
+
+def _facts(given: argparse.Namespace, threads: int) -> dict[str, Any]:
+    from spafit_bench.numerics import choose_numerics, device_name
+
+    command = " ".join(["python -m benchmarks.bench", *sys.argv[1:]])
+    for path in (given.model, given.data):
+        command = command.replace(path, Path(path).name)
+    return {
+        "model": Path(given.model).name,
+        "machine": device_name(choose_numerics(given.device, "auto").device),
+        "threads": threads,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "peft": version("peft"),
+        "date": datetime.now(UTC).date().isoformat(),
+        "steps": given.steps,
+        "rounds": given.rounds,
+        "command": command,
+    }
+
+
+if __name__ == "__main__":
+    main()
