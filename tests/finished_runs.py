@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from spafit_bench.record import Evaluation, Movement, RunRecord, StratumCount
 from spafit_bench.store import Store
-from tests.records import METHODS, make_record, metrics_of
+from tests.records import METHODS, make_record, metrics_of, write_run
 
 STRATA = {
     "full": (("0-23", "full"),),
@@ -88,7 +87,5 @@ def save(root: Path, *records: RunRecord) -> Store:
     """Write records as runs without predictions."""
     store = Store(root)
     for record in records:
-        folder = store.runs / re.sub(r"\W", "_", record.run_id)
-        folder.mkdir(parents=True)
-        (folder / "record.json").write_text(record.to_json(), errors="backslashreplace")
+        write_run(store.runs, record)
     return store

@@ -74,8 +74,10 @@ def make_record(
             rows={},
         ),
     } | fields
+    path_free = method.replace("/", "-")
+    mark = random.Random(repr((config, values))).getrandbits(32)
     return RunRecord(
-        run_id=f"{task}-{method}-{seed}-{random.Random(repr((config, values))).getrandbits(32):x}",
+        run_id=f"{task}-{path_free}-{seed}-{mark:x}",
         task=task,
         method=method,
         seed=seed,
