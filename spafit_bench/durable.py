@@ -43,10 +43,10 @@ def make_durably(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, *pieces: bytes) -> None:
     """Write a file that outlasts a power failure once its folder has been synced."""
     with path.open("wb") as file:
-        file.write(content)
+        file.writelines(pieces)
         file.flush()
         os.fsync(file.fileno())
 

@@ -15,8 +15,8 @@ import torch
 from spafit_bench.numerics import Numerics
 from spafit_bench.plan import Plan
 
-MATMUL_SHARE = 0.45
-"""Share of a training step spent in matrix products, about, with the plain engine."""
+MATMUL_SHARE = {"plain": 0.45, "fast": 0.7}
+"""Share of a training step spent in matrix products, about."""
 
 
 @dataclass(frozen=True)
@@ -70,28 +70,58 @@ def training_flops_per_token(plan: Plan) -> float:
     return flops
 
 
-def activation_bytes(plan: Plan, shape: Shape, *, batch_size: int, length: int, width: int) -> int:
-    """Estimate the activations that one batch keeps for the backward pass.
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass."""
 
-    After Korthikanti et al. 2022, arXiv:2205.05198, equation 2: per block s b h (34 + 5 a s / h)
-    bytes at 16 bits, of which dropout masks are 3 / 34; only blocks that gradients reach count.
+    batch_size: int
+    """Examples."""
+    length: int
+    """Tokens of each, padding included where there is any."""
+    width: int
+    """Bytes of an element of the compute precision."""
+    engine: str
+    """`fast` or `plain`."""
+
+
+def activation_bytes(plan: Plan, shape: Shape, at: Pass) -> int:
+    """Estimate what one pass keeps for its gradient, and its largest working space.
+
+    Counted for the blocks that gradients reach. Plain: Korthikanti et al. 2022, arXiv:2205.05198,
+    equation 2, s b h (34 + 5 a s / h) bytes at 16 bits, of which masks are 3 / 34. Fast: what
+    `fused.block` keeps; of the last block that is little more than keys and values.
 
     Args:
         plan: says where gradients begin.
         shape: of the encoder.
-        batch_size: examples of one forward pass.
-        length: padded tokens per example.
-        width: bytes of an element, 2 or 4.
+        at: how much is computed at once.
     """
-    tokens = batch_size * length
-    linear = tokens * shape.hidden * (2 + 8 * shape.intermediate / (4 * shape.hidden) + 5.5) * width
-    attention = batch_size * shape.num_heads * length**2 * (2 * width + 1)
+    tokens = at.batch_size * at.length
+    scores = at.batch_size * shape.num_heads * at.length**2
     reached = plan.num_layers - first_trainable_layer(plan)
-    return int(reached * (linear + attention))
+    if at.engine == "plain":
+        linear = tokens * (7.5 * shape.hidden + 2 * shape.intermediate) * at.width
+        return int(reached * (linear + scores * (2 * at.width + 1)))
+    inputs = shape.hidden * at.width if _matrices_train(plan) else 0
+    token = 3 * shape.hidden * at.width + shape.intermediate * at.width + inputs
+    token += 2 * shape.hidden * 4 + 2 * shape.hidden * 2  # the stream, and masks of 16 bits
+    working = scores * (8 + at.width) + tokens * (4 * shape.hidden + shape.intermediate) * at.width
+    kept = max(reached - 1, 0) * (tokens * token + scores * (at.width + 2))
+    return int(kept + working + tokens * 3 * shape.hidden * at.width)
 
 
-def state_bytes(plan: Plan, width: int) -> int:
-    """Count weights (frozen matrices at `width`), gradients and AdamW's two moments."""
+def _matrices_train(plan: Plan) -> bool:
+    return any(
+        t.place.layer is not None and (t.lora is not None or (t.trains and len(t.shape) > 1))
+        for t in plan.tensors
+    )
+
+
+def state_bytes(plan: Plan, at: Pass) -> int:
+    """Count weights (frozen matrices at `width`), gradients and AdamW's two moments.
+
+    The fast engine has trained and adapted matrices a second time, as it multiplies with them.
+    """
     frozen_matrices = sum(
         t.num_parameters
         for t in plan.tensors
@@ -99,7 +129,15 @@ def state_bytes(plan: Plan, width: int) -> int:
     )
     rest = plan.base_parameters - frozen_matrices
     adapters = sum(t.num_trainable - (t.num_parameters if t.trains else 0) for t in plan.tensors)
-    return width * frozen_matrices + 4 * (rest + adapters) + 12 * plan.trainable_parameters
+    again = sum(
+        t.num_parameters
+        for t in plan.tensors
+        if at.engine == "fast"
+        and t.place.layer is not None
+        and (t.lora or (len(t.shape) == 2 and t.trains))
+    )
+    weights = at.width * (frozen_matrices + again) + 4 * (rest + adapters)
+    return weights + 12 * plan.trainable_parameters
 
 
 def matmul_rate(numerics: Numerics, *, seconds: float = 0.2) -> float:

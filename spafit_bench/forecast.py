@@ -13,12 +13,14 @@ import numpy as np
 from spafit_bench.encoding import encode, load_tokenizer
 from spafit_bench.estimate import (
     MATMUL_SHARE,
+    Pass,
     Shape,
     activation_bytes,
     matmul_rate,
     state_bytes,
     training_flops_per_token,
 )
+from spafit_bench.memory import resident_bytes
 from spafit_bench.numerics import Numerics
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.units import duration, human_bytes
@@ -65,14 +67,7 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
     if settings.batch_tokens is not None:
         batch_size = max(1, round(settings.batch_tokens / mean_length))
     flops = tokens * training_flops_per_token(plan)
-    width = 4 if prepared.numerics.precision == "fp32" else 2
-    activations = activation_bytes(
-        plan,
-        Shape.of(prepared.checkpoint.config),
-        batch_size=settings.micro_batch_size or batch_size,
-        length=int(lengths.max()),
-        width=width,
-    )
+    share = MATMUL_SHARE[prepared.engine]
     kept = 0 if prepared.config.save_weights == "none" else 4 * plan.trainable_parameters
     if prepared.config.save_weights == "all":
         kept *= 1 + math.ceil(settings.epochs)
@@ -82,10 +77,30 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
         method=prepared.method,
         finished=finished,
         steps=math.ceil(settings.epochs * math.ceil(rows / batch_size)),
-        train_time_s=round(flops / (_measured_rate(prepared.numerics) * MATMUL_SHARE), 1),
-        memory_bytes=state_bytes(plan, width) + activations,
+        train_time_s=round(flops / (_measured_rate(prepared.numerics) * share), 1),
+        memory_bytes=_memory_bytes(prepared, batch_size, int(lengths.max())),
         stored_bytes=kept,
     )
+
+
+KERNEL_BYTES = 200_000_000
+"""What a CPU's matrix-product library keeps for the shapes that it has met, about."""
+
+
+def _memory_bytes(prepared: PreparedRun, batch_size: int, length: int) -> int:
+    """Estimate what a record calls peak memory: of a CPU's process, libraries included."""
+    width = 4 if prepared.numerics.precision == "fp32" else 2
+    at = Pass(prepared.config.train.micro_batch_size or batch_size, length, width, prepared.engine)
+    shape = Shape.of(prepared.checkpoint.config)
+    state = state_bytes(prepared.plan, at)
+    own = max(
+        state + activation_bytes(prepared.plan, shape, at),
+        4 * prepared.plan.base_parameters,  # it is loaded in fp32
+    )
+    if prepared.numerics.device.type == "cuda":
+        return own
+    snapshot = 12 * prepared.plan.trainable_parameters
+    return max(own, state + snapshot) + resident_bytes() + KERNEL_BYTES
 
 
 _LENGTHS: dict[tuple[object, ...], np.ndarray] = {}

@@ -31,8 +31,17 @@ def peak_memory_bytes(device: torch.device) -> int | None:
     """Return the high-water mark since the reset: allocated on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    return _status_bytes("VmHWM:")
+
+
+def resident_bytes() -> int:
+    """Return what this process has in memory now; 0 where that cannot be known."""
+    return _status_bytes("VmRSS:") or 0
+
+
+def _status_bytes(key: str) -> int | None:
     with contextlib.suppress(OSError):
         for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(key):
                 return int(line.split()[1]) * 1024
     return None

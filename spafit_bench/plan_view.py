@@ -12,7 +12,8 @@ from rich.text import Text
 
 from spafit_bench.architectures import Architecture
 from spafit_bench.checkpoint import Checkpoint
-from spafit_bench.estimate import Shape, activation_bytes
+from spafit_bench.engines import engine_name
+from spafit_bench.estimate import Pass, Shape, activation_bytes
 from spafit_bench.plan import Plan, PlannedTensor
 from spafit_bench.units import human_bytes
 
@@ -26,6 +27,7 @@ BATCH = (32, 128, 2)
 def plan_json(plan: Plan, checkpoint: Checkpoint, num_labels: int) -> dict[str, Any]:
     """Return the counts, and every stratum and layer, for machines."""
     batch_size, length, width = BATCH
+    at = Pass(batch_size, length, width, engine_name("auto", checkpoint.config, plan))
     return {
         "method": plan.method.name,
         "spec": plan.method.spec,
@@ -37,14 +39,9 @@ def plan_json(plan: Plan, checkpoint: Checkpoint, num_labels: int) -> dict[str, 
         "trainable_percent": plan.trainable_percent,
         "stored_bytes": 4 * plan.trainable_parameters,
         "optimizer_bytes": 8 * plan.trainable_parameters,
-        "activation_bytes": activation_bytes(
-            plan,
-            Shape.of(checkpoint.config),
-            batch_size=batch_size,
-            length=length,
-            width=width,
-        ),
+        "activation_bytes": activation_bytes(plan, Shape.of(checkpoint.config), at),
         "activation_batch": {"batch_size": batch_size, "length": length, "element_bytes": width},
+        "engine": at.engine,
         "strata": [
             {
                 "stratum": name,

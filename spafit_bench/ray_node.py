@@ -66,11 +66,11 @@ class _NodeStore(Store):
     send: Callable[[str, bytes], None]
     most_bytes: int
 
-    def keep_snapshot(self, run_id: str, content: bytes) -> None:
+    def keep_snapshot(self, run_id: str, *pieces: bytes) -> None:
         """Keep the state here, and at home unless it is too large to travel."""
-        super().keep_snapshot(run_id, content)
-        if len(content) <= self.most_bytes:
-            self.send(run_id, content)
+        super().keep_snapshot(run_id, *pieces)
+        if sum(map(len, pieces)) <= self.most_bytes:
+            self.send(run_id, b"".join(pieces))
 
 
 def carry_out(order: Order, mailbox: Any) -> Delivery:

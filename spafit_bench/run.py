@@ -200,7 +200,7 @@ def _session(
     def keep(snapshot: Snapshot) -> None:
         try:
             facts = {**snapshot.facts, "run_id": run_id}
-            store.keep_snapshot(run_id, Snapshot(snapshot.tensors, facts).to_bytes())
+            store.keep_snapshot(run_id, *Snapshot(snapshot.tensors, facts).pieces())
         except OSError as error:
             view.warn(f"no snapshot could be kept ({error}); the run goes on without")
 

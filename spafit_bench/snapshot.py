@@ -31,11 +31,15 @@ class Snapshot:
         start = f"{prefix}/"
         return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
 
-    def to_bytes(self) -> bytes:
-        """Serialise: a SHA-256 in hexadecimal, then safetensors."""
+    def pieces(self) -> tuple[bytes, bytes]:
+        """Serialise: a SHA-256 in hexadecimal, then safetensors; apart, for they may be large."""
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
         body = save(tensors, metadata={"facts": json.dumps(dict(self.facts))})
-        return hashlib.sha256(body).hexdigest().encode() + body
+        return hashlib.sha256(body).hexdigest().encode(), body
+
+    def to_bytes(self) -> bytes:
+        """Serialise whole."""
+        return b"".join(self.pieces())
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Snapshot:

@@ -225,7 +225,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def keep_snapshot(self, run_id: str, content: bytes) -> None:
+    def keep_snapshot(self, run_id: str, *pieces: bytes) -> None:
         """Keep the state of an unfinished run, replacing an earlier one.
 
         Raises:
@@ -234,7 +234,7 @@ class Store:
         path = self.snapshot_path(run_id)
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as temporary:
-            write_durably(temporary, content)
+            write_durably(temporary, *pieces)
         sync_folder(path.parent)  # before this the power may fail: then the earlier one is back
 
     def drop_snapshot(self, run_id: str) -> None:

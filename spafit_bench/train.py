@@ -78,7 +78,8 @@ class Hooks:
     """Returns dev metrics of the model as it is; may raise `Diverged`."""
     observer: Observer
     keep: Callable[[Snapshot], None] = lambda _: None
-    """Stores the state: after every evaluation, every `keep_every_s`, and before stopping."""
+    """Stores the state, before it returns: after every evaluation, every `keep_every_s`, and before
+    stopping."""
     keep_every_s: float = math.inf
     stop: Callable[[], bool] = lambda: False
     """Asked after every step; training keeps its state and raises `KeyboardInterrupt`."""
@@ -235,11 +236,15 @@ class _Loop:
             raise KeyboardInterrupt
 
     def snapshot(self) -> Snapshot:
-        """Copy everything that the rest of the training depends on."""
-        tensors = {f"model/{n}": t for n, t in self.adapted.trained_state().items()}
+        """Return everything that the rest of the training depends on.
+
+        On a CPU these are the tensors that training goes on with, not copies.
+        """
+        tensors = {}
         for name, parameter in self.adapted.trainable().items():
+            tensors[f"model/{name}"] = parameter.detach().cpu()
             for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer/{key}/{name}"] = value.detach().cpu().clone()
+                tensors[f"optimizer/{key}/{name}"] = value.detach().cpu()
         tensors["random/cpu"] = torch.get_rng_state()
         if self.adapted.numerics.device.type == "cuda":
             tensors["random/cuda"] = torch.cuda.get_rng_state(self.adapted.numerics.device)
