@@ -5,9 +5,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 # Two workers of one thread each: PyTorch's own threads would fight over the cores.
 WORKERS ?= 2
+OUT ?= benchmarks/results/latest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray smoke stress lint format tiny-bert clean
+.PHONY: help setup demo test test-ray smoke stress bench lint format tiny-bert clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -45,6 +46,9 @@ lint: $(READY) ## Check format, style and types
 format: $(READY) ## Rewrite the code in the house's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## Measure speed and memory against Trainer + peft (MODEL=FOLDER DATA=FOLDER)
+	$(BIN)/python -m benchmarks.bench --model $(MODEL) --data $(DATA) --out $(OUT)
 
 tiny-bert: $(READY) ## Pretrain the shipped tiny BERT again (under 20 minutes on two cores)
 	$(BIN)/python scripts/pretrain_tiny.py
