@@ -5,6 +5,9 @@ there (frozen layers need no gradient, either). Evaluation and training then sta
 layer that trains. Leaving dropout out of those layers is a change of regularisation: it is part of
 a run's name, and tables show it. Whether the activations were kept or had to be computed again
 (there was no room, say) changes nothing but the shapes of products, so at most rounding.
+
+Entries are mapped, not read: what the system holds of them counts towards a process's peak memory,
+and it drops that when it needs room.
 """
 
 from __future__ import annotations

@@ -288,8 +288,11 @@ def test_what_cannot_be_is_refused(
     assert said in answer.error
 
 
-def test_it_is_another_run(four_layers: Path, data: Path) -> None:
-    """It changes the result, so it changes the name; leaving it out does not."""
+def test_it_is_another_run(four_layers: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes the result, so it changes the name; runs without it keep the name they had."""
+    named: list[dict[str, object]] = []
+    dumps = json.dumps
+    monkeypatch.setattr(json, "dumps", lambda body, **how: named.append(body) or dumps(body, **how))
 
     def run_id(**settings: object) -> str:
         train = {"max_length": 32}
@@ -298,7 +301,9 @@ def test_it_is_another_run(four_layers: Path, data: Path) -> None:
         return Preparer().prepare(run_configs(request)[0]).run_id
 
     assert run_id(cache_prefix=False) == run_id()
+    assert not any("cache_prefix" in body for body in named)
     assert run_id(cache_prefix=True) != run_id()
+    assert any("cache_prefix" in body for body in named)
 
 
 def test_runs_use_it(
