@@ -119,15 +119,23 @@ class ArrayCache:
 
     def _make_room(self, size: int) -> bool:
         """Remove what was used longest ago until an entry of `size` bytes fits, if it can."""
-        oldest_first = sorted(self._files())
-        total = sum(found for _, found, _ in oldest_first)
-        for used_at, found, path in oldest_first:
-            unfinished = path.suffix == _UNFINISHED
-            abandoned = unfinished and time.time() - used_at > _ABANDONED_AFTER_S
-            if abandoned or (total + size > self.max_bytes and not unfinished):
+        entries: list[tuple[int, Path]] = []
+        total = size
+        for used_at, found, path in sorted(self._files()):
+            if path.suffix != _UNFINISHED:
+                entries.append((found, path))
+            elif time.time() - used_at > _ABANDONED_AFTER_S:
+                path.unlink(missing_ok=True)
+            else:
+                total += found
+        if total > self.max_bytes:  # then nothing need go
+            return False
+        total += sum(found for found, _ in entries)
+        for found, path in entries:
+            if total > self.max_bytes:
                 path.unlink(missing_ok=True)
                 total -= found
-        return total + size <= self.max_bytes
+        return True
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Yield when each file of the cache was last used, its bytes, and its path."""

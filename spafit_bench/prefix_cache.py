@@ -25,6 +25,7 @@ import transformers
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.array_cache import ArrayCache, Streamed, user_cache
 from spafit_bench.encoding import EncodedSplit, Prefix, collate, evaluation_batches
+from spafit_bench.evaluation import EVALUATION_TOKENS
 from spafit_bench.fused import FusedEncoder
 from spafit_bench.prepare import PreparedRun
 
@@ -126,7 +127,8 @@ class PrefixCache:
         """Compute batch after batch in the order of `longest_first`."""
         engine, numerics = self.adapted.engine, self.adapted.numerics
         assert isinstance(engine, FusedEncoder)
-        for indices in evaluation_batches(split, BATCH_SIZE):
+        most = EVALUATION_TOKENS[numerics.device.type]
+        for indices in evaluation_batches(split, BATCH_SIZE, max_tokens=most):
             if self.stop():
                 raise KeyboardInterrupt
             batch = collate(split, indices, numerics.device)
@@ -148,6 +150,7 @@ class PrefixCache:
             "device": numerics.device.type,
             "threads": torch.get_num_threads() if on_cpu else None,
             "libraries": [torch.__version__, transformers.__version__],
+            "batches": [BATCH_SIZE, EVALUATION_TOKENS[numerics.device.type]],
             "segments": split.token_type_ids is not None,
         }
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
