@@ -47,7 +47,13 @@ class AdaptedModel:
 
 
 def adapt(
-    model: PreTrainedModel, plan: Plan, *, numerics: Numerics, seed: int, engine: str = "plain"
+    model: PreTrainedModel,
+    plan: Plan,
+    *,
+    numerics: Numerics,
+    seed: int,
+    engine: str = "plain",
+    prefix_layers: int = 0,
 ) -> AdaptedModel:
     """Carry out a plan in place and move the model to its device.
 
@@ -58,6 +64,7 @@ def adapt(
         seed: for the adapters' first factor; each draws from a generator of its own name, so that
             the adapters that two methods share start alike.
         engine: `fast` or `plain`.
+        prefix_layers: layers whose output may be kept; nothing is dropped in them then.
     """
     parameters = dict(model.named_parameters())
     for tensor in plan.tensors:
@@ -71,7 +78,8 @@ def adapt(
             with_adapter = LoraLinear(linear, tensor.lora, generator(seed, f"{path}.lora_A"))
             model.set_submodule(path, with_adapter)
     nn.Module.to(model, numerics.device)
-    adapted = AdaptedModel(model, plan, numerics, make_engine(engine, model, numerics))
+    made = make_engine(engine, model, numerics, prefix_layers)
+    adapted = AdaptedModel(model, plan, numerics, made)
     trains = sum(p.numel() for p in adapted.trainable().values())
     assert trains == plan.trainable_parameters, (trains, plan.trainable_parameters)
     return adapted

@@ -14,7 +14,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,10 +33,20 @@ DEFAULT_GB = 4.0
 _ALIGNMENT = 64
 _DIGEST_BYTES = 32
 _ENTRY, _DAMAGED, _UNFINISHED = ".arrays", ".damaged", ".unfinished"
-_ABANDONED_AFTER_S = 86_400.0
-"""An unfinished file this old belongs to a process that was killed."""
+_ABANDONED_AFTER_S = 600.0
+"""An unfinished file not written to for so long belongs to a process that was killed."""
 
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """An array that comes piece by piece, so that memory never holds it whole."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    chunks: Iterable[np.ndarray]
+    """Its elements in C order; made while they are written."""
 
 
 class _DamagedEntry(Exception):  # noqa: N818 (found and set aside, not an error of ours)
@@ -77,24 +87,26 @@ class ArrayCache:
             os.utime(path)
         return arrays
 
-    def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep arrays under `key`, which must be a sound file name."""
-        pieces = list(_pieces(key, arrays))
-        size = sum(len(piece) for piece in pieces) + _DIGEST_BYTES
+    def save(self, key: str, arrays: Mapping[str, np.ndarray | Streamed]) -> None:
+        """Keep arrays under `key`, which must be a sound file name, if there can be room."""
+        header = _header(key, arrays)
+        sizes = [_num_bytes(array.dtype, array.shape) for array in arrays.values()]
+        size = len(header) + sum(size + -size % _ALIGNMENT for size in sizes) + _DIGEST_BYTES
         if size > self.max_bytes:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._make_room(size)
-            self._write(self.folder / f"{key}{_ENTRY}", pieces)
+            if self._make_room(size):
+                self._write(self.folder / f"{key}{_ENTRY}", size, _pieces(header, arrays))
         except OSError as error:
             log.warning("%s: nothing can be kept here (%s)", self.folder, error.strerror)
 
-    def _write(self, path: Path, pieces: list[memoryview]) -> None:
+    def _write(self, path: Path, size: int, pieces: Iterable[bytes]) -> None:
         handle, name = tempfile.mkstemp(suffix=_UNFINISHED, dir=self.folder)
         try:
             digest = hashlib.sha256()
             with os.fdopen(handle, "wb") as file:
+                file.truncate(size)  # others see from the start what it will take
                 for piece in pieces:
                     digest.update(piece)
                     file.write(piece)
@@ -105,16 +117,25 @@ class ArrayCache:
         finally:
             Path(name).unlink(missing_ok=True)
 
-    def _make_room(self, size: int) -> None:
-        """Remove what was used longest ago until an entry of `size` bytes fits."""
-        oldest_first = sorted(self._files())
-        total = sum(found for _, found, _ in oldest_first)
-        for used_at, found, path in oldest_first:
-            unfinished = path.suffix == _UNFINISHED
-            abandoned = unfinished and time.time() - used_at > _ABANDONED_AFTER_S
-            if abandoned or (total + size > self.max_bytes and not unfinished):
+    def _make_room(self, size: int) -> bool:
+        """Remove what was used longest ago until an entry of `size` bytes fits, if it can."""
+        entries: list[tuple[int, Path]] = []
+        total = size
+        for used_at, found, path in sorted(self._files()):
+            if path.suffix != _UNFINISHED:
+                entries.append((found, path))
+            elif time.time() - used_at > _ABANDONED_AFTER_S:
+                path.unlink(missing_ok=True)
+            else:
+                total += found
+        if total > self.max_bytes:  # then nothing need go
+            return False
+        total += sum(found for found, _ in entries)
+        for found, path in entries:
+            if total > self.max_bytes:
                 path.unlink(missing_ok=True)
                 total -= found
+        return True
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Yield when each file of the cache was last used, its bytes, and its path."""
@@ -163,15 +184,27 @@ def _user_folder() -> Path | None:
         return None
 
 
-def _pieces(key: str, arrays: Mapping[str, np.ndarray]) -> Iterator[memoryview]:
-    """Yield the bytes of an entry but for its digest; every array starts at an aligned offset."""
+def _header(key: str, arrays: Mapping[str, np.ndarray | Streamed]) -> bytes:
     table = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
     header = json.dumps({"key": key, "arrays": table}).encode()
     header += b" " * (-(8 + len(header)) % _ALIGNMENT)
-    yield memoryview(len(header).to_bytes(8, "little") + header)
+    return len(header).to_bytes(8, "little") + header
+
+
+def _num_bytes(dtype: np.dtype[Any], shape: Iterable[int]) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _pieces(header: bytes, arrays: Mapping[str, np.ndarray | Streamed]) -> Iterator[bytes]:
+    """Yield the bytes of an entry but for its digest; every array starts at an aligned offset."""
+    yield header
     for array in arrays.values():
-        content = np.ascontiguousarray(array).tobytes()
-        yield memoryview(content + bytes(-len(content) % _ALIGNMENT))
+        size = 0
+        for chunk in array.chunks if isinstance(array, Streamed) else (array,):
+            size += chunk.nbytes
+            yield chunk.tobytes()
+        assert size == _num_bytes(array.dtype, array.shape), (size, array.shape)
+        yield bytes(-size % _ALIGNMENT)
 
 
 def _read(path: Path, key: str) -> Arrays:
@@ -189,7 +222,7 @@ def _read(path: Path, key: str) -> Arrays:
         raise _DamagedEntry("of another key")
     arrays: Arrays = {}
     for name, (dtype, shape) in header["arrays"].items():
-        size = math.prod(shape) * np.dtype(dtype).itemsize
+        size = _num_bytes(np.dtype(dtype), shape)
         arrays[name] = body[start : start + size].view(dtype).reshape(shape)
         start += size + -size % _ALIGNMENT
     return arrays

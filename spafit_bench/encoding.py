@@ -23,6 +23,25 @@ POOL_BATCHES = 32
 
 
 @dataclass(frozen=True)
+class Prefix:
+    """What the frozen layers below all training say of every token of a split, kept outside RAM."""
+
+    values: np.ndarray
+    """(num_tokens, hidden) in the compute precision, bf16 as the int16 of its bits; examples in
+    the order of `longest_first`."""
+    starts: np.ndarray
+    """Row of each example's first token, (num_examples,) int64."""
+
+    @classmethod
+    def of(cls, values: np.ndarray, lengths: np.ndarray) -> Prefix:
+        """Find the examples among the rows."""
+        order = longest_first(lengths)
+        starts = np.empty_like(lengths)
+        starts[order] = np.cumsum(lengths[order]) - lengths[order]
+        return cls(values, starts)
+
+
+@dataclass(frozen=True)
 class EncodedSplit:
     """A tokenised split: example `i` is `input_ids[offsets[i]:offsets[i + 1]]`."""
 
@@ -35,6 +54,7 @@ class EncodedSplit:
     labels: np.ndarray | None
     """(num_examples,) int64 classes or float32; None for a test set."""
     pad_token_id: int
+    prefix: Prefix | None = None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -65,6 +85,8 @@ class Batch:
     labels: Tensor | None
     """(size,) int64 classes or float32."""
     pad_token_id: int
+    prefix: Tensor | None = None
+    """(num_rows, hidden) in the compute precision, if the split has it."""
 
     @property
     def num_tokens(self) -> int:
@@ -144,12 +166,20 @@ def collate(split: EncodedSplit, indices: np.ndarray, device: torch.device) -> B
     layout = Ragged(split.lengths[indices], device)
     source = np.repeat(split.offsets[indices], layout.lengths) + layout.positions
 
-    def rows(values: np.ndarray) -> Tensor:
-        filled = np.full(layout.num_rows, values[0], dtype=np.int64)
-        filled[: len(values)] = values
-        return torch.from_numpy(filled).to(device, non_blocking=True)
+    def filled(values: np.ndarray) -> np.ndarray:
+        found = np.full(layout.num_rows, values[0], dtype=np.int64)
+        found[: len(values)] = values
+        return found
 
-    kinds, labels = split.token_type_ids, split.labels
+    def rows(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(filled(values)).to(device, non_blocking=True)
+
+    kinds, labels, prefix = split.token_type_ids, split.labels, None
+    if split.prefix is not None:
+        kept = np.repeat(split.prefix.starts[indices], layout.lengths) + layout.positions
+        prefix = torch.from_numpy(split.prefix.values[filled(kept)])
+        prefix = prefix.view(torch.bfloat16) if prefix.dtype == torch.int16 else prefix
+        prefix = prefix.to(device, non_blocking=True)
     return Batch(
         input_ids=rows(split.input_ids[source]),
         token_type_ids=None if kinds is None else rows(kinds[source]),
@@ -157,6 +187,7 @@ def collate(split: EncodedSplit, indices: np.ndarray, device: torch.device) -> B
         layout=layout,
         labels=None if labels is None else torch.from_numpy(labels[indices]).to(device),
         pad_token_id=split.pad_token_id,
+        prefix=prefix,
     )
 
 
@@ -236,7 +267,7 @@ def evaluation_batches(
         batch_size: most examples of a batch.
         max_tokens: most tokens of a batch with more than one example.
     """
-    order = np.argsort(-split.lengths, kind="stable")
+    order = longest_first(split.lengths)
     batches, start = [], 0
     while start < len(order):
         fitting = max_tokens // int(split.lengths[order[start]])
@@ -244,3 +275,8 @@ def evaluation_batches(
         batches.append(order[start:end])
         start = end
     return batches
+
+
+def longest_first(lengths: np.ndarray) -> np.ndarray:
+    """Number the examples by falling length, equal ones in the order of the data."""
+    return np.argsort(-lengths, kind="stable")

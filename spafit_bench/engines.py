@@ -66,6 +66,36 @@ def engine_name(wanted: str, config: Mapping[str, Any], plan: Plan) -> str:
     return "plain" if wanted == "plain" or reason is not None else "fast"
 
 
-def make_engine(name: str, model: PreTrainedModel, numerics: Numerics) -> Engine:
-    """Return the engine of a name that `engine_name` gave, for a model with its adapters."""
-    return (FusedEncoder if name == "fast" else PlainEngine)(model, numerics)
+def check_prefix(wanted: str, config: Mapping[str, Any], plan: Plan) -> None:
+    """Refuse `--cache-prefix` where nothing could be kept; see `engine_name`.
+
+    Raises:
+        UserError: the plain engine, or something trains in the embeddings or the first layer.
+    """
+    reason = "--engine plain was asked for" if wanted == "plain" else why_not_fused(config, plan)
+    if reason is not None:
+        raise UserError(f"--cache-prefix: only the fast engine can start at a layer, and {reason}")
+    if not plan.frozen_layers:
+        names = (tensor.name for tensor in plan.tensors if tensor.num_trainable)
+        raise UserError(
+            f"--cache-prefix: {plan.method.name} trains {next(names)} and whatever is above it, so "
+            "no layer's output stays the same; it is for methods that freeze the embeddings and "
+            "the first layers, such as spafit"
+        )
+
+
+def make_engine(
+    name: str, model: PreTrainedModel, numerics: Numerics, prefix_layers: int = 0
+) -> Engine:
+    """Return the engine of a name that `engine_name` gave, for a model with its adapters.
+
+    Args:
+        name: `fast` or `plain`.
+        model: on its device.
+        numerics: of that device.
+        prefix_layers: layers whose output may be kept, of the fast engine.
+    """
+    if name == "fast":
+        return FusedEncoder(model, numerics, prefix_layers)
+    assert not prefix_layers
+    return PlainEngine(model, numerics)

@@ -29,7 +29,8 @@ from spafit_bench.evaluation import (
 from spafit_bench.forgetting import measure_forgetting
 from spafit_bench.movement import measure_movement
 from spafit_bench.numerics import seed_everything
-from spafit_bench.plan import Plan
+from spafit_bench.plan import stratum_counts
+from spafit_bench.prefix_cache import with_prefixes
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.record import (
     DataProvenance,
@@ -38,7 +39,6 @@ from spafit_bench.record import (
     RunRecord,
     SplitMetrics,
     Status,
-    StratumCount,
 )
 from spafit_bench.snapshot import Snapshot
 from spafit_bench.token_cache import SplitEncoder
@@ -155,10 +155,11 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
     """
     clock, started_at = time.perf_counter(), utc_now()
     can_measure = memory.reset_peak_memory(prepared.numerics.device)
-    splits = encode_task(prepared)
+    adapted = build_model(prepared)
+    splits = with_prefixes(prepared, adapted, encode_task(prepared), session.stop)
     device = prepared.numerics.device
     meter = EnergyMeter(gpu=(device.index or 0) if device.type == "cuda" else None)
-    scores = _DevScores(prepared, build_model(prepared), splits, meter)
+    scores = _DevScores(prepared, adapted, splits, meter)
     if session.resume is not None:
         scores.restore(session.resume)
         clock -= session.resume.facts["wall_time_s"]
@@ -284,7 +285,12 @@ def build_model(prepared: PreparedRun) -> AdaptedModel:
     )
     assert fresh == prepared.plan.fresh, (fresh, prepared.plan.fresh)
     adapted = adapt(
-        model, prepared.plan, numerics=numerics, seed=config.seed, engine=prepared.engine
+        model,
+        prepared.plan,
+        numerics=numerics,
+        seed=config.seed,
+        engine=prepared.engine,
+        prefix_layers=prepared.prefix_layers,
     )
     seed_everything(config.seed)
     return adapted
@@ -380,19 +386,3 @@ def blank_record(
         environment=describe_environment(prepared.numerics, prepared.engine),
         warnings=prepared.warnings,
     )
-
-
-def stratum_counts(plan: Plan) -> tuple[StratumCount, ...]:
-    """Count each stratum of a plan."""
-    counts = []
-    for name in plan.stratum_names():
-        tensors = [tensor for tensor in plan.tensors if tensor.stratum == name]
-        counts.append(
-            StratumCount(
-                stratum=name,
-                treatment=plan.treatment_of(name),
-                parameters=sum(tensor.num_parameters for tensor in tensors),
-                trainable=sum(tensor.num_trainable for tensor in tensors),
-            )
-        )
-    return tuple(counts)

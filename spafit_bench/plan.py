@@ -13,6 +13,7 @@ from math import prod
 from spafit_bench.architectures import Architecture, Place, locate
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.methods import PARTS, Method
+from spafit_bench.record import StratumCount
 from spafit_bench.treatments import FULL, Lora, Treatment
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -71,6 +72,18 @@ class Plan:
         """Trainable over base parameters, adapters not counted in the denominator."""
         return 100 * self.trainable_parameters / self.base_parameters
 
+    @property
+    def frozen_layers(self) -> int:
+        """Layers, counted from the first, that lie below everything that trains.
+
+        At most all but the last: what comes after it is no longer a token's own.
+        """
+        training = [tensor.place for tensor in self.tensors if tensor.num_trainable]
+        if any(place.component in ("embeddings", "encoder") for place in training):
+            return 0
+        layers = (place.layer for place in training if place.layer is not None)
+        return min(layers, default=self.num_layers - 1)
+
     def stratum_names(self) -> tuple[str, ...]:
         """Return the strata in the order of the data's flow."""
         layers = tuple(stratum.layers for stratum in self.method.strata)
@@ -126,6 +139,22 @@ def make_plan(
             trains = treatment.full or (bool(treatment.biases) and place.is_bias)
         tensors.append(PlannedTensor(name, tuple(shape), place, stratum, trains, lora))
     return Plan(method, num_layers, tuple(tensors), fresh, tuple(warnings))
+
+
+def stratum_counts(plan: Plan) -> tuple[StratumCount, ...]:
+    """Count each stratum of a plan."""
+    counts = []
+    for name in plan.stratum_names():
+        tensors = [tensor for tensor in plan.tensors if tensor.stratum == name]
+        counts.append(
+            StratumCount(
+                stratum=name,
+                treatment=plan.treatment_of(name),
+                parameters=sum(tensor.num_parameters for tensor in tensors),
+                trainable=sum(tensor.num_trainable for tensor in tensors),
+            )
+        )
+    return tuple(counts)
 
 
 def _check_fresh(fresh: Iterable[str], places: Mapping[str, Place]) -> None:

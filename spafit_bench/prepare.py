@@ -24,7 +24,7 @@ from spafit_bench.checkpoint import (
 from spafit_bench.config import RunConfig
 from spafit_bench.data import TaskData, hold_out, limited, load_task_data
 from spafit_bench.encoding import load_tokenizer
-from spafit_bench.engines import engine_name
+from spafit_bench.engines import check_prefix, engine_name
 from spafit_bench.errors import UserError
 from spafit_bench.methods import Method
 from spafit_bench.numerics import Numerics, choose_numerics
@@ -73,11 +73,18 @@ class PreparedRun:
         return self.checkpoint.short_name
 
     @property
+    def prefix_layers(self) -> int:
+        """Layers whose output is kept, and in which nothing is dropped then."""
+        return self.plan.frozen_layers if self.config.cache_prefix else 0
+
+    @property
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that changes the result."""
         settings = self.config.model_dump(mode="json", exclude=_NOT_IN_RUN_ID)
         if self.config.train.batch_tokens is None:  # as in runs from before there was this setting
             del settings["train"]["batch_tokens"]
+        if not self.config.cache_prefix:
+            del settings["cache_prefix"]
         identity = settings | {
             "task": self.task.name,
             "method": self.plan.method.spec,
@@ -126,6 +133,8 @@ class Preparer:
         checkpoint = self._checkpoint(config)
         _check_length(config, checkpoint)
         plan, warnings = self._plan(config, task, method, checkpoint)
+        if config.cache_prefix:
+            check_prefix(config.engine, checkpoint.config, plan)
         data = limited(self._data(config, task), config.limit)
         if config.holdout is not None:
             data = hold_out(data, config.holdout)

@@ -165,6 +165,7 @@ def build(
     attention: str = "eager",
     engine: str = "plain",
     device: str = "cpu",
+    cache_prefix: bool = False,
 ) -> AdaptedModel:
     """Load a checkpoint and carry a method out on it."""
     plan = plan_checkpoint(folder, method, task=task)
@@ -177,7 +178,10 @@ def build(
     )
     assert fresh == plan.fresh
     numerics = Numerics(torch.device(device), precision)
-    return adapt(model, plan, numerics=numerics, seed=seed, engine=engine)
+    prefix_layers = plan.frozen_layers if cache_prefix else 0
+    return adapt(
+        model, plan, numerics=numerics, seed=seed, engine=engine, prefix_layers=prefix_layers
+    )
 
 
 def random_inputs(batch: int = 4, length: int = 9, *, seed: int = 0) -> dict[str, Tensor]:

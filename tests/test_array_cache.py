@@ -7,14 +7,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import clean_environment
 
-from spafit_bench.array_cache import ArrayCache, Arrays, user_cache
+from spafit_bench.array_cache import ArrayCache, Arrays, Streamed, user_cache
 from spafit_bench.errors import UserError
 
 
@@ -53,6 +53,44 @@ def test_what_is_kept_comes_back(cache: ArrayCache) -> None:
     assert found is not None
     assert not found["ids"].flags.writeable
     assert cache.load("b") is None
+
+
+def test_an_array_may_come_in_pieces(cache: ArrayCache) -> None:
+    """It is the same entry, beside arrays that are there whole."""
+    whole = some_arrays()
+    chunks = (whole["ids"][at : at + 7] for at in range(0, 50, 7))
+    cache.save("a", whole | {"ids": Streamed(whole["ids"].dtype, whole["ids"].shape, chunks)})
+    assert_equal(cache.load("a"), whole)
+    streamed = (cache.folder / "a.arrays").read_bytes()
+    cache.save("a", whole)
+    assert (cache.folder / "a.arrays").read_bytes() == streamed
+
+
+def test_what_breaks_off_leaves_nothing(cache: ArrayCache) -> None:
+    """Where the pieces end with an error, it is the caller's, and no file stays."""
+
+    def chunks() -> Iterator[np.ndarray]:
+        yield np.zeros(5)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.save("a", {"x": Streamed(np.dtype(float), (10,), chunks())})
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_the_bound_counts_what_others_write(cache: ArrayCache) -> None:
+    """Room that another process has taken for an entry it has not finished is not given twice."""
+    small, names = some_arrays(size=10), []
+
+    def chunks() -> Iterator[np.ndarray]:
+        cache.save("small", small)
+        cache.save("too large now", some_arrays(size=500))
+        names.extend(path.stem for path in cache.folder.glob("*.arrays"))
+        yield np.zeros(1_000)
+
+    cache.save("a", {"x": Streamed(np.dtype(float), (1_000,), chunks())})
+    assert names == ["small"]
+    assert cache.load("a") is not None
 
 
 def flip(content: bytes, at: int) -> bytes:

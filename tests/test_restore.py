@@ -83,6 +83,14 @@ def test_restored_without_data_gives_the_same_bits(
     assert not restored.adapted.model.training
 
 
+def test_a_kept_prefix_is_not_needed(world: World) -> None:
+    """What was kept for a run is computed again, to rounding, and not with dropout."""
+    record = world.run("spafit-0-1-i", "mrpc", *SMALL, "cache_prefix=true")
+    restored = load_run(world.store, record.run_id)
+    logits = dev_logits(restored, world)
+    np.testing.assert_allclose(logits, recorded_logits(world, record), atol=1e-5, rtol=1e-5)
+
+
 def test_a_method_file_may_be_gone(world: World, tmp_path: Path) -> None:
     """The record alone says what the method was."""
     path = tmp_path / "mine.yaml"

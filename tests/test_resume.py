@@ -47,11 +47,11 @@ class Counter:
         """Ignore."""
 
 
-def prepared(checkpoint: Path, data: Path, **settings: Any) -> PreparedRun:
+def prepared(checkpoint: Path, data: Path, method: str = "spafit", **settings: Any) -> PreparedRun:
     """Return a run of nine steps in three epochs."""
     train = {"epochs": 3, "batch_size": 8, "max_length": 32, "learning_rate": 1e-2}
     flags = {"model": str(checkpoint), "data": str(data), "precision": "fp32", "train": train}
-    request = RunRequest(task="mrpc", method="spafit", flags=flags | settings)
+    request = RunRequest(task="mrpc", method=method, flags=flags | settings)
     return Preparer().prepare(run_configs(request)[0])
 
 
@@ -93,6 +93,15 @@ def test_a_stopped_run_ends_bit_identical(
     for steps in (1, 3, 5):
         resume = stopped_after(run, steps)
         assert essence(execute(run, Session(observer=Counter(), resume=resume))) == expected
+
+
+def test_a_stopped_run_finds_its_kept_prefix(checkpoint: Path, data: Path) -> None:
+    """With the first layer's output from the disk, the end is bit-identical, too."""
+    method = "0:frozen;1:lora(query,r=2,alpha=4)"
+    run = prepared(checkpoint, data, method, precision="bf16", cache_prefix=True)
+    expected = essence(execute(run, Session(observer=Counter())))
+    resume = stopped_after(run, 5)
+    assert essence(execute(run, Session(observer=Counter(), resume=resume))) == expected
 
 
 def test_a_snapshot_is_whole_or_refused(checkpoint: Path, data: Path) -> None:

@@ -40,6 +40,7 @@ def test_a_recipe_that_follows_the_task_is_one_row() -> None:
         ({"config": {"head.pooler": "full"}}, "head.pooler full"),
         ({"config": {"method.rank": 8}}, "rank 8"),
         ({"config": {"train.batch_size": 8}}, "batch size 8"),
+        ({"config": {"cache_prefix": True}}, "cache prefix true"),
         ({"config": {"max_length": 64}}, "max length 64"),
         ({"train_limit": 50}, "limit 50"),
         ({"select": "best"}, "select best"),
@@ -67,8 +68,9 @@ def test_what_a_method_is_parts_rows_even_between_tasks() -> None:
 
 
 def test_what_cannot_change_a_result_does_not_part_rows() -> None:
-    """Device, folder names and the path to the same weights and data leave one row."""
+    """Device, folder names, the path to the same weights and data, and caches leave one row."""
     changed = {"model": "/data/bert", "device": "cuda:1", "results": "elsewhere", "data": "/glue"}
+    changed |= {"cache": False, "cache_prefix": False}
     table = scores([make_record(seed=0), make_record(seed=1, config=changed)])
     assert cell(table, "spafit", "mrpc").n == 2
 

@@ -125,6 +125,15 @@ def run(
             metavar="auto|fast|plain",
         ),
     ] = None,
+    cache_prefix: Annotated[
+        bool,
+        typer.Option(
+            "--cache-prefix",
+            help="Compute the frozen first layers once and keep their output; without dropout "
+            "there, which changes results.",
+            rich_help_panel=HOW,
+        ),
+    ] = False,
     device: Device = None,
     offline: Offline = False,
     results: Results = Path("results"),
@@ -179,6 +188,7 @@ def run(
         "select": select,
         "precision": precision,
         "engine": engine,
+        "cache_prefix": cache_prefix or None,
         "device": device,
         "predict_test": predict_test,
         "save_weights": save_weights,

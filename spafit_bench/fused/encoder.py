@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 from transformers import PreTrainedModel
@@ -79,14 +80,16 @@ class FusedEncoder:
 
     name = "fast"
 
-    def __init__(self, model: PreTrainedModel, numerics: Numerics) -> None:
+    def __init__(self, model: PreTrainedModel, numerics: Numerics, prefix_layers: int = 0) -> None:
         """Prepare the products.
 
         Args:
             model: on its device, for which `why_not_fused` is None.
             numerics: device and compute precision.
+            prefix_layers: frozen layers in which nothing is ever dropped; a batch may bring their
+                output along.
         """
-        self.model, self.numerics = model, numerics
+        self.model, self.numerics, self.prefix_layers = model, numerics, prefix_layers
         config = model.config
         self.row = get_architecture(config.model_type)
         self.embeddings = model.get_submodule(self.row.embeddings[0])
@@ -135,11 +138,27 @@ class FusedEncoder:
     def logits(self, batch: Batch) -> Tensor:
         """Apply the model: (size, num_outputs) fp32; dropout as the model's mode says."""
         training = self.model.training
-        x = self._embed(batch, training)
-        for block in self.blocks:
+        if self.prefix_layers:
+            x = (self.prefix(batch) if batch.prefix is None else batch.prefix).float()
+        else:
+            x = self._embed(batch, training)
+        for block in self.blocks[self.prefix_layers :]:
             x = block(x, batch.layout, training=training)
         with self.numerics.autocast():
             return _HEADS[self.model.config.model_type](self.model, x).float()
+
+    @torch.no_grad()
+    def prefix(self, batch: Batch) -> Tensor:
+        """Apply the embeddings and the first `prefix_layers` blocks without dropout.
+
+        Returns:
+            (num_rows, hidden) in the compute precision, whether it is to be kept or used at once:
+            results do not depend on which.
+        """
+        x = self._embed(batch, training=False)
+        for block in self.blocks[: self.prefix_layers]:
+            x = block(x, batch.layout, training=False)
+        return x.to(self.numerics.dtype)
 
     def _embed(self, batch: Batch, training: bool) -> Tensor:
         inputs = {"input_ids": batch.input_ids[None]}

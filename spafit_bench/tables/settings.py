@@ -25,11 +25,11 @@ Cells = Mapping[str, tuple[RunRecord, ...]]
 _WEIGHTS_AND_DATA = {"model", "model.name", "model.revision", "revision", "data", "data.source"}
 """Compared by their hashes, not by what they are called."""
 _WITHOUT_EFFECT = {"device", "num_threads", "results", "offline", "save_weights", "predict_test"}
-_WITHOUT_EFFECT |= {"measure_forgetting"}
+_WITHOUT_EFFECT |= {"measure_forgetting", "cache"}
 _IGNORED = frozenset({"task", "seed"} | _WEIGHTS_AND_DATA | _WITHOUT_EFFECT)
 _RESOLVED = ("precision", "engine", "select", "limit")
 """Taken from the record, where `auto` has become what was used."""
-_IDENTITY = frozenset({"method", "head", "precision", "engine", "select"})
+_IDENTITY = frozenset({"method", "head", "precision", "engine", "select", "cache_prefix"})
 """What makes a method what it is. Anything else (learning rate, epochs, ...) may be a recipe that
 follows the task, and parts rows only where one task has several."""
 
@@ -227,7 +227,8 @@ def _facts(run: RunRecord) -> dict[str, Scalar]:
     }
     machine = run.environment
     used = {"precision": machine.precision, "engine": machine.engine}
-    return facts | used | {"select": run.select, "limit": run.train_limit}
+    absent = {"cache_prefix": False}  # in records from before there was this setting
+    return absent | facts | used | {"select": run.select, "limit": run.train_limit}
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
