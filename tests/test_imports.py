@@ -18,9 +18,9 @@ MEETING = {
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
     "adapt", "architectures", "array_cache", "budget", "checkpoint", "config", "data",
-    "encoding", "energy", "engines", "environment", "estimate", "evaluation", "execute",
-    "forgetting", "fused", "glue_metric", "hub", "layer_groups", "libraries", "lora", "memory",
-    "methods", "movement", "numerics", "plan", "prepare", "ragged", "readers", "snapshot",
+    "distributed", "encoding", "energy", "engines", "environment", "estimate", "evaluation",
+    "execute", "forgetting", "fused", "glue_metric", "hub", "layer_groups", "libraries", "lora",
+    "memory", "methods", "movement", "numerics", "plan", "prepare", "ragged", "readers", "snapshot",
     "sources", "sweep", "sweep_values", "task_files", "tasks", "token_cache", "train",
     "treatments",
 }  # fmt: skip

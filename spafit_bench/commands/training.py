@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,28 @@ if TYPE_CHECKING:
 
 
 def prepare_runs(request: RunRequest) -> list[PreparedRun]:
-    """Find and check the inputs of every requested run, before the first one starts."""
+    """Find and check the inputs of every requested run, before the first one starts.
+
+    Under torchrun, the processes meet here.
+    """
+    if not _one_of_several():
+        return _prepare_runs(request)
+    from spafit_bench import distributed
+    from spafit_bench.environment import versions
+
+    distributed.join()
+    runs = distributed.in_one_voice(lambda: _prepare_runs(request))
+    facts = [f"{name} {version}" for name, version in versions().items()]
+    distributed.check_same([*facts, *(run.run_id for run in runs)])
+    return runs
+
+
+def _one_of_several() -> bool:
+    """Tell whether torchrun, or what sets the same variables, started this process."""
+    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def _prepare_runs(request: RunRequest) -> list[PreparedRun]:
     configs = run_configs(request)
     from spafit_bench.libraries import load_libraries
 
@@ -161,6 +183,11 @@ class SweepRequest:
 
     def sweep(self) -> Sweep:
         """Read the sweep."""
+        if _one_of_several():
+            raise UserError(
+                "sweep: torchrun is for single runs (`run`); start a sweep without it, and --jobs "
+                "shares its runs out"
+            )
         from spafit_bench.sweep import parse_shard, read_sweep, sweep_path
 
         found = read_sweep(sweep_path(self.config), self.flags)
