@@ -1,10 +1,10 @@
-"""One run on several devices: the processes that torchrun started share every batch.
+"""One run on several devices: processes that torchrun or `launch` started share every batch.
 
 At each step every process computes the loss of its examples, divided by the number of examples of
 the whole batch. Summed over the processes, the gradients are those of one process up to the order
 of floating-point sums, and all take the same optimizer step. The first process alone reads and
-writes the results folder; it tells the others what to compute. A process that `join` was not called
-in is alone: then nothing here does anything.
+writes the results folder; it tells the others what to compute. A process that did not `join` others
+is alone: then nothing here does anything.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class _Loop:
             )
 
     def _backward(self, micro_batches: list[Batch], num_examples: int) -> Tensor:
-        """Add up gradients of the mean loss over all examples; return these examples' part of it."""
+        """Add up these examples' part of the mean loss over all, and its gradients; return it."""
         total = torch.zeros((), device=self.adapted.numerics.device)
         self.scaler.scale(total)  # it must have a scale where no example falls to this process
         self.adapted.engine.refresh()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Answer, call_main, clean_environment, write_checkpoint
+from conftest import Answer, Cli, call_main, clean_environment, write_checkpoint
 
 from spafit_bench import distributed, numerics
 from spafit_bench.errors import UserError
@@ -140,7 +140,11 @@ def test_several_processes_equal_one(
     tmp_path: Path, data: Path, without_dropout: Path,
     size: int, engine: str, method: str, batch_size: int,
 ) -> None:  # fmt: skip
-    """Weights, logits and losses within 1e-5 after all steps; among each other bit for bit."""
+    """Weights, logits and losses within 1e-5 after all steps; among each other bit for bit.
+
+    Biases of keys get further apart: nothing depends on them (softmax does not see them), so their
+    gradients are zeros with rounding errors, which Adam makes large.
+    """
     arguments = (without_dropout, data, engine, method, batch_size)
     processes = Processes(size, tmp_path, compute, *arguments)
     run = prepared(*arguments)
@@ -151,7 +155,8 @@ def test_several_processes_equal_one(
     first, (tokens, world_size, run_id, metrics) = results[0]
     assert first.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(first[name], value, rtol=0, atol=1e-5, err_msg=name)
+        atol = 1e-3 if name.endswith("key.bias") else 1e-5
+        np.testing.assert_allclose(first[name], value, rtol=0, atol=atol, err_msg=name)
         assert all(np.array_equal(other[name], first[name]) for other, _ in results), name
     assert tokens == alone.record.train_tokens
     assert metrics == alone.record.metrics
@@ -284,13 +289,34 @@ def test_each_process_has_a_gpu_of_its_own(two_gpus: Callable[[int], None]) -> N
         numerics.choose_numerics("auto", "auto")
 
 
+SMOKE = (
+    *("run", "--task", "wnli", "--method", "bitfit", "--preset", "smoke"),
+    *("--limit", "64", "--epochs", "1", "--json"),
+)
+
+
+def test_the_smoke_preset(cli: Cli, tmp_path: Path) -> None:
+    """In two processes that the command line starts: one record, one JSON object."""
+    done = cli(*SMOKE, "--processes", 2)
+    assert done.code == 0, done.err
+    check_smoke(tmp_path, done.json)
+
+
+def check_smoke(folder: Path, record: dict[str, Any]) -> None:
+    """Check what two processes leave behind and print."""
+    assert record["status"] == "done"
+    assert record["environment"]["world_size"] == 2
+    [stored] = folder.glob("results/runs/*/record.json")
+    assert json.loads(stored.read_text()) == record
+
+
+@pytest.mark.smoke
 def test_torchrun(tmp_path: Path) -> None:
-    """Two processes of the real launcher carry out a run of the smoke preset."""
+    """Two processes that torchrun starts."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
-            *("-m", "spafit_bench", "run", "--task", "wnli", "--method", "bitfit"),
-            *("--preset", "smoke", "--limit", "64", "--epochs", "1", "--json"),
+            *("-m", "spafit_bench", *SMOKE),
         ],
         env=clean_environment(HF_HUB_OFFLINE="1"),
         cwd=tmp_path,
@@ -300,8 +326,4 @@ def test_torchrun(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
-    assert record["status"] == "done"
-    assert record["environment"]["world_size"] == 2
-    [stored] = tmp_path.glob("results/runs/*/record.json")
-    assert json.loads(stored.read_text()) == record
+    check_smoke(tmp_path, json.loads(done.stdout))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from spafit_bench.commands.output import rendered, to_json
 from spafit_bench.errors import DamagedError, UserError, nearest
+from spafit_bench.launch import is_one_of_several, run_processes
 from spafit_bench.record import RunRecord
 from spafit_bench.requests import RunRequest, run_configs
 from spafit_bench.store import Store
@@ -25,12 +25,22 @@ if TYPE_CHECKING:
     from spafit_bench.sweep import Sweep
 
 
+def launch(processes: int) -> int | None:
+    """Let several processes do what this one was asked to; return the exit code.
+
+    Returns None where this process is itself to do it, or its part of it.
+    """
+    if processes == 1 or is_one_of_several():
+        return None
+    return run_processes(sys.argv[1:], processes)
+
+
 def prepare_runs(request: RunRequest) -> list[PreparedRun]:
     """Find and check the inputs of every requested run, before the first one starts.
 
-    Under torchrun, the processes meet here.
+    Where several processes share every batch, they meet here.
     """
-    if not _one_of_several():
+    if not is_one_of_several():
         return _prepare_runs(request)
     from spafit_bench import distributed
     from spafit_bench.environment import versions
@@ -40,11 +50,6 @@ def prepare_runs(request: RunRequest) -> list[PreparedRun]:
     facts = [f"{name} {version}" for name, version in versions().items()]
     distributed.check_same([*facts, *(run.run_id for run in runs)])
     return runs
-
-
-def _one_of_several() -> bool:
-    """Tell whether torchrun, or what sets the same variables, started this process."""
-    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _prepare_runs(request: RunRequest) -> list[PreparedRun]:
@@ -183,7 +188,7 @@ class SweepRequest:
 
     def sweep(self) -> Sweep:
         """Read the sweep."""
-        if _one_of_several():
+        if is_one_of_several():
             raise UserError(
                 "sweep: torchrun is for single runs (`run`); start a sweep without it, and --jobs "
                 "shares its runs out"
