@@ -32,8 +32,8 @@ test-ray: $(READY) ## Install Ray and test sweeps on a cluster of two nodes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m ray
 
-smoke: $(READY) ## Nine tasks x four methods through the real command line, against stored bands
-	$(BIN)/python -m pytest -m smoke -s tests/test_smoke.py
+smoke: $(READY) ## Nine tasks x four methods through the real command line, against stored bands; torchrun
+	$(BIN)/python -m pytest -m smoke -s
 
 stress: $(READY) ## Kill runs at random moments and check that nothing is lost (STRESS_KILLS=200)
 	$(BIN)/python scripts/stress.py

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from spafit_bench import distributed
 from spafit_bench.numerics import Numerics, device_name
 from spafit_bench.record import Environment
 
@@ -28,11 +29,17 @@ def describe_environment(numerics: Numerics, engine: str) -> Environment:
         precision=numerics.precision,
         engine=engine,
         num_threads=torch.get_num_threads(),
+        world_size=distributed.size(),
         python=platform.python_version(),
-        packages={name: importlib.metadata.version(name) for name in _PACKAGES},
+        packages=versions(),
         git_commit=_git_commit(),
         command=shlex.join(sys.argv),
     )
+
+
+def versions() -> dict[str, str]:
+    """Return the version of every package that results depend on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 @lru_cache(maxsize=1)

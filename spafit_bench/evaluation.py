@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from spafit_bench import distributed
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.encoding import EncodedSplit, collate, evaluation_batches
 from spafit_bench.record import SplitMetrics
@@ -36,7 +37,7 @@ class Predictions:
 
 @torch.no_grad()
 def predict(adapted: AdaptedModel, split: EncodedSplit, *, batch_size: int) -> Predictions:
-    """Run the model over a split in evaluation mode.
+    """Run the model over a split in evaluation mode; several processes share its batches.
 
     Args:
         adapted: the model.
@@ -49,7 +50,8 @@ def predict(adapted: AdaptedModel, split: EncodedSplit, *, batch_size: int) -> P
     pieces, order = [], []
     device = adapted.numerics.device
     most = EVALUATION_TOKENS[device.type]
-    waiting = evaluation_batches(split, batch_size, max_tokens=most)[::-1]
+    batches = evaluation_batches(split, batch_size, max_tokens=most)
+    waiting = batches[distributed.my_share()][::-1]
     while waiting:
         indices = waiting.pop()
         try:
@@ -61,9 +63,11 @@ def predict(adapted: AdaptedModel, split: EncodedSplit, *, batch_size: int) -> P
             waiting += np.array_split(indices, 2)[::-1]
         else:
             order.append(indices)
-    together = torch.cat(pieces).cpu().numpy()
+    mine = (np.concatenate(order), torch.cat(pieces).cpu().numpy()) if order else None
+    shares = [share for share in distributed.gather(mine) if share is not None]
+    together = np.concatenate([share_logits for _, share_logits in shares])
     logits = np.empty_like(together)
-    logits[np.concatenate(order)] = together
+    logits[np.concatenate([indices for indices, _ in shares])] = together
     return Predictions(logits, int(split.offsets[-1]), time.perf_counter() - start)
 
 

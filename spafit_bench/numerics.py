@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from spafit_bench import distributed
 from spafit_bench.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,15 +63,31 @@ def choose_numerics(device: str, precision: str) -> Numerics:
 def _device(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if name == "auto":
-        return torch.device("cuda:0" if count else "cpu")
+        name = "cuda" if count else "cpu"
     device = torch.device(name)
     if device.type == "cuda":
         if not count:
             raise UserError(f"--device {name}: no CUDA GPU is visible here; use --device cpu")
+        if (local_rank := distributed.local_rank()) is not None:
+            return _own_gpu(device, local_rank, count)
         if (device.index or 0) >= count:
             raise UserError(f"--device {name}: only {count} GPU(s) here, cuda:0-cuda:{count - 1}")
         return torch.device("cuda", device.index or 0)
     return device
+
+
+def _own_gpu(device: torch.device, local_rank: int, count: int) -> torch.device:
+    """Return the GPU of one of several processes of a run."""
+    if device.index is not None:
+        raise UserError(
+            f"--device {device}: each process takes a GPU of its own; use --device cuda"
+        )
+    if local_rank >= count:
+        raise UserError(
+            f"more processes than GPUs on this machine: at most --nproc-per-node {count}, or use "
+            "--device cpu"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def _has_native_bf16(device: torch.device) -> bool:

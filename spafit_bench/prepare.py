@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from spafit_bench import distributed
 from spafit_bench.budget import match_budget
 from spafit_bench.checkpoint import (
     Checkpoint,
@@ -97,6 +98,8 @@ class PreparedRun:
             "device": self.numerics.device.type,
             "threads": torch.get_num_threads() if self.numerics.device.type == "cpu" else None,
         }
+        if distributed.size() > 1:
+            identity["processes"] = distributed.size()
         canonical = json.dumps(identity, sort_keys=True).encode()
         digest = hashlib.sha256(canonical).hexdigest()[:10]
         parts = (self.task.name, _slug(self.method), _slug(self.model.rpartition("/")[2]))

@@ -80,7 +80,10 @@ class ModelProvenance(Frozen):
 
 
 class Environment(Frozen):
-    """The machine and versions; of these, `run_id` has device, precision, engine and threads."""
+    """The machine and versions.
+
+    Of these, `run_id` has device, precision, engine, threads and number of processes.
+    """
 
     host: str
     device: str
@@ -89,6 +92,9 @@ class Environment(Frozen):
     engine: str = "plain"
     """`fast` or `plain`: how logits were computed."""
     num_threads: int
+    """Of each process."""
+    world_size: int = 1
+    """Processes that shared every batch. Peak memory is that of the first."""
     python: str
     packages: dict[str, str]
     git_commit: str | None

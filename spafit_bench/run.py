@@ -7,8 +7,10 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
+from spafit_bench import distributed
 from spafit_bench.claims import Claims
 from spafit_bench.damage import examine, set_damaged_aside
 from spafit_bench.errors import UserError
@@ -75,22 +77,40 @@ def run_all(
         options: what is repeated.
 
     Returns:
-        One record per run, those found finished included.
+        One record per run, those found finished included; none in a process that follows another
+        (`distributed`).
 
     Raises:
         UserError: results cannot be written, or weights cannot be loaded.
         KeyboardInterrupt: the run under way is recorded as interrupted.
     """
+    if distributed.rank() > 0:
+        _follow(runs, view)
+        return []
     store.check_writable()
     set_damaged_aside(store, view.warn)  # said now, not after hours
     store.rebuild_csv()
     try:
         with StopSignal() as stop, Claims(store.root / "claims") as claims:
             series = Series(store, view, options, stop, claims, len(runs))
-            return series.carry_out(runs)
+            records = series.carry_out(runs)
+            distributed.dismiss()
+            return records
     except KeyboardInterrupt:
         view.warn("interrupted; the same command goes on where this one stopped")
         raise
+
+
+def _follow(runs: Sequence[PreparedRun], view: View) -> None:
+    """Compute a share of what the first process of a run on several devices carries out."""
+    by_id = {prepared.run_id: prepared for prepared in runs}
+    with StopSignal() as stop:
+
+        def work(run_id: str, resume: Snapshot | None) -> None:
+            observer = view.started(by_id[run_id], 1, len(runs))
+            execute(by_id[run_id], Session(observer=observer, resume=resume, stop=stop))
+
+        distributed.follow(work)
 
 
 @dataclass(frozen=True)
@@ -234,7 +254,8 @@ def _set_snapshot_aside(store: Store, run_id: str, why: str, view: View) -> None
 def _run_one(prepared: PreparedRun, store: Store, session: Session, view: View) -> RunRecord:
     started_at = utc_now()
     try:
-        outcome = execute(prepared, session)
+        order = (prepared.run_id, session.resume)
+        outcome = distributed.lead(order, partial(execute, prepared, session))
     except UserError:
         raise
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
+from spafit_bench import distributed
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.config import TrainSettings
 from spafit_bench.encoding import Batch, EncodedSplit, collate, num_batches, training_batches
@@ -146,20 +147,23 @@ class _Loop:
         self._evaluate(float(np.mean(self.losses[first:])))
 
     def _collate(self, indices: np.ndarray) -> list[Batch]:
-        """Collate a batch in pieces that fit one forward pass."""
-        size = self.micro_batch_size or len(indices)
+        """Collate this process's share of a batch in pieces that fit one forward pass."""
+        indices = indices[distributed.my_share()]
+        size = self.micro_batch_size or max(1, len(indices))
         device = self.adapted.numerics.device
         pieces = [indices[at : at + size] for at in range(0, len(indices), size)]
         return [collate(self.split, piece, device) for piece in pieces]
 
     def step(self, indices: np.ndarray) -> Tensor:
         """Take one optimizer step; return the mean loss over its examples, on the device."""
+        distributed.seed_step(self.seed, self.steps)
         factor = learning_rate_factor(self.steps, self.total_steps, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * factor
         total = self._accumulate(indices)
-        self.scaler.unscale_(self.optimizer)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        total = distributed.sum_gradients(parameters, total)
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -171,7 +175,7 @@ class _Loop:
         while True:
             micro_batches = self._collate(indices)
             with suppress(torch.OutOfMemoryError):
-                return self._backward(micro_batches)
+                return self._backward(micro_batches, len(indices))
             size = max(batch.size for batch in micro_batches)
             where = f"{self.adapted.numerics.device} is out of memory"
             if size == 1:
@@ -186,10 +190,10 @@ class _Loop:
                 self.micro_batch_size,
             )
 
-    def _backward(self, micro_batches: list[Batch]) -> Tensor:
-        """Add up gradients of the mean loss over all examples; return that loss."""
-        num_examples = sum(batch.size for batch in micro_batches)
+    def _backward(self, micro_batches: list[Batch], num_examples: int) -> Tensor:
+        """Add up these examples' part of the mean loss over all, and its gradients; return it."""
         total = torch.zeros((), device=self.adapted.numerics.device)
+        self.scaler.scale(total)  # it must have a scale where no example falls to this process
         self.adapted.engine.refresh()
         for batch in micro_batches:
             loss = loss_sum(self.adapted.engine.logits(batch), batch) / num_examples
@@ -226,13 +230,15 @@ class _Loop:
         self.keep()
 
     def _is_time_to_keep(self) -> bool:
-        return self.hooks.stop() or time.monotonic() - self.kept_at_s > self.hooks.keep_every_s
+        since_s = time.monotonic() - self.kept_at_s
+        return distributed.any_process(self.hooks.stop() or since_s > self.hooks.keep_every_s)
 
     def keep(self) -> None:
         """Store the state; stop if that was asked for."""
-        self.hooks.keep(self.snapshot())
+        if distributed.rank() == 0:
+            self.hooks.keep(self.snapshot())
         self.kept_at_s = time.monotonic()
-        if self.hooks.stop():
+        if distributed.any_process(self.hooks.stop()):
             raise KeyboardInterrupt
 
     def snapshot(self) -> Snapshot:
@@ -292,7 +298,8 @@ def train(
 
     AdamW with bias correction (arXiv:1711.05101), linear warm-up, clipping of the gradient's norm,
     no weight decay on biases and normalisations. The data order of an epoch depends on the seed and
-    the epoch alone; dropout draws from torch's global generator.
+    the epoch alone; dropout draws from torch's global generator. Several processes (`distributed`)
+    share every batch.
 
     Args:
         adapted: the model, on its device.

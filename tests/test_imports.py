@@ -12,17 +12,17 @@ import spafit_bench
 
 PACKAGE = Path(spafit_bench.__file__).parent
 MEETING = {
-    "cli", "commands", "executors", "forecast", "matrix", "progress", "ray_executor",
+    "cli", "commands", "executors", "forecast", "launch", "matrix", "progress", "ray_executor",
     "ray_node", "requests", "restore", "run", "sweep_view", "worker",
 }  # fmt: skip
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
     "adapt", "architectures", "array_cache", "budget", "checkpoint", "config", "data",
-    "encoding", "energy", "engines", "environment", "estimate", "evaluation", "execute",
-    "forgetting", "fused", "glue_metric", "hub", "layer_groups", "libraries", "lora", "memory",
-    "methods", "movement", "numerics", "plan", "prefix_cache", "prepare", "ragged", "readers",
-    "snapshot", "sources", "sweep", "sweep_values", "task_files", "tasks", "token_cache", "train",
-    "treatments",
+    "distributed", "encoding", "energy", "engines", "environment", "estimate", "evaluation",
+    "execute", "forgetting", "fused", "glue_metric", "hub", "layer_groups", "libraries", "lora",
+    "memory", "methods", "movement", "numerics", "plan", "prefix_cache", "prepare", "ragged",
+    "readers", "snapshot", "sources", "sweep", "sweep_values", "task_files", "tasks",
+    "token_cache", "train", "treatments",
 }  # fmt: skip
 READS = {
     "checksums", "claims", "cleanup", "compare", "compare_inputs", "compare_measure",

@@ -137,6 +137,14 @@ def run(
     device: Device = None,
     offline: Offline = False,
     results: Results = Path("results"),
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes that share every batch: each has a GPU, or some CPU threads.",
+            rich_help_panel=WHERE,
+        ),
+    ] = 1,
     predict_test: Annotated[
         bool | None,
         typer.Option(
@@ -169,6 +177,9 @@ def run(
     """Train and evaluate one or more methods on one or more tasks."""
     from spafit_bench.commands import training
     from spafit_bench.requests import RunRequest
+
+    if (code := training.launch(processes)) is not None:
+        raise typer.Exit(code)
 
     train = {
         "learning_rate": lr,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from spafit_bench.commands.output import rendered, to_json
 from spafit_bench.errors import DamagedError, UserError, nearest
+from spafit_bench.launch import is_one_of_several, run_processes
 from spafit_bench.record import RunRecord
 from spafit_bench.requests import RunRequest, run_configs
 from spafit_bench.store import Store
@@ -24,8 +25,34 @@ if TYPE_CHECKING:
     from spafit_bench.sweep import Sweep
 
 
+def launch(processes: int) -> int | None:
+    """Let several processes do what this one was asked to; return the exit code.
+
+    Returns None where this process is itself to do it, or its part of it.
+    """
+    if processes == 1 or is_one_of_several():
+        return None
+    return run_processes(sys.argv[1:], processes)
+
+
 def prepare_runs(request: RunRequest) -> list[PreparedRun]:
-    """Find and check the inputs of every requested run, before the first one starts."""
+    """Find and check the inputs of every requested run, before the first one starts.
+
+    Where several processes share every batch, they meet here.
+    """
+    if not is_one_of_several():
+        return _prepare_runs(request)
+    from spafit_bench import distributed
+    from spafit_bench.environment import versions
+
+    distributed.join()
+    runs = distributed.in_one_voice(lambda: _prepare_runs(request))
+    facts = [f"{name} {version}" for name, version in versions().items()]
+    distributed.check_same([*facts, *(run.run_id for run in runs)])
+    return runs
+
+
+def _prepare_runs(request: RunRequest) -> list[PreparedRun]:
     configs = run_configs(request)
     from spafit_bench.libraries import load_libraries
 
@@ -161,6 +188,11 @@ class SweepRequest:
 
     def sweep(self) -> Sweep:
         """Read the sweep."""
+        if is_one_of_several():
+            raise UserError(
+                "sweep: torchrun is for single runs (`run`); start a sweep without it, and --jobs "
+                "shares its runs out"
+            )
         from spafit_bench.sweep import parse_shard, read_sweep, sweep_path
 
         found = read_sweep(sweep_path(self.config), self.flags)
