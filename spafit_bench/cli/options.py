@@ -68,6 +68,16 @@ RetryFailed = Annotated[
     bool,
     typer.Option("--retry-failed", help="Repeat failed and diverged runs.", rich_help_panel=KEEP),
 ]
+Log = Annotated[
+    str | None,
+    typer.Option(
+        "--log",
+        help="Curves to watch while it trains, in DIR/tensorboard (extra: tensorboard).",
+        autocompletion=lambda incomplete: [n for n in ("tensorboard",) if n.startswith(incomplete)],
+        rich_help_panel=KEEP,
+        metavar="tensorboard",
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would run, with estimates; run nothing.")
 ]

@@ -19,6 +19,7 @@ from spafit_bench.cli.options import (
     DryRun,
     Force,
     Json,
+    Log,
     Model,
     Offline,
     Preset,
@@ -169,6 +170,7 @@ def run(
             rich_help_panel=KEEP,
         ),
     ] = False,
+    log: Log = None,
     force: Force = False,
     retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
@@ -215,6 +217,7 @@ def run(
         assignments=tuple(assignments or ()),
         flags=given(flags),
     )
+    training.check_log(log)
     runs = training.prepare_runs(request)
     if dry_run:
         print_text(
@@ -222,7 +225,7 @@ def run(
         )
         return
     records, text = training.run(
-        runs, results, force=force, retry_failed=retry_failed, as_json=as_json
+        runs, results, force=force, retry_failed=retry_failed, log=log, as_json=as_json
     )
     print_text(text)
     exit_if_any_failed(records)
@@ -295,6 +298,7 @@ def sweep(
             metavar="i/n",
         ),
     ] = "1/1",
+    log: Log = None,
     force: Force = False,
     retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
@@ -312,6 +316,7 @@ def sweep(
         shard=shard,
         force=force,
         retry_failed=retry_failed,
+        log=log,
         flags=flags,
     )
     if dry_run:
