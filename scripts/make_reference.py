@@ -5,8 +5,10 @@ The tests fail where the file is not what this writes.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Iterator
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,10 @@ shows the same.
 
 Exit codes of every command: 0 done; 1 a run failed or diverged; 2 bad input or environment; 130
 interrupted. Results go to standard output, progress and warnings to standard error.
+
+A default in square brackets is not the flag's own: it comes from the shipped defaults, a preset or a
+configuration file. `spafit-bench show RUN` prints every setting that a run had. Precedence: flags,
+then `--set`, then `--config`, then `--preset`, then `configs/defaults.yaml` (by method and task).
 
 `--install-completion` sets up the completion of commands, flags, and names of tasks, methods and
 presets in the shell that it is called from (bash, zsh, fish, PowerShell); `--show-completion`
@@ -39,19 +45,19 @@ def commands(group: Any, path: tuple[str, ...] = ("spafit-bench",)) -> Iterator[
             yield " ".join((*path, name)), command
 
 
-def flags(parameter: Any) -> str:
+def flags(parameter: Any, types: Mapping[str, Any]) -> str:
     """Return what a user types: the flag's names and its value, or the argument."""
     names = [*parameter.opts, *parameter.secondary_opts]
+    value = parameter.metavar or value_of(types.get(parameter.name))
     if parameter.param_type_name == "argument":
-        return f"`{value_of(parameter)}`"
-    value = "" if parameter.is_flag else f" {value_of(parameter)}"
-    return ", ".join(f"`{name}{value}`" for name in names)
+        return f"`{value}`"
+    return ", ".join(f"`{name}`" if parameter.is_flag else f"`{name} {value}`" for name in names)
 
 
-def value_of(parameter: Any) -> str:
-    """Return what stands for the value in `--help`."""
-    kinds = {"integer": "N", "float": "X", "integer range": "N", "float range": "X"}
-    return str(parameter.metavar or kinds.get(parameter.type.name, parameter.type.name.upper()))
+def value_of(annotation: Any) -> str:
+    """Return what stands for a value that has no name of its own."""
+    kinds = {annotation, *typing.get_args(annotation)}
+    return "N" if int in kinds else "X" if float in kinds else "TEXT"
 
 
 def default_of(parameter: Any) -> str:
@@ -79,13 +85,19 @@ def section(name: str, command: Any) -> Iterator[str]:
     if command.epilog:
         yield command.epilog
         yield ""
-    yield "| | | default |"
+    yield "| flag or argument | meaning | default |"
     yield "| --- | --- | --- |"
-    for parameter in command.params:
-        if parameter.name not in ("help", "install_completion", "show_completion"):
-            row = flags(parameter).replace("|", "\\|"), cell(parameter.help or "")
-            yield f"| {row[0]} | {row[1]} | {default_of(parameter)} |"
+    yield from rows(command)
     yield ""
+
+
+def rows(command: Any) -> Iterator[str]:
+    """Yield the rows of a command's flags and arguments."""
+    types = typing.get_type_hints(inspect.unwrap(command.callback))
+    for parameter in command.params:
+        if parameter.name != "help":
+            names, text = cell(flags(parameter, types)), cell(parameter.help or "")
+            yield f"| {names} | {text} | {default_of(parameter)} |"
 
 
 def reference() -> str:
@@ -97,13 +109,9 @@ def reference() -> str:
         "",
         "## spafit-bench",
         "",
-        "| | | default |",
+        "| flag or argument | meaning | default |",
         "| --- | --- | --- |",
-        *(
-            f"| {flags(p)} | {cell(getattr(p, 'help', '') or '')} | |"
-            for p in root.params
-            if p.name != "help"
-        ),
+        *rows(root),
         "",
     ]
     for name, command in every:

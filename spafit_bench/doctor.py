@@ -110,7 +110,7 @@ def _torch() -> list[Check]:
         Check("precision", "ok", f"{numerics.precision} (--precision auto)"),
     ]
     threads, cores = torch.get_num_threads(), _cores()
-    found = f"{threads} threads on {cores} cores"
+    found = f"{threads} on {cores} core(s)"
     if threads > cores:
         checks.append(Check("threads", "note", found, f"set OMP_NUM_THREADS={cores}"))
     else:

@@ -30,8 +30,9 @@ def doctor(results: Path, *, offline: bool, as_json: bool) -> tuple[bool, str]:
 
 
 def _checks_text(checks: Sequence[Check], *, sound: bool) -> str:
-    rows = [{"check": c.name, "": c.verdict, "found": c.found} for c in checks]
-    lines = [columns(Listing(("check", "", "found"), rows)), ""]
+    keys = ("check", "verdict", "found")
+    rows = [{"check": c.name, "verdict": c.verdict, "found": c.found} for c in checks]
+    lines = [columns(Listing(keys, rows)), ""]
     lines += [f"{check.verdict}: {check.name}: {check.fix}" for check in checks if check.fix]
     lines.append("this machine can run benchmarks" if sound else "mend what is broken first")
     return "\n".join(lines)
