@@ -25,9 +25,10 @@ shows the same.
 Exit codes of every command: 0 done; 1 a run failed or diverged; 2 bad input or environment; 130
 interrupted. Results go to standard output, progress and warnings to standard error.
 
-A default in square brackets is not the flag's own: it comes from the shipped defaults, a preset or a
-configuration file. `spafit-bench show RUN` prints every setting that a run had. Precedence: flags,
-then `--set`, then `--config`, then `--preset`, then `configs/defaults.yaml` (by method and task).
+A default in square brackets is not the flag's own: it comes from the shipped defaults, a preset or
+a configuration file. `spafit-bench show RUN` prints every setting that a run had. Precedence:
+flags, then `--set`, then `--config`, then `--preset`, then `configs/defaults.yaml` (by method and
+task).
 
 `--install-completion` sets up the completion of commands, flags, and names of tasks, methods and
 presets in the shell that it is called from (bash, zsh, fish, PowerShell); `--show-completion`

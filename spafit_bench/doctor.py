@@ -130,7 +130,9 @@ def _memory() -> Check:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return Check("memory", "note", "this system does not tell", "look for yourself")
-    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (x.partition(":") for x in lines)}
+    sizes = {
+        name: int(rest.split()[0]) * 1024 for name, _, rest in (x.partition(":") for x in lines)
+    }
     free = sizes["MemAvailable"]
     found = f"{human_bytes(free)} available of {human_bytes(sizes['MemTotal'])}"
     if free < _FULL_LARGE:

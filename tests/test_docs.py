@@ -40,8 +40,8 @@ PAGES = sorted(
         REPOSITORY / "ARCHITECTURE.md",
     ]
 )
-FENCE = re.compile(r"(?:<!-- (?P<mark>[^>]*?) -->\n\n?)?^( *)```(?P<kind>\w*)\n(?P<body>.*?)^ *```$",
-                   re.M | re.S)  # fmt: skip
+MARK = r"(?:<!-- (?P<mark>[^>]*?) -->\n\n?)?"
+FENCE = re.compile(MARK + r"^( *)```(?P<kind>\w*)\n(?P<body>.*?)^ *```$", re.M | re.S)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 

@@ -67,15 +67,25 @@ def test_a_check_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert checks["memory"].verdict != "broken"
 
 
-def test_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch, cli: Cli, tmp_path: Path) -> None:
+def test_the_hub_is_asked(monkeypatch: pytest.MonkeyPatch, call: Cli, tmp_path: Path) -> None:
     """It answers or not; not reaching it is a note, since there are ways without."""
+    from huggingface_hub import constants
+
     (tmp_path / "hub" / "datasets" / "nyu-mll" / "glue").mkdir(parents=True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     with HubServer(tmp_path / "hub") as hub:
-        url = hub.url
-        up = cli("doctor", "--json", HF_ENDPOINT=url, HF_HUB_OFFLINE="0")
-    down = cli("doctor", "--json", HF_ENDPOINT=url, HF_HUB_OFFLINE="0")
-    assert by_name(up.json)["hub"]["verdict"] == "ok", up.out
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        up = call("doctor", "--json")
+        assert any("nyu-mll/glue" in request for request in hub.requests)
+    down = call("doctor", "--json")
+    assert by_name(up.json)["hub"]["found"].endswith("answers"), up.out
     found = by_name(down.json)["hub"]
     assert found["verdict"] == "note"
+    assert "cannot be reached" in found["found"]
     assert "--preset smoke" in found["fix"]
     assert down.code == 0
+
+
+def test_an_offline_hub_is_not_asked(call: Cli) -> None:
+    """HF_HUB_OFFLINE, as the tests have it, is honoured and named."""
+    assert "HF_HUB_OFFLINE is set" in by_name(call("doctor", "--json").json)["hub"]["found"]

@@ -61,13 +61,13 @@ def test_a_repeated_run_replaces_its_curves(call: Cli, checkpoint: Path, data: P
     assert [step for step, _ in found["train/loss"]] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_worker_logs_too(call: Cli, checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    """A sweep's processes log; `runs gc` takes away the logs of a run that is gone, no others."""
+def test_a_sweep_logs_too(call: Cli, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """And `runs gc` takes away the logs of a run that is gone, no others."""
     (tmp_path / "sweep.yaml").write_text(
         f"tasks: [mrpc]\nmethods: [bitfit]\nseeds: [0]\nsettings:\n  model: {checkpoint}\n"
         f"  data: {data}\n  device: cpu\n  precision: fp32\n  train: {{epochs: 1, batch_size: 8}}\n"
     )
-    answer = call("sweep", "sweep.yaml", "--jobs", 2, "--log", "tensorboard", "--json")
+    answer = call("sweep", "sweep.yaml", "--log", "tensorboard", "--json")
     assert answer.code == 0, answer.err
     logs = Path("results") / "tensorboard"
     (folder,) = logs.iterdir()

@@ -167,7 +167,9 @@ def list_(
 
 @app.command(epilog="Example: `spafit-bench show mrpc-spafit` (any unambiguous beginning)")
 def show(
-    run_id: Annotated[str, typer.Argument(help="A run, or the beginning of its name.", metavar="RUN")],
+    run_id: Annotated[
+        str, typer.Argument(help="A run, or the beginning of its name.", metavar="RUN")
+    ],
     results: Results = Path("results"),
     as_json: Json = False,
 ) -> None:

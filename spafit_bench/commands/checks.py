@@ -38,9 +38,7 @@ def _checks_text(checks: Sequence[Check], *, sound: bool) -> str:
     return "\n".join(lines)
 
 
-def verify_data(
-    source: str, task: str | None, *, offline: bool, as_json: bool
-) -> tuple[bool, str]:
+def verify_data(source: str, task: str | None, *, offline: bool, as_json: bool) -> tuple[bool, str]:
     """Read the data of tasks; return whether it is sound, and what was found.
 
     Raises:

@@ -70,7 +70,9 @@ def check_log(log: str | None, *, on_cluster: bool = False) -> None:
     from spafit_bench import tensorboard_log
 
     if on_cluster:
-        raise UserError(f"--log {log}: with --executor ray it would stay on the nodes; leave it out")
+        raise UserError(
+            f"--log {log}: with --executor ray it would stay on the nodes; leave it out"
+        )
     tensorboard_log.check_log(log)
 
 
@@ -225,9 +227,7 @@ def sweep(request: SweepRequest, *, as_json: bool) -> tuple[list[RunRecord], str
     from spafit_bench.sweep_view import SweepView
 
     store = Store(request.results)
-    options = Options(
-        force=request.force, retry_failed=request.retry_failed, log=request.log
-    )
+    options = Options(force=request.force, retry_failed=request.retry_failed, log=request.log)
     stop = StopSignal()
     agenda, executor = _agenda(request, matrix, options, stop)
     with SweepView(request.config, matrix.keys) as view, stop:  # after Ray has set its own handlers
