@@ -180,6 +180,7 @@ def run(
     from spafit_bench.commands import training
     from spafit_bench.requests import RunRequest
 
+    training.check_log(log)
     if (code := training.launch(processes)) is not None:
         raise typer.Exit(code)
 
@@ -217,7 +218,6 @@ def run(
         assignments=tuple(assignments or ()),
         flags=given(flags),
     )
-    training.check_log(log)
     runs = training.prepare_runs(request)
     if dry_run:
         print_text(
