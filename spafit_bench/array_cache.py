@@ -165,13 +165,14 @@ def user_cache(kind: str) -> ArrayCache | None:
             f"{SIZE_VARIABLE}={text!r}: must be a number of gigabytes, such as {DEFAULT_GB:g}; "
             "0 keeps nothing"
         )
-    folder = _user_folder()
+    folder = user_folder()
     if folder is None or gigabytes == 0:
         return None
     return ArrayCache(folder / kind, int(gigabytes * 1e9))
 
 
-def _user_folder() -> Path | None:
+def user_folder() -> Path | None:
+    """Return where the user's caches are; None for a user without a home."""
     given = os.environ.get(FOLDER_VARIABLE)
     if given:
         return Path(given).expanduser()

@@ -104,6 +104,11 @@ def leftovers(store: Store) -> list[Leftover]:
     found += _temporary(store, claims.folder)
     found += _snapshots(store, records, live)
     found += _superseded(store, records, live)
+    found += [
+        Leftover(path, "logs of a run that is gone")
+        for path in sorted(store.logs.glob("[!.]*"))
+        if path.name not in records.keys() | live and not store.snapshot_path(path.name).exists()
+    ]
     return found
 
 

@@ -101,8 +101,29 @@ def fetch(
     return Fetched(path=Path(path), revision=Path(path).name)
 
 
+def why_unreachable(repo_id: str, repo_type: RepoType, *, timeout_s: float) -> str | None:
+    """Say why a repository of the hub cannot be reached from here; None if it can.
+
+    Honours HF_HUB_OFFLINE and HF_ENDPOINT.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    _quieten()
+    try:
+        return _failure_to_answer(repo_id, repo_type, None, repo_id, timeout_s=timeout_s)
+    except UserError as error:
+        return str(error)
+
+
 def _failure_to_answer(
-    repo_id: str, repo_type: RepoType, revision: str | None, what: str
+    repo_id: str,
+    repo_type: RepoType,
+    revision: str | None,
+    what: str,
+    *,
+    timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> str | None:
     """Ask the hub for a repository and say why that failed, None if it did not.
 
@@ -122,9 +143,9 @@ def _failure_to_answer(
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(ANSWER_TIMEOUT_S)
+    thread.join(timeout_s)
     if not outcome:
-        return f"the hub did not answer in {ANSWER_TIMEOUT_S:g} s"
+        return f"the hub did not answer in {timeout_s:g} s"
     error = outcome[0]
     if error is None:
         return None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -20,6 +21,7 @@ from spafit_bench.record import RunRecord, Status
 from spafit_bench.snapshot import DamagedSnapshot, Snapshot
 from spafit_bench.stop import StopSignal
 from spafit_bench.store import Store, prediction_rows
+from spafit_bench.tensorboard_log import TensorBoardLog
 from spafit_bench.train import Observer
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class Options:
     """Repeat runs that failed or diverged."""
     keep_every_s: float = 300.0
     """Seconds between snapshots within an epoch."""
+    log: str | None = None
+    """`tensorboard`: curves for TensorBoard, below the results folder."""
 
 
 def run_all(
@@ -184,10 +188,22 @@ class Series:
             record = self._settled(prepared)  # it may have finished before it was ours
             if record is None:
                 observer = self.view.started(prepared, number, self.total)
-                session = _session(prepared, self.store, self.view, observer, self.options)
-                record = _run_one(prepared, self.store, replace(session, stop=self.stop), self.view)
+                with self._logged(observer, prepared.run_id) as observer:
+                    session = _session(prepared, self.store, self.view, observer, self.options)
+                    session = replace(session, stop=self.stop)
+                    record = _run_one(prepared, self.store, session, self.view)
                 self.view.finished(record)
             return record
+
+    @contextmanager
+    def _logged(self, observer: Observer, run_id: str) -> Iterator[Observer]:
+        """Let a log hear of the run as well, if one was asked for."""
+        if self.options.log is None:
+            yield observer
+            return
+        log = TensorBoardLog(observer, self.store.logs / run_id)
+        with closing(log):
+            yield log
 
     def _wait(self, prepared: PreparedRun) -> None:
         """Wait a little for runs that other processes have."""

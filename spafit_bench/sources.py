@@ -290,19 +290,42 @@ def _read_folder(task: Task, layout: Layout) -> dict[str, list[Table]]:
 
 
 def _layout_of(task: Task, source: str) -> Layout:
-    root = Path(os.path.expanduser(source))  # noqa: PTH111 - pathlib's fails for unknown users
-    if not root.is_dir():
-        _refuse_root(root, source)
+    root = data_folder(source)
+    found = find_layout(task, root)
+    if found is not None:
+        return found
     layouts = _layouts(task, root)
     labelled = [part for part in parts_of(task) if part.test_set is None]
-    for layout in layouts:
-        if any(layout.files(part) for part in labelled):
-            return layout
     looked_for = ", ".join(layout.expected(labelled[0]) for layout in layouts[:3])
     held = ", ".join(path.name for path in _listing(root)[:12]) or "nothing"
     raise UserError(
         f"{source}: no data for {task.name} here; looked for {looked_for}. The folder has: {held}"
     )
+
+
+def data_folder(source: str) -> Path:
+    """Return the folder that `--data` names.
+
+    Raises:
+        UserError: there is none.
+    """
+    root = Path(os.path.expanduser(source))  # noqa: PTH111 - pathlib's fails for unknown users
+    if not root.is_dir():
+        _refuse_root(root, source)
+    return root
+
+
+def find_layout(task: Task, root: Path) -> Layout | None:
+    """Return the first layout with a labelled split of `task` in a folder; None if there is none.
+
+    Raises:
+        UserError: files that contradict each other.
+    """
+    labelled = [part for part in parts_of(task) if part.test_set is None]
+    for layout in _layouts(task, root):
+        if any(layout.files(part) for part in labelled):
+            return layout
+    return None
 
 
 def _layouts(task: Task, root: Path) -> list[Layout]:

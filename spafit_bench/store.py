@@ -50,6 +50,11 @@ class Store:
     root: Path
 
     @property
+    def logs(self) -> Path:
+        """Logs for looking at, by run."""
+        return self.root / "tensorboard"
+
+    @property
     def runs(self) -> Path:
         """Where the run folders are."""
         return self.root / "runs"

@@ -41,6 +41,10 @@ class Progress:
     total_steps: int
     loss: float
     """Mean over the steps since the last evaluation."""
+    last_loss: float
+    """Mean over the steps since the last look: one step on a CPU."""
+    learning_rate: float
+    """Of the last step."""
     tokens_per_s: float
 
 
@@ -216,7 +220,10 @@ class _Loop:
             )
         rate = self.train_tokens / (self.train_time_s + time.perf_counter() - start)
         mean = float(np.mean(self.losses[first:]))
-        self.hooks.observer.on_step(Progress(self.steps, self.total_steps, mean, rate))
+        last_rate: float = self.optimizer.param_groups[0]["lr"]
+        self.hooks.observer.on_step(
+            Progress(self.steps, self.total_steps, mean, float(np.mean(new)), last_rate, rate)
+        )
 
     def _evaluate(self, train_loss: float) -> None:
         evaluation = Evaluation(

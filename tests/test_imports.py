@@ -18,11 +18,12 @@ MEETING = {
 """Where the halves meet: orchestration and views."""
 COMPUTES = {
     "adapt", "architectures", "array_cache", "budget", "checkpoint", "config", "data",
-    "distributed", "encoding", "energy", "engines", "environment", "estimate", "evaluation",
-    "execute", "forgetting", "fused", "glue_metric", "hub", "layer_groups", "libraries", "lora",
-    "memory", "methods", "movement", "numerics", "plan", "prefix_cache", "prepare", "ragged",
-    "readers", "snapshot", "sources", "sweep", "sweep_values", "task_files", "tasks",
-    "token_cache", "train", "treatments",
+    "data_check", "distributed", "doctor", "encoding", "energy", "engines", "environment",
+    "estimate", "evaluation", "execute", "forgetting", "fused", "glue_metric", "hub",
+    "layer_groups", "libraries", "lora", "memory", "methods", "movement", "numerics", "plan",
+    "prefix_cache", "prepare", "ragged", "readers", "snapshot", "sources", "sweep",
+    "sweep_values", "task_files", "tasks", "tensorboard_log", "token_cache", "train",
+    "treatments",
 }  # fmt: skip
 READS = {
     "checksums", "claims", "cleanup", "compare", "compare_inputs", "compare_measure",

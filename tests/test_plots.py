@@ -24,7 +24,7 @@ from spafit_bench.plots.differences import _panels, _reach
 from spafit_bench.plots.drawing import COLORS, DASHES, MARKERS, line_styles, spread_out
 from spafit_bench.plots.pareto import _points, score_parameters
 from spafit_bench.plots.scene import MOST_SHOWN, Scene
-from spafit_bench.record import RunRecord
+from spafit_bench.record import Movement, RunRecord
 from spafit_bench.store import Store
 from spafit_bench.tables.settings import Setting, group_runs
 from spafit_bench.tasks import get_task
@@ -254,6 +254,9 @@ def test_adaptation_averages_relative_changes() -> None:
     assert moved["2"]["bias"] == pytest.approx(0.03)
     old = scene_of(finished("rte", "full", 0, movement=None))
     assert "repeat a run" in why(adaptation(old))
+    still = {"0": {"bias": Movement(change=0.0, pretrained=1.0)}}
+    unmoved = scene_of(finished("rte", "full", 0, movement=still))
+    assert "no parameter has moved" in why(adaptation(unmoved))
 
 
 def test_the_critical_difference_is_nemenyis(gallery: Gallery) -> None:

@@ -14,11 +14,11 @@ import traceback
 import typer
 
 from spafit_bench.cli import training  # isort: skip (registered in the order of --help)
-from spafit_bench.cli import results, planning, models, upkeep  # isort: skip
+from spafit_bench.cli import results, planning, models, upkeep, checks  # isort: skip
 from spafit_bench.cli.app import app
 from spafit_bench.errors import UserError
 
-__all__ = ["app", "main", "models", "planning", "results", "training", "upkeep"]
+__all__ = ["app", "checks", "main", "models", "planning", "results", "training", "upkeep"]
 
 
 class _Warnings(logging.Handler):

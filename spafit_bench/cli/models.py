@@ -105,7 +105,7 @@ def predict(
     device: Annotated[str, typer.Option(help="Device.", metavar="auto|cpu|cuda:i")] = "auto",
     precision: Annotated[
         str | None,
-        typer.Option(help="\\[the run's own]", metavar="auto|fp32|bf16|fp16"),
+        typer.Option(help="To compute in. \\[the run's own]", metavar="auto|fp32|bf16|fp16"),
     ] = None,
 ) -> None:
     """Label texts with a trained model."""

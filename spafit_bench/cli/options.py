@@ -18,20 +18,27 @@ WHERE = "Where and how it computes"
 KEEP = "What is kept"
 
 
+def complete_list(incomplete: str, names: Sequence[str]) -> list[str]:
+    """Complete the last name of a comma list; names that stand there already are left out."""
+    before, comma, last = incomplete.rpartition(",")
+    there = before.split(",")
+    found = [name for name in names if name.startswith(last) and name not in there]
+    return [f"{before}{comma}{name}" for name in found]
+
+
 def complete_tasks(incomplete: str) -> list[str]:
-    """Complete a task's name."""
+    """Complete a task's name, also in a comma list."""
     from spafit_bench.task_files import shipped_tasks
     from spafit_bench.tasks import TASKS
 
-    return [name for name in (*TASKS, *shipped_tasks(), "all") if name.startswith(incomplete)]
+    return complete_list(incomplete, (*TASKS, *shipped_tasks(), "all"))
 
 
 def complete_methods(incomplete: str) -> list[str]:
-    """Complete a method's name."""
+    """Complete a method's name, also in a comma list."""
     from spafit_bench.methods import ablation_names, method_names
 
-    names = (*method_names(), *ablation_names(), "all")
-    return [name for name in names if name.startswith(incomplete)]
+    return complete_list(incomplete, (*method_names(), *ablation_names(), "all"))
 
 
 def complete_presets(incomplete: str) -> list[str]:
@@ -67,6 +74,16 @@ Force = Annotated[bool, typer.Option("--force", help="Repeat finished runs.", ri
 RetryFailed = Annotated[
     bool,
     typer.Option("--retry-failed", help="Repeat failed and diverged runs.", rich_help_panel=KEEP),
+]
+Log = Annotated[
+    str | None,
+    typer.Option(
+        "--log",
+        help="Curves to watch while it trains, in DIR/tensorboard (extra: tensorboard).",
+        autocompletion=lambda incomplete: [n for n in ("tensorboard",) if n.startswith(incomplete)],
+        rich_help_panel=KEEP,
+        metavar="tensorboard",
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show what would run, with estimates; run nothing.")

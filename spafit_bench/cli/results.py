@@ -155,7 +155,7 @@ def report(
 
 @app.command(name="list", epilog="Example: `spafit-bench list runs --json`")
 def list_(
-    what: Annotated[str, typer.Argument(help="tasks, methods, models or runs.")],
+    what: Annotated[str, typer.Argument(help="tasks, methods, models or runs.", metavar="WHAT")],
     results: Results = Path("results"),
     as_json: Json = False,
 ) -> None:
@@ -167,7 +167,9 @@ def list_(
 
 @app.command(epilog="Example: `spafit-bench show mrpc-spafit` (any unambiguous beginning)")
 def show(
-    run_id: Annotated[str, typer.Argument(help="A run, or the beginning of its name.")],
+    run_id: Annotated[
+        str, typer.Argument(help="A run, or the beginning of its name.", metavar="RUN")
+    ],
     results: Results = Path("results"),
     as_json: Json = False,
 ) -> None:

@@ -19,6 +19,7 @@ from spafit_bench.cli.options import (
     DryRun,
     Force,
     Json,
+    Log,
     Model,
     Offline,
     Preset,
@@ -169,6 +170,7 @@ def run(
             rich_help_panel=KEEP,
         ),
     ] = False,
+    log: Log = None,
     force: Force = False,
     retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
@@ -178,6 +180,7 @@ def run(
     from spafit_bench.commands import training
     from spafit_bench.requests import RunRequest
 
+    training.check_log(log)
     if (code := training.launch(processes)) is not None:
         raise typer.Exit(code)
 
@@ -222,7 +225,7 @@ def run(
         )
         return
     records, text = training.run(
-        runs, results, force=force, retry_failed=retry_failed, as_json=as_json
+        runs, results, force=force, retry_failed=retry_failed, log=log, as_json=as_json
     )
     print_text(text)
     exit_if_any_failed(records)
@@ -295,6 +298,7 @@ def sweep(
             metavar="i/n",
         ),
     ] = "1/1",
+    log: Log = None,
     force: Force = False,
     retry_failed: RetryFailed = False,
     dry_run: DryRun = False,
@@ -312,6 +316,7 @@ def sweep(
         shard=shard,
         force=force,
         retry_failed=retry_failed,
+        log=log,
         flags=flags,
     )
     if dry_run:

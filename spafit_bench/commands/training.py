@@ -63,12 +63,26 @@ def _prepare_runs(request: RunRequest) -> list[PreparedRun]:
     return [preparer.prepare(config) for config in configs]
 
 
+def check_log(log: str | None, *, on_cluster: bool = False) -> None:
+    """Refuse a kind of log that cannot be written, before anything is prepared."""
+    if log is None:
+        return
+    from spafit_bench import tensorboard_log
+
+    if on_cluster:
+        raise UserError(
+            f"--log {log}: with --executor ray it would stay on the nodes; leave it out"
+        )
+    tensorboard_log.check_log(log)
+
+
 def run(
     runs: Sequence[PreparedRun],
     results: Path,
     *,
     force: bool,
     retry_failed: bool,
+    log: str | None = None,
     as_json: bool,
 ) -> tuple[list[RunRecord], str]:
     """Carry out runs; return their records, and tables (or JSON) of them."""
@@ -77,7 +91,7 @@ def run(
 
     view = ProgressView()
     try:
-        options = Options(force=force, retry_failed=retry_failed)
+        options = Options(force=force, retry_failed=retry_failed, log=log)
         records = run_all(runs, Store(results), view, options)
     finally:
         view.close()
@@ -184,6 +198,7 @@ class SweepRequest:
     shard: str = "1/1"
     force: bool = False
     retry_failed: bool = False
+    log: str | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
 
     def sweep(self) -> Sweep:
@@ -205,13 +220,14 @@ def sweep(request: SweepRequest, *, as_json: bool) -> tuple[list[RunRecord], str
     Every input is found and checked before the first run starts.
     """
     matrix = request.sweep()
+    check_log(request.log, on_cluster=request.ray is not None)
     from spafit_bench.matrix import run_sweep
     from spafit_bench.run import Options
     from spafit_bench.stop import StopSignal
     from spafit_bench.sweep_view import SweepView
 
     store = Store(request.results)
-    options = Options(force=request.force, retry_failed=request.retry_failed)
+    options = Options(force=request.force, retry_failed=request.retry_failed, log=request.log)
     stop = StopSignal()
     agenda, executor = _agenda(request, matrix, options, stop)
     with SweepView(request.config, matrix.keys) as view, stop:  # after Ray has set its own handlers

@@ -48,6 +48,8 @@ def adaptation(scene: Scene) -> Plot | Skipped:
     found = [Row(scene.labels[row], _moved(scene.runs([row], scene.tasks))) for row in rows]
     places = _places(found)
     kinds = [k for k in KINDS if any(_value(row, p, k) for row in found for p in places)]
+    if not kinds:
+        return Skipped(NAME, TITLE, "no parameter has moved: the runs are too short")
     measured = [run for run in scene.runs(rows, scene.tasks) if run.movement]
     lacking = len(scene.runs(rows, scene.tasks)) - len(measured)
     caption = joined(

@@ -1,0 +1,124 @@
+"""Writes docs/commands.md from the command line itself: `python scripts/make_reference.py`.
+
+The tests fail where the file is not what this writes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from spafit_bench.cli import app
+
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
+HEAD = """# Commands
+
+Written by `scripts/make_reference.py` from the command line itself; `spafit-bench COMMAND --help`
+shows the same.
+
+Exit codes of every command: 0 done; 1 a run failed or diverged; 2 bad input or environment; 130
+interrupted. Results go to standard output, progress and warnings to standard error.
+
+A default in square brackets is not the flag's own: it comes from the shipped defaults, a preset or
+a configuration file. `spafit-bench show RUN` prints every setting that a run had. Precedence:
+flags, then `--set`, then `--config`, then `--preset`, then `configs/defaults.yaml` (by method and
+task).
+
+`--install-completion` sets up the completion of commands, flags, and names of tasks, methods and
+presets in the shell that it is called from (bash, zsh, fish, PowerShell); `--show-completion`
+prints what it would add.
+
+"""
+
+
+def commands(group: Any, path: tuple[str, ...] = ("spafit-bench",)) -> Iterator[tuple[str, Any]]:
+    """Yield every command with its whole name, in the order of `--help`."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        elif not command.hidden:
+            yield " ".join((*path, name)), command
+
+
+def flags(parameter: Any, types: Mapping[str, Any]) -> str:
+    """Return what a user types: the flag's names and its value, or the argument."""
+    names = [*parameter.opts, *parameter.secondary_opts]
+    value = parameter.metavar or value_of(types.get(parameter.name))
+    if parameter.param_type_name == "argument":
+        return f"`{value}`"
+    return ", ".join(f"`{name}`" if parameter.is_flag else f"`{name} {value}`" for name in names)
+
+
+def value_of(annotation: Any) -> str:
+    """Return what stands for a value that has no name of its own."""
+    kinds = {annotation, *typing.get_args(annotation)}
+    return "N" if int in kinds else "X" if float in kinds else "TEXT"
+
+
+def default_of(parameter: Any) -> str:
+    """Return the default, if the flag has one by itself; `[...]` in the text says others."""
+    if parameter.param_type_name == "argument":
+        return "required" if parameter.required else ""
+    if parameter.required:
+        return "required"
+    value = parameter.default
+    is_said = value is None or value is False or callable(value) or not str(value)
+    return "" if is_said or parameter.name == "jobs" else f"`{value}`"
+
+
+def cell(text: str) -> str:
+    """Return text that stands in one cell of a table."""
+    return re.sub(r"\s+", " ", text.replace("\\[", "[")).strip().replace("|", "\\|")
+
+
+def section(name: str, command: Any) -> Iterator[str]:
+    """Yield the lines about one command."""
+    yield f"## {name.removeprefix('spafit-bench ')}"
+    yield ""
+    yield cell(command.help or "")
+    yield ""
+    if command.epilog:
+        yield command.epilog
+        yield ""
+    yield "| flag or argument | meaning | default |"
+    yield "| --- | --- | --- |"
+    yield from rows(command)
+    yield ""
+
+
+def rows(command: Any) -> Iterator[str]:
+    """Yield the rows of a command's flags and arguments."""
+    types = typing.get_type_hints(inspect.unwrap(command.callback))
+    for parameter in command.params:
+        if parameter.name != "help":
+            names, text = cell(flags(parameter, types)), cell(parameter.help or "")
+            yield f"| {names} | {text} | {default_of(parameter)} |"
+
+
+def reference() -> str:
+    """Return the whole page."""
+    root = typer.main.get_command(app)
+    every = list(commands(root))
+    lines = [f"- [{name}](#{name.partition(' ')[2].replace(' ', '-')})" for name, _ in every]
+    lines += [
+        "",
+        "## spafit-bench",
+        "",
+        "| flag or argument | meaning | default |",
+        "| --- | --- | --- |",
+        *rows(root),
+        "",
+    ]
+    for name, command in every:
+        lines += section(name, command)
+    return HEAD + "\n".join(lines).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(reference(), encoding="utf-8")
