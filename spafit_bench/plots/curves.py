@@ -194,7 +194,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         axes.axhline(panel.baseline, color=MUTED, linewidth=0.9, linestyle=(0, (1, 1.6)))
     epochs = sorted({epoch for curve in panel.curves for epoch in curve.epochs})
     if len(epochs) <= 6:
-        axes.set_xticks(epochs, [f"{epoch:g}" for epoch in epochs])
+        axes.set_xticks(epochs, [f"{round(epoch, 1):g}" for epoch in epochs])
 
 
 def _hold_right_margin(grid: Sequence[Axes], panels: Sequence[Panel]) -> None:
