@@ -129,6 +129,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--systems", default="fast,tuned,stock,floor")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--eval-examples", type=int, default=400)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
@@ -143,7 +144,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = random_weights(given.model, Path(folder))
         cases = [
-            Case(model, given.data, task, method, int(size), given.steps, device=given.device)
+            Case(
+                model,
+                given.data,
+                task,
+                method,
+                int(size),
+                given.steps,
+                eval_examples=given.eval_examples,
+                device=given.device,
+            )
             for task in given.tasks.split(",")
             for method in given.methods.split(",")
             for size in given.batch_sizes.split(",")
