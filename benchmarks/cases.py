@@ -15,6 +15,7 @@ TEXTS = {
     "mrpc": ("sentence1", "sentence2"),
     "rte": ("sentence1", "sentence2"),
     "stsb": ("sentence1", "sentence2"),
+    "wnli": ("sentence1", "sentence2"),
 }
 MAX_LENGTH = 128
 LEARNING_RATE = {"full": 5e-5, "bitfit": 1e-3, "lora": 5e-4, "spafit": 5e-4}
@@ -38,6 +39,8 @@ class Case:
     eval_examples: int = 400
     seed: int = 0
     device: str = "cpu"
+    pooler: bool = False
+    """Whether every method trains the pooler, weights and bias."""
 
     @property
     def num_examples(self) -> int:

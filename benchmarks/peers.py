@@ -28,7 +28,15 @@ def build_model(case: Case) -> nn.Module:
     load = transformers.AutoModelForSequenceClassification.from_pretrained
     labels = 1 if case.task == "stsb" else 2
     model: nn.Module = load(case.model, num_labels=labels, dtype=torch.float32)
-    depth = model.config.num_hidden_layers
+    model = _adapt(model, case)
+    for name, parameter in model.named_parameters():
+        if case.pooler and ".pooler.dense." in name:
+            parameter.requires_grad = True
+    return model
+
+
+def _adapt(model: nn.Module, case: Case) -> nn.Module:
+    depth: int = model.config.num_hidden_layers  # type: ignore[union-attr, assignment]
     if case.method == "full":
         return model
     if case.method == "bitfit":
