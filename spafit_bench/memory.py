@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 from pathlib import Path
 
 import torch
@@ -14,12 +16,19 @@ _CLEAR_REFS = Path("/proc/self/clear_refs")
 def reset_peak_memory(device: torch.device) -> bool:
     """Set the high-water mark to what is in use now.
 
+    On a CPU, what earlier runs of this process have freed is first given back to the system, since
+    the C library keeps it (300 MB after a run of a 6-layer encoder). Kernels that were prepared for
+    their shapes stay, some 100 MB.
+
     Returns:
         Whether this machine can; if not, `peak_memory_bytes` would speak of the whole process.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         _CLEAR_REFS.write_text("5")  # proc(5): resets the peak resident set size
     except OSError:
