@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import shlex
 import socket
 import subprocess
-import sys
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 from spafit_bench import distributed
+from spafit_bench.command_line import typed_command
 from spafit_bench.numerics import Numerics, device_name
 from spafit_bench.record import Environment
 
@@ -33,7 +32,7 @@ def describe_environment(numerics: Numerics, engine: str) -> Environment:
         python=platform.python_version(),
         packages=versions(),
         git_commit=_git_commit(),
-        command=shlex.join(sys.argv),
+        command=typed_command(),
     )
 
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
+from spafit_bench import command_line
 from spafit_bench.claims import Claims
 from spafit_bench.events import Busy, Ended, Event, Hear, Lost, Reporter, parse_event
 from spafit_bench.prepare import PreparedRun
@@ -208,7 +209,7 @@ class Processes:
         ]
         process = subprocess.Popen(
             command,
-            env=os.environ | dict(changes),
+            env=os.environ | {command_line.VARIABLE: command_line.typed_command()} | dict(changes),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

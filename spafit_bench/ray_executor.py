@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-import shlex
 import socket
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +19,7 @@ from typing import Any
 import torch
 
 from spafit_bench.claims import Claim, Claims
+from spafit_bench.command_line import typed_command
 from spafit_bench.config import RunConfig
 from spafit_bench.errors import UserError
 from spafit_bench.events import Busy, Ended, Event, Hear, Lost, Refused, Started, Warned
@@ -252,7 +251,7 @@ class RayExecutor:
         return [Ended(run_id=run_id, record=record)]
 
     def _save(self, record: RunRecord, files: Mapping[str, bytes]) -> RunRecord:
-        ours = record.environment.model_copy(update={"command": shlex.join(sys.argv)})
+        ours = record.environment.model_copy(update={"command": typed_command()})
         record = record.model_copy(update={"environment": ours})
         if record.status == "done":
             self.store.save(record, files)

@@ -12,8 +12,8 @@ import spafit_bench
 
 PACKAGE = Path(spafit_bench.__file__).parent
 MEETING = {
-    "cli", "commands", "executors", "forecast", "launch", "matrix", "progress", "ray_executor",
-    "ray_node", "requests", "restore", "run", "sweep_view", "worker",
+    "cli", "command_line", "commands", "executors", "forecast", "launch", "matrix", "progress",
+    "ray_executor", "ray_node", "requests", "restore", "run", "sweep_view", "worker",
 }  # fmt: skip
 """Where the halves meet: orchestration and views."""
 COMPUTES = {

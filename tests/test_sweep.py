@@ -313,7 +313,10 @@ def test_a_killed_worker_stops_nobody(tmp_path: Path, checkpoint: Path, data: Pa
     assert "ended by SIGKILL" in err
     assert err.count(" tokens/s") == 2, err
     assert "2 of 2 runs done" in out
-    assert [r.status for r in Store(tmp_path / "results").records()] == ["done", "done"]
+    records = Store(tmp_path / "results").records()
+    assert [r.status for r in records] == ["done", "done"]
+    typed = {r.environment.command for r in records}
+    assert typed == {"-c sweep s.yaml --jobs 2"}, "not what was typed, but how a worker was started"
 
 
 def test_a_dry_run_counts_what_would_run(
