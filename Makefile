@@ -6,9 +6,10 @@ READY := .venv/.ready
 # Two workers of one thread each: PyTorch's own threads would fight over the cores.
 WORKERS ?= 2
 OUT ?= benchmarks/results/latest
+PAPER ?= results/paper
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-ray smoke stress bench lint format tiny-bert clean
+.PHONY: help setup demo paper test test-ray smoke stress bench lint format tiny-bert clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -24,6 +25,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## Nine tasks x four methods on tiny BERT, offline, in minutes
 	$(BIN)/spafit-bench demo
+
+paper: $(READY) ## BERT-large-cased, nine tasks, six methods, five seeds: days of a GPU
+	$(BIN)/spafit-bench sweep paper --results $(PAPER)
+	$(BIN)/spafit-bench table --results $(PAPER)
+	$(BIN)/spafit-bench plot --results $(PAPER)
+	$(BIN)/spafit-bench report --results $(PAPER)
 
 test: $(READY) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)

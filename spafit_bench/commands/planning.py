@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from spafit_bench.commands.output import to_json
 from spafit_bench.errors import UserError
 from spafit_bench.requests import RunRequest, run_configs
-
-if TYPE_CHECKING:
-    pass
 
 
 def plan(request: RunRequest, *, as_json: bool) -> str:
