@@ -93,10 +93,7 @@ def local_executor(
     options: Options,
     stopped: Callable[[], bool],
 ) -> Executor:
-    """Carry runs out on this machine: in this process, or in `jobs` processes.
-
-    Threads are part of a run's name, so those of this process are set to those of the workers.
-    """
+    """Carry runs out on this machine: in this process, or in `jobs` processes."""
     if jobs == 1:
         return InProcess(store, options, stopped)
     import torch
@@ -105,9 +102,19 @@ def local_executor(
     on_gpu = chooses and any(run.numerics.device.type == "cuda" for run in runs)
     count = torch.cuda.device_count() if on_gpu else 0
     gpus = visible_gpus(count, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return Processes(store, options, worker_environments(jobs, gpus, divide_threads(jobs)))
+
+
+def divide_threads(jobs: int) -> int:
+    """Give this process the threads that each of `jobs` workers has; return how many it had.
+
+    Threads are part of a run's name on a CPU.
+    """
+    import torch
+
     num_threads = torch.get_num_threads()
     torch.set_num_threads(threads_per_worker(jobs, num_threads))
-    return Processes(store, options, worker_environments(jobs, gpus, num_threads))
+    return num_threads
 
 
 def worker_environments(

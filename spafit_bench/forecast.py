@@ -154,8 +154,13 @@ def forecast_table(rows: Sequence[Forecast]) -> str:
     return "\n".join(lines)
 
 
-def forecast_cells(rows: Sequence[Forecast]) -> str:
-    """Lay the forecasts out for people, one line for each task and method."""
+def forecast_cells(rows: Sequence[Forecast], jobs: int = 1) -> str:
+    """Lay the forecasts out for people, one line for each task and method.
+
+    Args:
+        rows: of every run.
+        jobs: runs at a time.
+    """
     cells: dict[tuple[str, str], list[Forecast]] = {}
     for row in rows:
         cells.setdefault((row.task, row.method), []).append(row)
@@ -174,16 +179,18 @@ def forecast_cells(rows: Sequence[Forecast]) -> str:
             line += f"  {human_bytes(max(row.memory_bytes for row in ahead)):>8}"
             line += f"  {human_bytes(sum(row.stored_bytes for row in ahead)):>8}"
         lines.append(line)
-    return "\n".join([*lines, _total(rows)])
+    return "\n".join([*lines, _total(rows, jobs)])
 
 
-def _total(rows: Sequence[Forecast]) -> str:
+def _total(rows: Sequence[Forecast], jobs: int = 1) -> str:
     ahead = [row for row in rows if not row.finished]
     if not ahead:
         return f"all of {len(rows)} are there, nothing to run"
+    in_turn = "one run after another" if jobs == 1 else f"{jobs} runs at a time"
+    time_s = sum(row.train_time_s for row in ahead) / jobs
     return (
-        f"{len(ahead)} of {len(rows)} to run: about {duration(sum(r.train_time_s for r in ahead))} "
-        "of training on this machine, one run after another (within a factor of two), up to "
-        f"{human_bytes(max(r.memory_bytes for r in ahead))} of memory, "
+        f"{len(ahead)} of {len(rows)} to run: about {duration(time_s)} of training on this "
+        f"machine, {in_turn} (within a factor of two), up to "
+        f"{human_bytes(jobs * max(r.memory_bytes for r in ahead))} of memory, "
         f"{human_bytes(sum(r.stored_bytes for r in ahead))} of weights kept"
     )

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from conftest import MAIN, Cli, clean_environment
+from conftest import MAIN, Answer, Cli, clean_environment
 from records import make_record
 
 from spafit_bench.errors import UserError
@@ -317,6 +318,42 @@ def test_a_killed_worker_stops_nobody(tmp_path: Path, checkpoint: Path, data: Pa
     assert [r.status for r in records] == ["done", "done"]
     typed = {r.environment.command for r in records}
     assert typed == {"-c sweep s.yaml --jobs 2"}, "not what was typed, but how a worker was started"
+
+
+def test_a_dry_run_knows_what_is_there(
+    call: Cli, tmp_path: Path, checkpoint: Path, data: Path
+) -> None:
+    """Finished runs of a choice that is not its first value; by as many processes as asked for."""
+    body = {
+        "tasks": ["mrpc"],
+        "methods": ["bitfit"],
+        "seeds": "0-2",
+        "settings": {"model": str(checkpoint), "data": str(data), "device": "cpu"},
+        "choose": {"key": "train.learning_rate", "values": {"all": [1e-3, 1e-4]}, "holdout": 0.25},
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(body))
+    store = Store(tmp_path / "results")
+
+    def dry_run(*flags: str) -> Answer:
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            return call("sweep", "s.yaml", "--dry-run", *flags)
+        finally:
+            torch.set_num_threads(before)
+
+    trials = dry_run("--json", "--jobs", "2").json["runs"][:2]
+    for row, score in zip(trials, (0.5, 0.9), strict=True):
+        update = {"run_id": row["run_id"], "score": score}
+        store.save(make_record().model_copy(update=update), {})
+    after = dry_run("--json", "--jobs", "2").json["runs"]
+    assert [row["finished"] for row in after] == [True, True, False, False, False]
+    assert not any(row["finished"] for row in dry_run("--json").json["runs"]), "other threads"
+    said = dry_run("--jobs", "2").out
+    assert "3 of 5 to run" in said
+    assert "2 runs at a time" in said
+    store.save(make_record().model_copy(update={"run_id": after[2]["run_id"]}), {})
+    assert "2 of 5 to run" in dry_run("--jobs", "2").out
 
 
 def test_a_dry_run_counts_what_would_run(

@@ -19,6 +19,7 @@ from spafit_bench.store import Store
 
 if TYPE_CHECKING:
     from spafit_bench.executors import Executor
+    from spafit_bench.forecast import Forecast
     from spafit_bench.matrix import Agenda, MatrixResult
     from spafit_bench.prepare import PreparedRun
     from spafit_bench.run import Options
@@ -138,30 +139,36 @@ def demo(results: Path, jobs: int, *, as_json: bool) -> tuple[list[RunRecord], s
 
 
 def dry_run(
-    runs: Sequence[PreparedRun],
-    results: Path,
-    *,
-    force: bool,
-    retry_failed: bool,
-    as_json: bool,
-    by_cell: bool = False,
+    runs: Sequence[PreparedRun], results: Path, *, force: bool, retry_failed: bool, as_json: bool
 ) -> str:
-    """Say what would run and what it would cost, about; run by run, or cell by cell."""
-    from spafit_bench.forecast import forecast, forecast_cells, forecast_table
-    from spafit_bench.run import Options, to_repeat
+    """Say what would run and what it would cost, about; run by run."""
+    from spafit_bench.forecast import forecast_table
+    from spafit_bench.run import Options
 
-    store, options = Store(results), Options(force=force, retry_failed=retry_failed)
+    rows = _forecasts(runs, Store(results), Options(force=force, retry_failed=retry_failed))
+    return _forecast_json(rows) if as_json else forecast_table(rows)
 
-    def is_there(run_id: str) -> bool:
-        with suppress(DamagedError):  # it will be made anew
-            found = None if force else store.find(run_id)
-            return found is not None and not to_repeat(found.status, options)
-        return False
 
-    rows = [forecast(prepared, finished=is_there(prepared.run_id)) for prepared in runs]
-    if as_json:
-        return to_json({"runs": [row.as_dict() for row in rows]})
-    return forecast_cells(rows) if by_cell else forecast_table(rows)
+def _forecasts(runs: Sequence[PreparedRun], store: Store, options: Options) -> list[Forecast]:
+    from spafit_bench.forecast import forecast
+
+    return [
+        forecast(run, finished=_settled(store, run.run_id, options) is not None) for run in runs
+    ]
+
+
+def _forecast_json(rows: Sequence[Forecast]) -> str:
+    return to_json({"runs": [row.as_dict() for row in rows]})
+
+
+def _settled(store: Store, run_id: str, options: Options) -> RunRecord | None:
+    """Return the record of a run that would not be carried out, if it is one."""
+    from spafit_bench.run import to_repeat
+
+    with suppress(DamagedError):  # it will be made anew
+        found = None if options.force else store.find(run_id)
+        return None if found is None or to_repeat(found.status, options) else found
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,13 +285,16 @@ def _sweep_summary(request: SweepRequest, done: MatrixResult) -> str:
 def sweep_dry_run(request: SweepRequest, *, as_json: bool) -> str:
     """Say what a sweep would run and what it would take, about."""
     matrix = request.sweep()
+    from spafit_bench.executors import divide_threads
+    from spafit_bench.forecast import forecast_cells
     from spafit_bench.matrix import Agenda
+    from spafit_bench.run import Options
 
-    return dry_run(
-        Agenda(matrix).expected(),
-        request.results,
-        force=request.force,
-        retry_failed=request.retry_failed,
-        as_json=as_json,
-        by_cell=True,
-    )
+    jobs = 1 if request.ray is not None else request.jobs
+    divide_threads(jobs)
+    agenda, store = Agenda(matrix), Store(request.results)
+    options = Options(force=request.force, retry_failed=request.retry_failed)
+    trials = {run.run_id: _settled(store, run.run_id, options) for run in agenda.trial_runs()}
+    agenda.follow({run_id: record for run_id, record in trials.items() if record is not None})
+    rows = _forecasts(agenda.expected(), store, options)
+    return _forecast_json(rows) if as_json else forecast_cells(rows, jobs)
