@@ -229,7 +229,7 @@ def test_sizes_come_first_and_are_not_ranked() -> None:
         size, percent = row(table, name).cells[:2]
         assert (size.value, percent.value) == (count, pytest.approx(100 * count / BASE))
         assert not any((size.bold, size.underline, percent.bold, percent.underline))
-    assert [found.text for found in row(table, "spafit").cells[:2]] == ["5.65", "1.69"]
+    assert [found.text for found in row(table, "spafit", "MRPC").cells[:2]] == ["5.65", "1.69"]
     assert [found.value for found in row(table, "majority class").cells[:2]] == [None, None]
 
 
@@ -289,7 +289,7 @@ def test_parameters_by_head_size() -> None:
         "1 output",
         "3 labels",
     ]
-    values = [found.value for found in row(table, "spafit").cells]
+    values = [found.value for found in row(table, "spafit", "MRPC").cells]
     assert values == [
         5_650_434,
         pytest.approx(100 * 5_650_434 / BASE),
@@ -362,3 +362,54 @@ def test_heavy_libraries_are_not_imported() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ast.literal_eval(found.stdout) == []
+
+
+def trial(rate: float, score: float, **fields: object) -> RunRecord:
+    """Make a run on held-out train."""
+    config = {"train.learning_rate": rate}
+    values: dict[str, object] = {"holdout": 0.1, "score": score, "official_split": False}
+    return make_record(config=config, metrics={}, **(values | fields))
+
+
+def test_trials_are_shown_as_a_sweep_judges_them() -> None:
+    """A column a value, the best mean first; what collapsed or diverged is said, never chosen."""
+    records = [
+        make_record(),
+        trial(1e-4, 0.70, seed=0),
+        trial(1e-4, 0.80, seed=1),
+        trial(1e-3, 0.74, seed=0),
+        trial(1e-3, 0.74, seed=1),
+        trial(1e-2, 0.90, seed=0, collapsed=True),
+        trial(1e-2, 0.60, seed=1),
+        trial(0.1, 0.0, status="diverged"),
+        trial(1e-5, 0.6, method="full"),
+        trial(1e-4, 0.5, method="full"),
+    ]
+    tables = build_tables(records)
+    assert [table.kind for table in tables] == ["scores", "parameters", "cost", "trials"]
+    table = tables[-1]
+    assert [column.title for column in table.columns] == [
+        "lr 1e-5",
+        "lr 1e-4",
+        "lr 1e-3",
+        "lr 0.01",
+    ]
+    spafit = {
+        c.key: cell
+        for c, cell in zip(table.columns, row(table, "spafit", "MRPC").cells, strict=True)
+    }
+    assert [cell.text for cell in spafit.values()] == ["—", "75.00", "74.00", "75.00"]
+    assert [key for key, cell in spafit.items() if cell.bold] == ["lr 1e-4"]
+    assert [mark.symbol for mark in spafit["lr 0.01"].marks] == ["†1/2"]
+    assert "mrpc spafit at 0.1 (diverged)" in notes(table)
+    full = [cell.text for cell in row(table, "full", "MRPC").cells if cell.bold]
+    assert full == ["60.00"]
+
+
+def test_without_trials_there_is_no_table_of_them() -> None:
+    """Runs of `run` alone make three tables."""
+    assert [table.kind for table in build_tables([make_record()])] == [
+        "scores",
+        "parameters",
+        "cost",
+    ]

@@ -97,7 +97,11 @@ def _lead(records: Sequence[RunRecord]) -> str:
 
 def _section(name: str, gallery: Gallery, tables: Sequence[ResultTable], anchors: Anchors) -> str:
     group = gallery.scene.group
-    own = [table for table in tables if (table.model, table.data) == (group.model, group.data)]
+    own = [
+        table
+        for table in tables
+        if table.model == group.model and (table.kind == "trials" or table.data == group.data)
+    ]
     return "\n".join(
         [
             f'<section id="{name}">',

@@ -17,7 +17,8 @@ from spafit_bench.tables.cells import Cell, Column, Mark, Measurement, ResultTab
 from spafit_bench.tables.costs import cost_table, parameters_table
 from spafit_bench.tables.published import beside, check_any_shown
 from spafit_bench.tables.scores import scores_table
-from spafit_bench.tables.settings import group_runs
+from spafit_bench.tables.settings import group_runs, group_trials
+from spafit_bench.tables.trials import trials_table
 
 __all__ = [
     "Cell",
@@ -39,6 +40,8 @@ def build_tables(
 ) -> tuple[ResultTable, ...]:
     """Compute scores, parameters and cost for each model (and data set, where a task has several).
 
+    What was tried on held-out train before a setting was chosen comes last.
+
     Args:
         records: any runs.
         references: published scores to set below ours, where they are of the same thing.
@@ -56,11 +59,12 @@ def build_tables(
     if references is not None:
         check_any_shown(references, parts)
     rows = find_baselines(groups, baseline)
-    return tuple(
+    main = [
         table
         for group, part, row in zip(groups, parts, rows, strict=True)
         for table in (scores_table(group, part, row), parameters_table(group), cost_table(group))
-    )
+    ]
+    return (*main, *map(trials_table, group_trials(records)))
 
 
 def _nothing_to_show(records: Sequence[RunRecord]) -> str:

@@ -16,7 +16,7 @@ from typing import Literal
 from spafit_bench.record import RunRecord
 from spafit_bench.tables.settings import Setting
 
-Kind = Literal["scores", "parameters", "cost"]
+Kind = Literal["scores", "parameters", "cost", "trials"]
 MarkName = Literal["unofficial", "limited", "selected", "collapsed", "unlike", "better", "worse"]
 Sample = Mapping[int, float]
 """Seed -> value."""

@@ -97,7 +97,15 @@ def group_runs(records: Sequence[RunRecord]) -> tuple[Group, ...]:
     may have data of different origin, as long as no task has two. Runs on held-out train only
     served a choice and are in no group.
     """
-    records = [record for record in records if record.holdout is None]
+    return _groups([record for record in records if record.holdout is None])
+
+
+def group_trials(records: Sequence[RunRecord]) -> tuple[Group, ...]:
+    """Part the runs on held-out train, in the same way."""
+    return _groups([record for record in records if record.holdout is not None])
+
+
+def _groups(records: Sequence[RunRecord]) -> tuple[Group, ...]:
     done = [record for record in records if record.status == "done"]
     by_weights: dict[str, list[RunRecord]] = defaultdict(list)
     for record in done:
