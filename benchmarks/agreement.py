@@ -4,10 +4,10 @@
     python -m benchmarks.agreement table --results results/minilm-l6
 
 Every finished run on official data is repeated with its own settings by other people's code:
-peft's adapters, Trainer's loop, optimizer and schedule, batches in Trainer's random order padded to
-their longest row, bf16 autocast where ours was in bf16, scores by scikit-learn and scipy. What
-trains must be the same number of parameters. Finished ones are lines of a file, and are not
-repeated; several processes may share it, with other seeds each.
+peft's adapters, Trainer's loop, optimizer and schedule, batches of like length as ours are (by
+Trainer's own sampler, padded to the longest row), bf16 autocast where ours was in bf16, scores by
+scikit-learn and scipy. What trains must be the same number of parameters. Finished ones are lines of
+a file, and are not repeated; several processes may share it, with other seeds each.
 """
 
 from __future__ import annotations
@@ -103,6 +103,7 @@ def repeat(record: RunRecord, model: str, data: str) -> Line:
                 adam_beta1=settings["adam_beta1"],
                 adam_beta2=settings["adam_beta2"],
                 adam_epsilon=settings["adam_eps"],
+                train_sampling_strategy="group_by_length",
                 bf16=record.environment.precision == "bf16",
                 seed=record.seed,
                 save_strategy="no",
