@@ -6,8 +6,8 @@
 Every finished run on official data is repeated with its own settings by other people's code:
 peft's adapters, Trainer's loop, optimizer and schedule, batches of like length as ours are (by
 Trainer's own sampler, padded to the longest row), bf16 autocast where ours was in bf16, scores by
-scikit-learn and scipy. What trains must be the same number of parameters. Finished ones are lines of
-a file, and are not repeated; several processes may share it, with other seeds each.
+scikit-learn and scipy. What trains must be the same number of parameters. Finished ones are lines
+of a file, and are not repeated; several processes may share it, with other seeds each.
 """
 
 from __future__ import annotations
