@@ -87,8 +87,6 @@ def _answer(pair: PairComparison) -> str:
     """Count the verdicts in a sentence."""
     if not pair.tasks:
         return "They have no task in common."
-    if not pair.tasks:
-        return "They have no task in common."
     first, second = (
         sum(task.verdict == f"{name} is better" for task in pair.tasks)
         for name in (pair.first, pair.second)

@@ -27,6 +27,7 @@ from spafit_bench.plots.scene import MOST_SHOWN, Scene
 from spafit_bench.record import Movement, RunRecord
 from spafit_bench.store import Store
 from spafit_bench.tables.settings import Setting, group_runs
+from spafit_bench.task_files import find_task
 from spafit_bench.tasks import get_task
 
 NAMES = (
@@ -257,6 +258,42 @@ def test_adaptation_averages_relative_changes() -> None:
     still = {"0": {"bias": Movement(change=0.0, pretrained=1.0)}}
     unmoved = scene_of(finished("rte", "full", 0, movement=still))
     assert "no parameter has moved" in why(adaptation(unmoved))
+
+
+def test_adaptation_compares_methods_on_the_same_tasks() -> None:
+    """A task that one method lacks is left out for all; tasks weigh alike, whatever their seeds."""
+
+    def moved(task: str, method: str, seed: int, change: float) -> RunRecord:
+        layer = {"attention": Movement(change=change, pretrained=1.0)}
+        return finished(task, method, seed, movement={"0": layer})
+
+    both = [moved("rte", m, 0, c) for m, c in (("full", 0.1), ("lora", 0.3))]
+    both += [moved("cola", m, s, 0.5) for m in ("full", "lora") for s in range(3)]
+    plot = shown(adaptation(scene_of(*both, moved("mrpc", "full", 0, 9.0))))
+    assert "full 0.300 in layer 0" in plot.alt
+    assert "lora 0.400 in layer 0" in plot.alt
+    assert "Not every method has MRPC" in plot.caption
+    apart = adaptation(scene_of(moved("rte", "full", 0, 0.1), moved("cola", "lora", 0, 0.3)))
+    assert "no task on which every method" in why(apart)
+
+
+def test_tasks_beyond_glue_have_figures_and_a_report(tmp_path: Path, call: Cli) -> None:
+    """BoolQ beside RTE: drawn, named and counted like any other task."""
+    definition = find_task("boolq").definition
+    records = runs(tasks=("rte",))
+    records += [
+        run.model_copy(
+            update={"task": "boolq", "task_definition": definition, "run_id": f"boolq{number}-0"}
+        )
+        for number, run in enumerate(records)
+    ]
+    save(tmp_path / "results", *records)
+    assert call("plot", "--results", "results", "--out", "figures").code == 0
+    assert "BoolQ" in (tmp_path / "figures" / "differences.svg").read_text()
+    assert call("report", "--results", "results", "--out", "report.html").code == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<td class="text">BoolQ</td>') >= 3, "a verdict a method"
+    assert '<th scope="col" class="text">BoolQ</th>' in page
 
 
 def test_the_critical_difference_is_nemenyis(gallery: Gallery) -> None:

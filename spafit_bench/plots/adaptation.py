@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NAME, TITLE = "adaptation", "Where training acts: how far each layer moved"
 KINDS = {
     "attention": "Attention matrices",
-    "ffn": "Feed-forward matrices; matrices of embeddings and pooler",
+    "ffn": "Feed-forward matrices; embeddings and the pooler's matrix",
     "bias": "Biases",
     "norm": "Normalisation gains",
 }
@@ -45,25 +45,30 @@ def adaptation(scene: Scene) -> Plot | Skipped:
     if not rows:
         why = "no run has the measure: records from before it was made lack it; repeat a run"
         return Skipped(NAME, TITLE, why)
-    found = [Row(scene.labels[row], _moved(scene.runs([row], scene.tasks))) for row in rows]
+    tasks = [task for task in scene.tasks if all(_moved(scene.runs([r], [task])) for r in rows)]
+    if not tasks:
+        return Skipped(NAME, TITLE, "there is no task on which every method was measured")
+    found = [Row(scene.labels[row], _moved(scene.runs([row], tasks))) for row in rows]
     places = _places(found)
     kinds = [k for k in KINDS if any(_value(row, p, k) for row in found for p in places)]
     if not kinds:
         return Skipped(NAME, TITLE, "no parameter has moved: the runs are too short")
-    measured = [run for run in scene.runs(rows, scene.tasks) if run.movement]
-    lacking = len(scene.runs(rows, scene.tasks)) - len(measured)
+    measured = [run for run in scene.runs(rows, tasks) if run.movement]
+    lacking = len(scene.runs(rows, tasks)) - len(measured)
+    others = [task.title for task in scene.tasks if task not in tasks]
     caption = joined(
         "Norm of the change over the norm of the pretrained parameters, adapters merged: mean over "
-        "tasks and seeds, on one logarithmic scale. Dots: frozen, exactly unmoved. Layers count "
+        "seeds, then tasks, on one logarithmic scale. Dots: frozen, exactly unmoved. Layers count "
         "from 0; emb: embeddings; pool: pooler.",
         f"{lacking} run{' lacks' if lacking == 1 else 's lack'} the measure." * bool(lacking),
+        f"Not every method has {', '.join(others)}: left out." * bool(others),
         *scene.left_out(rows),
-        *scene.caveats(rows, scene.tasks),
+        *scene.caveats(rows, tasks),
     )
     return Plot(
         name=NAME,
         title=TITLE,
-        subtitle=scene.subtitle(rows, scene.tasks),
+        subtitle=scene.subtitle(rows, tasks),
         caption=caption,
         alt=f"Heat maps of methods over layers. {_said(found, kinds)}",
         height=0.55 + len(kinds) * (0.42 + 0.2 * len(rows)),
@@ -72,14 +77,18 @@ def adaptation(scene: Scene) -> Plot | Skipped:
 
 
 def _moved(runs: Sequence[RunRecord]) -> Moved:
-    """Average relative changes over runs."""
-    values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """Average relative changes over seeds, then over tasks."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         for where, kinds in (run.movement or {}).items():
             for kind, found in kinds.items():
                 if found.relative is not None:
-                    values[where]["ffn" if kind == "weight" else kind].append(found.relative)
-    return {w: {k: statistics.fmean(v) for k, v in kinds.items()} for w, kinds in values.items()}
+                    shown_as = "ffn" if kind == "weight" else kind
+                    values[where, shown_as][run.task].append(found.relative)
+    means: dict[str, dict[str, float]] = defaultdict(dict)
+    for (where, kind), by_task in values.items():
+        means[where][kind] = statistics.fmean(map(statistics.fmean, by_task.values()))
+    return means
 
 
 def _places(rows: Sequence[Row]) -> list[str]:

@@ -102,7 +102,7 @@ def _panels(scene: Scene, comparison: Comparison | None) -> list[Panel]:
     panels = []
     for pair in comparison.pairs:
         row = rows[pair.first]
-        found = [_difference(TASKS[task.task].title, task) for task in pair.tasks]
+        found = [_difference(task.title, task) for task in pair.tasks]
         if pair.overall:
             found.append(_difference(AVERAGE, pair.overall))
         if found:

@@ -11,7 +11,7 @@ from spafit_bench.plots.drawing import LineStyle, line_styles, printable
 from spafit_bench.record import RunRecord
 from spafit_bench.tables.cells import MARKS, Row, marks_of, sample_of, shorten_labels
 from spafit_bench.tables.settings import Cells, Group, Setting
-from spafit_bench.tasks import TASKS, Task
+from spafit_bench.tasks import Task
 
 MOST_SHOWN = 8
 """Rows of a figure: more cannot be told apart, and a table holds them better."""
@@ -39,9 +39,8 @@ class Scene:
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
-        """Tasks with runs, in GLUE's order."""
-        present = {run.task for run in self.group.records}
-        return tuple(task for task in TASKS.values() if task.name in present)
+        """Tasks with runs, in the tables' order."""
+        return self.group.tasks
 
     @cached_property
     def averaged(self) -> tuple[Task, ...]:

@@ -8,8 +8,7 @@ from html import escape
 
 from spafit_bench.record import RunRecord
 from spafit_bench.report.runs import Anchors
-from spafit_bench.tables.settings import Group
-from spafit_bench.tasks import TASKS
+from spafit_bench.tables.settings import Group, tasks_of
 
 STATES = {
     "done": ("", "done"),
@@ -32,9 +31,12 @@ def state_of(run: RunRecord) -> str:
 def overview(group: Group, anchors: Anchors) -> str:
     """Write tasks by methods, a box per seed."""
     rows = _rows(group)
-    tasks = [name for name in TASKS if any(name in cells for cells in rows.values())]
+    titles = {task.name: task.title for task in tasks_of((*group.records, *group.left_out))}
+    tasks = list(titles)
     seeds = _usual_seeds([cells.get(task, {}) for cells in rows.values() for task in tasks])
-    heads = "".join(f'<th scope="col" class="text">{escape(TASKS[t].title)}</th>' for t in tasks)
+    heads = "".join(
+        f'<th scope="col" class="text">{escape(title)}</th>' for title in titles.values()
+    )
     lines = [
         f'<tr><th scope="row">{escape(label)}</th>'
         + "".join(f"<td>{_cell(cells.get(task, {}), seeds, anchors)}</td>" for task in tasks)

@@ -9,7 +9,7 @@ from html import escape
 from spafit_bench.record import RunRecord
 from spafit_bench.report.runs import Anchors
 from spafit_bench.store import Store
-from spafit_bench.tasks import TASKS
+from spafit_bench.tables.settings import tasks_of
 
 
 def environments(anchors: Anchors) -> str:
@@ -65,8 +65,9 @@ def _sources(records: Sequence[RunRecord]) -> str:
         for run in records
     )
     weights = Counter((run.model, run.weights.weights_sha256) for run in records)
+    titles = {task.name: task.title for task in tasks_of(records)}
     lines = [
-        (TASKS[task].title if task in TASKS else task, f"{source} ({basis})", digest, count)
+        (titles[task], f"{source} ({basis})", digest, count)
         for (task, source, basis, digest), count in data.items()
     ]
     lines += [("model", name, digest, count) for (name, digest), count in weights.items()]

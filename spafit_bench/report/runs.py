@@ -9,7 +9,6 @@ from typing import Any
 from spafit_bench.record import Environment, Evaluation, RunRecord
 from spafit_bench.report.charts import chart, sparkline
 from spafit_bench.tables.costs import amount
-from spafit_bench.tasks import TASKS
 
 _HEADS = (
     *("Run", "Task", "Method", "Seed", "Status", "Score", "Trained", "% of base"),
@@ -85,7 +84,7 @@ def _line(run: RunRecord, anchors: Anchors) -> str:
     tone = "warn" if run.collapsed else "ok" if run.status == "done" else "bad"
     values = scores(run)
     curve = sparkline(values, f"{values[0]:.2f} to {values[-1]:.2f}") if values else "—"
-    title = TASKS[run.task].title if run.task in TASKS else run.task
+    title = run.task_facts.title
     cells = [
         f'<td class="text">{escape(title)}</td>',
         f'<td class="text">{escape(run.method)}</td>',
@@ -103,8 +102,7 @@ def _line(run: RunRecord, anchors: Anchors) -> str:
 
 def scores(run: RunRecord) -> list[float]:
     """Score times 100 at each evaluation."""
-    task = TASKS.get(run.task)
-    found = [task.score(e.metrics) for e in run.evaluations] if task else []
+    found = [run.task_facts.score(e.metrics) for e in run.evaluations]
     return [100 * value for value in found if value is not None]
 
 

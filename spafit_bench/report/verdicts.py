@@ -9,7 +9,6 @@ from spafit_bench.compare import Comparison, Overall
 from spafit_bench.compare_measure import TaskComparison
 from spafit_bench.plots import Gallery
 from spafit_bench.stats import Interval
-from spafit_bench.tasks import TASKS
 
 _HEADS = ("Method", "Task", "Difference", "95 % over seeds", "95 % on predictions", "Verdict")
 
@@ -51,7 +50,7 @@ def _caption(comparison: Comparison, baseline: str) -> str:
 
 def _bodies(comparison: Comparison) -> Iterator[str]:
     for pair in comparison.pairs:
-        lines = [_line(pair.first, TASKS[t.task].title, t) for t in pair.tasks]
+        lines = [_line(pair.first, t.title, t) for t in pair.tasks]
         if pair.overall:
             count = f"Average of {len(pair.overall.tasks)}"
             lines.insert(0, _line(pair.first, count, pair.overall))

@@ -128,10 +128,9 @@ def _other_tasks_notes(group: Group) -> Iterator[str]:
 
 def _left_out_notes(group: Group) -> Iterator[str]:
     """Count the runs that the table does not show."""
-    lost = Counter((run.status, run.method, run.task) for run in group.left_out)
-    for (status, method, task), count in sorted(lost.items()):
+    lost = Counter((run.status, run.method, run.task_facts.title) for run in group.left_out)
+    for (status, method, title), count in sorted(lost.items()):
         runs = "run" if count == 1 else "runs"
-        title = TASKS[task].title if task in TASKS else task
         yield f"Left out: {count} {status} {runs} of {method} on {title}."
     if group.repeated:
         count = len(group.repeated)

@@ -72,11 +72,16 @@ class Group:
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """Tasks of its runs: GLUE's in GLUE's order, then others by name."""
-        found = {run.task: run for run in self.records}
-        tasks = [found[name].task_facts for name in sorted(found)]
-        order = {name: place for place, name in enumerate(TASKS)}
-        return tuple(sorted(tasks, key=lambda task: order.get(task.name, len(order))))
+        """Tasks of its runs."""
+        return tasks_of(self.records)
+
+
+def tasks_of(runs: Iterable[RunRecord]) -> tuple[Task, ...]:
+    """List the tasks of runs: GLUE's in GLUE's order, then others by name."""
+    found = {run.task: run for run in runs}
+    tasks = [found[name].task_facts for name in sorted(found)]
+    order = {name: place for place, name in enumerate(TASKS)}
+    return tuple(sorted(tasks, key=lambda task: order.get(task.name, len(order))))
 
 
 def matching_rows(group: Group, name: str) -> list[Setting]:
