@@ -11,6 +11,7 @@ from records import BASE, METHODS, cell, make_record, matrix, notes, row, scores
 from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
 from spafit_bench.tables import build_tables
+from spafit_bench.tables.render import render
 from spafit_bench.tasks import TASKS, get_task
 
 
@@ -229,7 +230,7 @@ def test_sizes_come_first_and_are_not_ranked() -> None:
         size, percent = row(table, name).cells[:2]
         assert (size.value, percent.value) == (count, pytest.approx(100 * count / BASE))
         assert not any((size.bold, size.underline, percent.bold, percent.underline))
-    assert [found.text for found in row(table, "spafit", "MRPC").cells[:2]] == ["5.65", "1.69"]
+    assert [found.text for found in row(table, "spafit").cells[:2]] == ["5.65", "1.69"]
     assert [found.value for found in row(table, "majority class").cells[:2]] == [None, None]
 
 
@@ -289,7 +290,7 @@ def test_parameters_by_head_size() -> None:
         "1 output",
         "3 labels",
     ]
-    values = [found.value for found in row(table, "spafit", "MRPC").cells]
+    values = [found.value for found in row(table, "spafit").cells]
     assert values == [
         5_650_434,
         pytest.approx(100 * 5_650_434 / BASE),
@@ -372,7 +373,7 @@ def trial(rate: float, score: float, **fields: object) -> RunRecord:
 
 
 def test_trials_are_shown_as_a_sweep_judges_them() -> None:
-    """A column a value, the best mean first; what collapsed or diverged is said, never chosen."""
+    """A column a value, the best mean marked; what collapsed or failed once is never that."""
     records = [
         make_record(),
         trial(1e-4, 0.70, seed=0),
@@ -381,29 +382,55 @@ def test_trials_are_shown_as_a_sweep_judges_them() -> None:
         trial(1e-3, 0.74, seed=1),
         trial(1e-2, 0.90, seed=0, collapsed=True),
         trial(1e-2, 0.60, seed=1),
-        trial(0.1, 0.0, status="diverged"),
+        trial(0.1, 0.99, seed=0),
+        trial(0.1, 0.0, seed=1, status="diverged"),
         trial(1e-5, 0.6, method="full"),
         trial(1e-4, 0.5, method="full"),
+        trial(1e-4, 0.5, method="lora"),
     ]
     tables = build_tables(records)
     assert [table.kind for table in tables] == ["scores", "parameters", "cost", "trials"]
     table = tables[-1]
-    assert [column.title for column in table.columns] == [
-        "lr 1e-5",
-        "lr 1e-4",
-        "lr 1e-3",
-        "lr 0.01",
+    assert [c.title for c in table.columns] == [
+        "as set",
+        *("lr 1e-5", "lr 1e-4", "lr 1e-3", "lr 0.01", "lr 0.1"),
     ]
-    spafit = {
-        c.key: cell
-        for c, cell in zip(table.columns, row(table, "spafit", "MRPC").cells, strict=True)
-    }
-    assert [cell.text for cell in spafit.values()] == ["—", "75.00", "74.00", "75.00"]
-    assert [key for key, cell in spafit.items() if cell.bold] == ["lr 1e-4"]
-    assert [mark.symbol for mark in spafit["lr 0.01"].marks] == ["†1/2"]
-    assert "mrpc spafit at 0.1 (diverged)" in notes(table)
-    full = [cell.text for cell in row(table, "full", "MRPC").cells if cell.bold]
-    assert full == ["60.00"]
+    cells = dict(
+        zip((c.title for c in table.columns), row(table, "spafit", "MRPC").cells, strict=True)
+    )
+    assert [cell.text for cell in cells.values()] == [
+        "—",
+        "75.00",
+        "74.00",
+        "75.00",
+        "diverged",
+        "—",
+    ]
+    assert [title for title, cell in cells.items() if cell.bold] == ["lr 1e-4"]
+    assert [mark.symbol for mark in cells["lr 0.01"].marks] == ["†1/2"]
+    assert "neither collapsed nor failed" in notes(table)
+    assert [c.text for c in row(table, "full", "MRPC").cells if c.bold] == ["60.00"]
+    assert not any(c.bold for c in row(table, "lora", "MRPC").cells), "one value is no choice"
+    assert "as set" in render(tables, "json")
+
+
+def test_trials_of_a_grid_name_no_best_and_keep_their_marks() -> None:
+    """A choice is made at each point of a grid, so that a row has several; limits are told."""
+    records = [make_record()] + [
+        make_record(
+            config={"train.learning_rate": rate, "train.max_length": length},
+            metrics={}, holdout=0.1, score=score, official_split=False, train_limit=100,
+        )
+        for rate, length, score in (
+            (1e-4, 64, 0.6), (1e-3, 64, 0.7), (1e-4, 32, 0.8), (1e-3, 32, 0.5),
+        )
+    ]  # fmt: skip
+    table = build_tables(records)[-1]
+    cells = row(table, "spafit", "MRPC").cells
+    assert len(cells) == 4
+    assert not any(cell.bold for cell in cells)
+    assert all(cell.symbols == "‡" for cell in cells)
+    assert "‡" in notes(table)
 
 
 def test_without_trials_there_is_no_table_of_them() -> None:

@@ -54,6 +54,7 @@ def build_report(
             _section(f"table-{number}", gallery, tables, anchors)
             for number, gallery in enumerate(galleries, start=1)
         ),
+        *_trials(tables),
         run_table(records, anchors),
         run_details(records, anchors),
         environments(anchors),
@@ -63,6 +64,7 @@ def build_report(
         (f"table-{n}", f"{g.scene.group.model}, {g.scene.group.data}")
         for n, g in enumerate(galleries, start=1)
     ]
+    links += [("trials", "Trials")] * any(table.kind == "trials" for table in tables)
     links += [("runs", "Runs"), ("details", "Each run"), ("environments", "Environments")]
     links += [("reproduce", "Reproduce")]
     return _page(
@@ -97,11 +99,8 @@ def _lead(records: Sequence[RunRecord]) -> str:
 
 def _section(name: str, gallery: Gallery, tables: Sequence[ResultTable], anchors: Anchors) -> str:
     group = gallery.scene.group
-    own = [
-        table
-        for table in tables
-        if table.model == group.model and (table.kind == "trials" or table.data == group.data)
-    ]
+    own = [table for table in tables if (table.model, table.data) == (group.model, group.data)]
+    own = [table for table in own if table.kind != "trials"]
     return "\n".join(
         [
             f'<section id="{name}">',
@@ -115,6 +114,14 @@ def _section(name: str, gallery: Gallery, tables: Sequence[ResultTable], anchors
             "</section>",
         ]
     )
+
+
+def _trials(tables: Sequence[ResultTable]) -> Iterator[str]:
+    found = [table for table in tables if table.kind == "trials"]
+    if found:
+        yield '<section id="trials"><h2>Trials</h2>'
+        yield from map(_table, found)
+        yield "</section>"
 
 
 def _table(table: ResultTable) -> str:

@@ -106,18 +106,19 @@ def group_runs(records: Sequence[RunRecord]) -> tuple[Group, ...]:
 
 
 def group_trials(records: Sequence[RunRecord]) -> tuple[Group, ...]:
-    """Part the runs on held-out train, in the same way."""
-    return _groups([record for record in records if record.holdout is not None])
+    """Part the runs on held-out train in the same way, those without a result among them."""
+    trials = [record for record in records if record.holdout is not None]
+    return _groups(trials, ("done", "diverged", "failed"))
 
 
-def _groups(records: Sequence[RunRecord]) -> tuple[Group, ...]:
-    done = [record for record in records if record.status == "done"]
+def _groups(records: Sequence[RunRecord], shown: Sequence[str] = ("done",)) -> tuple[Group, ...]:
+    done = [record for record in records if record.status in shown]
     by_weights: dict[str, list[RunRecord]] = defaultdict(list)
     for record in done:
         by_weights[record.weights.weights_sha256].append(record)
     bundles = [bundle for runs in by_weights.values() for bundle in _bundles(runs)]
     bundles.sort(key=lambda runs: (-len(runs), runs[0].model, runs[0].data.source))
-    homeless = [record for record in records if record.status != "done"]
+    homeless = [record for record in records if record.status not in shown]
     left_out: dict[int, list[RunRecord]] = defaultdict(list)
     for record in homeless if bundles else ():
         left_out[_home(record, bundles)].append(record)

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from spafit_bench.record import RunRecord
 from spafit_bench.tables.cells import (
+    MARKS,
     Cell,
     Column,
-    Marks,
     Measurement,
     ResultTable,
     Row,
@@ -56,9 +56,9 @@ def trials_table(group: Group) -> ResultTable:
         model=group.model,
         data=group.data,
         caption="Scores times 100 on the slice of train that was kept for the choice.",
-        columns=tuple(Column(key=value, title=value or _AS_SET, unit=UNIT) for value in values),
+        columns=tuple(Column(key=v or _AS_SET, title=v or _AS_SET, unit=UNIT) for v in values),
         rows=tuple(rows),
-        notes=(*notes, *_notes(group, rows)),
+        notes=(*notes, *_notes(rows)),
         measurements=tuple(_measurements(group)),
     )
 
@@ -74,42 +74,50 @@ def _is_number(word: str) -> bool:
 
 
 def _cells(task: Task, method: str, values: Sequence[str], group: Group) -> tuple[Cell, ...]:
-    """Score every value; the best of those that never collapsed is bold, as `sweep` chooses."""
+    """Score every value; bold is the best of those that never collapsed or failed."""
     tried = {s.difference: cells for s, cells in group.rows.items() if s.method == method}
     runs = [tried.get(value, {}).get(task.name, ()) for value in values]
-    means = [cell_of(_scores(found), "{:.2f}".format, _marks(found)) for found in runs]
-    sound = [cell.value for cell in means if cell.value is not None and not cell.marks]
+    cells = [_cell(found) for found in runs]
+    sound = [
+        cell.value
+        for cell, found in zip(cells, runs, strict=True)
+        if cell.value is not None and not any(run.collapsed for run in found)
+    ]
+    if sum(map(bool, runs)) < 2 or any("," in value for value in tried):
+        return tuple(cells)  # nothing was chosen; or within each point of a grid, not in the row
     best = max(sound, default=None)
+    is_sound = [not any(run.collapsed for run in found) for found in runs]
     return tuple(
-        replace(cell, bold=cell.value is not None and not cell.marks and cell.value == best)
-        for cell in means
+        replace(cell, bold=ok and cell.value is not None and cell.value == best)
+        for cell, ok in zip(cells, is_sound, strict=True)
     )
 
 
-def _marks(runs: Sequence[RunRecord]) -> Marks:
-    """Leave out what the title says of all: that no trial is on the official split."""
-    return tuple(mark for mark in marks_of(runs) if mark.name == "collapsed")
+def _cell(runs: Sequence[RunRecord]) -> Cell:
+    """Average over seeds; a value that failed with one of them has no score."""
+    if lost := {run.status for run in runs if run.status != "done"}:
+        return Cell(text="/".join(sorted(lost)))
+    marks = tuple(mark for mark in marks_of(runs) if mark.name != "unofficial")  # no trial is
+    return replace(cell_of(_scores(runs), "{:.2f}".format), marks=marks)
 
 
 def _scores(runs: Iterable[RunRecord]) -> Sample:
-    return sample_of(runs, lambda run: None if run.score is None else 100 * run.score)
+    done = [run for run in runs if run.status == "done"]
+    return sample_of(done, lambda run: None if run.score is None else 100 * run.score)
 
 
-def _notes(group: Group, rows: Sequence[Row]) -> Iterator[str]:
-    if any(cell.marks for row in rows for cell in row.cells):
-        yield "†: collapsed; such a value is not chosen."
-    yield "A sweep chooses the best mean of a row. The dev set has no part in it."
-    if group.left_out:
-        names = ", ".join(sorted({_named(run) for run in group.left_out}))
-        yield f"No result, so not chosen: {names}."
-
-
-def _named(run: RunRecord) -> str:
-    return f"{run.task} {run.method} at {run.config['train']['learning_rate']:g} ({run.status})"
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    yield (
+        "A sweep chooses the best mean of a row (the first of equals) among values that neither "
+        "collapsed nor failed with any seed. The dev set has no part in it."
+    )
+    marks = {mark.name for row in rows for cell in row.cells for mark in cell.marks}
+    yield from (f"{sign}: {meaning}." for n, (sign, meaning) in MARKS.items() if n in marks)
 
 
 def _measurements(group: Group) -> Iterator[Measurement]:
     for setting, cells in group.rows.items():
         for task, runs in cells.items():
-            where = (task, "holdout")
-            yield measurement(setting, where, ("score", UNIT), _scores(runs), _marks(runs))
+            if sample := _scores(runs):
+                where = (task, "holdout")
+                yield measurement(setting, where, ("score", UNIT), sample, _cell(runs).marks)
