@@ -2,10 +2,12 @@
 
     python scripts/paper_cost.py --model FOLDER --data FOLDER [FOLDER ...]
 
-Lengths are those of real training rows: of the first data folder (hub layout) that has the task's
-train split. Rows are GLUE's official ones. Time is not measured but divided: matrix products by a
-card's peak rate for dense bf16, at the shares of it given by --shares: steps of 16 short texts keep
-a card waiting for launches, so that a twentieth of the peak is possible and a quarter is good.
+Matrix products of training, of dev after every epoch and of test are counted; attention's own,
+which are one in a hundred at these lengths, are not. Lengths are those of real training rows: of
+the first data folder (hub layout) that has the task's train split. Rows are GLUE's official ones.
+Time is not measured but divided: matrix products by a card's peak rate for dense bf16, at the
+shares of it given by --shares. Steps of 16 short texts keep a card waiting for launches, so that a
+twentieth of the peak is possible and a quarter is good.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ class Counter:
         self.shape = Shape.of(self.checkpoint.config)
         self.folders = folders
         self.plans: dict[tuple[str, str], Plan] = {}
-        self.lengths: dict[str, tuple[float, int]] = {}
+        self.lengths: dict[str, float] = {}
 
     def plan(self, config: RunConfig) -> Plan:
         """Plan what trains, once for each method and task."""
@@ -60,25 +62,31 @@ class Counter:
             self.plans[key], _ = plan_method(config.resolved_method(), self.checkpoint, shapes)
         return self.plans[key]
 
-    def tokens(self, task: Task, max_length: int) -> tuple[float, int]:
-        """Return the mean and the greatest length of training rows."""
+    def tokens(self, task: Task, max_length: int) -> float:
+        """Return the mean length of training rows."""
         if task.name not in self.lengths:
-            split = next(s for folder in self.folders if (s := _train(task, folder)) is not None)
-            found = encode(split.head(SAMPLE), self.tokenizer, max_length=max_length).lengths
-            self.lengths[task.name] = float(found.mean()), int(found.max())
+            found = [split for folder in self.folders if (split := _train(task, folder))]
+            if not found:
+                raise SystemExit(f"no --data folder has {task.name}")
+            rows = encode(found[0].head(SAMPLE), self.tokenizer, max_length=max_length)
+            self.lengths[task.name] = float(rows.lengths.mean())
         return self.lengths[task.name]
 
     def flops(self, config: RunConfig) -> float:
-        """Count a run's training."""
-        task = get_task(config.task)
-        rows = task.rows["train"] * (1 - (config.holdout or 0.0))
-        mean, _ = self.tokens(task, config.train.max_length)
-        return rows * config.train.epochs * mean * flops_per_token(self.plan(config))
+        """Count a run's training and predictions."""
+        task, plan, epochs = get_task(config.task), self.plan(config), config.train.epochs
+        held_out = config.holdout or 0.0
+        train = task.rows["train"] * (1 - held_out) * epochs
+        dev = sum(rows for split, rows in task.rows.items() if split.startswith("validation"))
+        dev = task.rows["train"] * held_out if held_out else dev
+        test = sum(rows for split, rows in task.rows.items() if split.startswith("test"))
+        forward = 2 * sum(t.num_parameters for t in plan.tensors if t.place.layer is not None)
+        flops = train * flops_per_token(plan) + (dev * epochs + test * (not held_out)) * forward
+        return flops * self.tokens(task, config.train.max_length)
 
     def memory(self, config: RunConfig) -> int:
         """Count what a GPU holds at most."""
-        _, longest = self.tokens(get_task(config.task), config.train.max_length)
-        at = Pass(config.train.batch_size, longest, 2, "fast")
+        at = Pass(config.train.batch_size, config.train.max_length, 2, "fast")
         plan = self.plan(config)
         return state_bytes(plan, at) + activation_bytes(plan, self.shape, at)
 
@@ -122,8 +130,8 @@ def main() -> None:
         cells += f" | {human_bytes(max(memory[n] for n in done))}"
         print(f"{cells} | {human_bytes(sum(disk[n] for n in done))} | {hours} |")
     print()
-    for task, (mean, longest) in counter.lengths.items():
-        print(f"{task}: {mean:.1f} tokens a row, {longest} at most")
+    lengths = (f"{task} {mean:.1f}" for task, mean in counter.lengths.items())
+    print(f"Mean tokens of a training row: {', '.join(lengths)}.")
 
 
 if __name__ == "__main__":
