@@ -407,6 +407,9 @@ def test_trials_are_shown_as_a_sweep_judges_them() -> None:
     assert "neither collapsed nor failed" in notes(table)
     assert [c.text for c in row(table, "full", "MRPC").cells if c.bold] == ["60.00"]
     assert not any(c.bold for c in row(table, "lora", "MRPC").cells), "one value is no choice"
+    assert "more beyond it may be better: MRPC full, MRPC spafit." in notes(table)
+    wider = build_tables([*records, trial(1e-6, 0.1, method="full")])[-1]
+    assert "more beyond it may be better: MRPC spafit." in notes(wider)
     assert "as set" in render(tables, "json")
 
 

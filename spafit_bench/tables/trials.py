@@ -111,8 +111,15 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
         "A sweep chooses the best mean of a row (the first of equals) among values that neither "
         "collapsed nor failed with any seed. The dev set has no part in it."
     )
+    if edges := [f"{row.group} {row.label}" for row in rows if _is_at_an_edge(row.cells)]:
+        yield f"Best at an end of what was tried; more beyond it may be better: {', '.join(edges)}."
     marks = {mark.name for row in rows for cell in row.cells for mark in cell.marks}
     yield from (f"{sign}: {meaning}." for n, (sign, meaning) in MARKS.items() if n in marks)
+
+
+def _is_at_an_edge(cells: Sequence[Cell]) -> bool:
+    tried = [cell.bold for cell in cells if cell != Cell()]
+    return len(tried) > 1 and (tried[0] or tried[-1])
 
 
 def _measurements(group: Group) -> Iterator[Measurement]:
