@@ -1,0 +1,43 @@
+"""Results in the repository: sound records, derived files that follow from them, README's table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+from spafit_bench.store import Store
+from spafit_bench.tables import build_tables
+from spafit_bench.tables.render import render, write_tables
+
+FOLDERS = [path.parent for path in sorted((REPOSITORY / "results").glob("*/runs"))]
+pytestmark = pytest.mark.skipif(not FOLDERS, reason="this checkout has no results")
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_records_are_sound_and_name_nobodys_folders(folder: Path) -> None:
+    """Checksums hold, and model, data and command are named as anyone could."""
+    records, damages = Store(folder).survey()
+    assert not damages
+    assert records
+    for record in records:
+        assert record.status == "done", record.run_id
+        assert record.holdout is not None or record.official_split, record.run_id
+        named = (record.config["model"], record.config["data"], record.environment.command)
+        assert not any("/tmp" in text or text.startswith("/") for text in named), named
+        assert record.environment.command.startswith("spafit-bench "), record.run_id
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_tables_follow_from_the_records(folder: Path) -> None:
+    """What `table` would write is what is there."""
+    for name, content in write_tables(build_tables(Store(folder).records())).items():
+        assert (folder / "tables" / name).read_text(encoding="utf-8") == content, name
+
+
+def test_the_readme_shows_the_table_that_there_is() -> None:
+    """Byte for byte as `table` prints it."""
+    scores = build_tables(Store(REPOSITORY / "results" / "minilm-l6").records())[:1]
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert render(scores, "md").partition("\n\n")[2].strip() in readme
