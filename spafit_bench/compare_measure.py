@@ -132,7 +132,7 @@ class Bench:
     def measure(self, pair: Rows, task: Task) -> tuple[TaskComparison, Evidence]:
         """Compare two rows on one task."""
         means, seeds = over_seeds(*(self.sample(row, task) for row in pair))
-        on_predictions, resamples = self._on_predictions(pair, task, means.seeds)
+        on_predictions, resamples = self._on_predictions(pair, task)
         comparison = TaskComparison(
             task=task.name,
             title=task.title,
@@ -157,13 +157,12 @@ class Bench:
             marks=marks_of(list(self.runs(row, task).values())),
         )
 
-    def _on_predictions(
-        self, pair: Rows, task: Task, seeds: Sequence[int]
-    ) -> tuple[OnPredictions, Resamples | None]:
-        """Resample the dev set under the paired models, or without pairs under as many of each."""
+    def _on_predictions(self, pair: Rows, task: Task) -> tuple[OnPredictions, Resamples | None]:
+        """Resample the dev set under as many models of each, those of common seeds first."""
         sides = [self.runs(row, task) for row in pair]
+        common = sides[0].keys() & sides[1].keys()
         picked = [
-            [runs[s] for s in seeds] if seeds else [runs[s] for s in sorted(runs)] for runs in sides
+            [runs[s] for s in sorted(runs, key=lambda s: (s not in common, s))] for runs in sides
         ]
         usable, missing = self._usable(list(zip(*picked, strict=False)), task)
         if not usable:

@@ -145,6 +145,8 @@ def _why_no_seeds_test(over: OverSeeds) -> str:
         )
     if n:
         return f"no test with {pairs}; {LEAST_SEEDS} would do"
+    if not tested.needs:
+        return "no test; neither has any spread over its seeds"
     return f"no test; {LEAST_SEEDS} seeds each would do, best the same ones"
 
 

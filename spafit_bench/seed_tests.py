@@ -31,7 +31,7 @@ class Tested:
     """Adjusted for the tests of the family."""
     separable: bool | None = None
     needs: int | None = None
-    """How many of the unit would allow a test, where there is none."""
+    """How many of the unit would allow a test, where there is none; None where no number would."""
 
 
 UNTESTED = Tested()
@@ -57,19 +57,21 @@ class OverSeeds:
 def over_seeds(
     first: Mapping[int, float], second: Mapping[int, float]
 ) -> tuple[OverSeeds, Significance | None]:
-    """Compare means over runs: paired where three seeds or more are common, or all are.
+    """Compare means over runs: paired where the seeds are the same, else Welch's test on all.
+
+    So the difference that is tested is always that of the two means.
 
     Args:
         first: seed -> points.
         second: likewise.
     """
-    common = tuple(sorted(first.keys() & second.keys()))
-    if len(common) >= stats.LEAST_SEEDS or (common and first.keys() == second.keys()):
-        d = np.array([first[seed] - second[seed] for seed in common])
+    if first.keys() == second.keys():
+        seeds = tuple(sorted(first))
+        d = np.array([first[seed] - second[seed] for seed in seeds])
         testable = len(d) >= stats.LEAST_SEEDS and not stats.is_constant(d)
         paired = OverSeeds(
             paired=True,
-            seeds=common,
+            seeds=seeds,
             difference=float(d.mean()),
             interval=stats.t_interval(d) if testable else None,
             effect=stats.hedges_g(d),
@@ -81,8 +83,9 @@ def over_seeds(
     unpaired = OverSeeds(
         paired=False, seeds=(), difference=difference, interval=None, effect=None, ahead=0
     )
-    if min(len(a), len(b)) < stats.LEAST_SEEDS or (stats.is_constant(a) and stats.is_constant(b)):
-        return unpaired, None
+    n = min(len(a), len(b))
+    if n < stats.LEAST_SEEDS or (stats.is_constant(a) and stats.is_constant(b)):
+        return unpaired, Significance("Welch t", n, 1.0, 1.0)
     significance, interval = stats.welch(a, b)
     return replace(unpaired, interval=interval), significance
 
@@ -112,8 +115,13 @@ def family(evidence: Mapping[Key, Significance | None], unit: Unit) -> dict[Key,
     }
 
 
-def _needed(test: Significance | None, num_tests: int) -> int:
-    """Say how large a sample would be tested: even as the first of its family, for sign flips."""
-    if test is None or test.test.endswith(" t"):
+def _needed(test: Significance | None, num_tests: int) -> int | None:
+    """Say how large a sample would be tested: even as the first of its family, for sign flips.
+
+    None for seeds that have no spread: more of the same would not do.
+    """
+    if test is None or (test.test.endswith(" t") and test.n < stats.LEAST_SEEDS):
         return stats.LEAST_SEEDS
+    if test.test.endswith(" t") or (test.test == "sign flips" and not test.n):
+        return None
     return stats.least_n(ALPHA / num_tests)

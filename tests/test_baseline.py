@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import Cli
 from records import cell, make_record, matrix, metrics_of, notes
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_ind, ttest_rel
 
 from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
@@ -84,7 +84,7 @@ def test_noise_is_not_marked() -> None:
     assert "Baseline full: separable is" in notes(table)
 
 
-@pytest.mark.parametrize(("seeds", "word"), [(1, "1 common seed;"), (2, "2 common seeds;")])
+@pytest.mark.parametrize(("seeds", "word"), [(1, "1 seed;"), (2, "2 seeds;")])
 def test_too_few_seeds_are_not_tested(seeds: int, word: str) -> None:
     """One or two seeds cannot make a t test: no mark, and how many would do."""
     table = against(runs("full", 0.80, seeds) + runs("lora", 0.90, seeds))
@@ -100,7 +100,7 @@ def test_some_cells_can_be_tested_and_others_not() -> None:
     table = against(runs("full", 0.80) + few)
     assert signs(table, "lora", *TASK_NAMES) == ["↑", "↑", ""]
     assert "for 2 tests of tasks." in notes(table)
-    assert "Not testable against full: 1 score with 1 common seed; 3 would do." in table.notes
+    assert "Not testable against full: 1 score with 1 seed; 3 would do." in table.notes
 
 
 def test_unpaired_seeds_use_welch() -> None:
@@ -109,6 +109,33 @@ def test_unpaired_seeds_use_welch() -> None:
     table = against(runs("full", 0.80) + other)
     assert signs(table, "lora", *TASK_NAMES) == ["↑"] * 3
     assert "by Welch t over seeds" in notes(table)
+
+
+def rte(method: str, *scores: float, first: int = 0) -> list[RunRecord]:
+    """Make runs on RTE, seeds from `first`."""
+    return [make_record("rte", method, seed, value) for seed, value in enumerate(scores, first)]
+
+
+def test_an_arrow_is_of_the_difference_that_is_shown() -> None:
+    """Ahead in three common seeds, far behind on all: all that the cell averages are tested."""
+    ours = (0.810, 0.812, 0.811, 0.65, 0.66)
+    table = against(rte("full", 0.805, 0.808, 0.806) + rte("lora", *ours))
+    assert (cell(table, "lora", "rte").text, cell(table, "full", "rte").text) == ("74.86", "80.63")
+    assert signs(table, "lora", "rte") == [""]
+    (found,) = [m for m in table.measurements if m.unit == "p"]
+    expected = ttest_ind(ours, (0.805, 0.808, 0.806), equal_var=False).pvalue
+    assert found.mean == pytest.approx(expected)
+
+
+def test_what_cannot_be_tested_is_said_truly() -> None:
+    """Few seeds, no common one: the fewer of either. No spread: no number of seeds would do."""
+    few = against(rte("full", 0.80, 0.81) + rte("lora", 0.9, 0.91, 0.92, first=10))
+    assert "Not testable against full: 1 score with 2 seeds; 3 would do." in few.notes
+    same = against(rte("full", *[0.8] * 5) + rte("lora", *[0.8] * 5) + rte("spafit", *[0.7] * 3))
+    assert [note for note in same.notes if "testable" in note] == [
+        "Not testable against full: 1 score with 3 seeds; no spread to test against.",
+        "Not testable against full: 1 score with 5 seeds; no spread to test against.",
+    ]
 
 
 def test_nothing_differs_without_spread() -> None:

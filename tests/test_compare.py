@@ -181,13 +181,28 @@ def test_different_seeds_are_compared_unpaired(store: Store) -> None:
     assert task.verdict == "spafit is better"
 
 
-def test_a_common_subset_of_seeds_is_paired(store: Store) -> None:
-    """Seeds that only one method has are left out of the pairs."""
+def test_the_tested_difference_is_that_of_the_means_shown(store: Store) -> None:
+    """Where one method has more seeds, all of them are tested; predictions meet on common seeds."""
     add_runs(store, ["spafit"], ["rte"], seeds=5)
-    add_runs(store, ["lora"], ["rte"], seeds=3)
+    for seed in (2, 3, 4):
+        add_run(store, "rte", "lora", seed)
     task = first_task(only(store, "spafit", "lora"))
-    assert task.over_seeds.seeds == (0, 1, 2)
-    assert (task.first.seeds, task.second.seeds) == ((0, 1, 2, 3, 4), (0, 1, 2))
+    assert (task.first.seeds, task.second.seeds) == ((0, 1, 2, 3, 4), (2, 3, 4))
+    over = task.over_seeds
+    assert (over.paired, over.seeds, over.tested.test) == (False, (), "Welch t")
+    assert over.difference == pytest.approx(task.first.mean - task.second.mean)
+    met = [
+        [run.rpartition("-")[0][-1] for run in pair.runs] for pair in task.on_predictions.mcnemar
+    ]
+    assert met == [["2", "2"], ["3", "3"], ["4", "4"]]
+
+
+def test_unlike_seeds_without_spread_are_not_tested(store: Store) -> None:
+    """No number of such seeds would do, and none is promised."""
+    add_scores(store, {"spafit": [0.8] * 5, "lora": [0.7] * 3})
+    found = only(store, "spafit", "lora")
+    assert first_task(found).over_seeds.tested.needs is None
+    assert "seeds: no test; neither has any spread over its seeds" in comparison_text([found])
 
 
 def test_swapping_names_swaps_signs(store: Store) -> None:

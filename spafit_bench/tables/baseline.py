@@ -56,12 +56,13 @@ class Against:
                 f"(n={n}), two-sided, after Holm's correction for {' and '.join(families)}."
             )
         needs = Counter(
-            (test.n, test.needs) for test in self.tests.values() if test.p is None and test.needs
+            (test.n, f"{test.needs} would do" if test.needs else "no spread to test against")
+            for test in self.tests.values()
+            if test.p is None
         )
-        for (common, needed), count in sorted(needs.items()):
+        for (n, why), count in sorted(needs.items()):
             scores = "1 score" if count == 1 else f"{count} scores"
-            seeds = f"{common} common seed{'s' * (common != 1)}"
-            yield f"Not testable against {label}: {scores} with {seeds}; {needed} would do."
+            yield f"Not testable against {label}: {scores} with {n} seed{'s' * (n != 1)}; {why}."
         if not self.tests:
             yield f"Baseline {label}: no other row has a score to compare with it."
 
@@ -130,9 +131,9 @@ def compare_with(baseline: Setting, samples: Samples, num_tasks: int) -> Against
     for of_tasks in (True, False):
         members = {k: s for k, (_, s) in found.items() if (k[1] < num_tasks) == of_tasks}
         tests |= family(members, "seeds")
-    for key, (over, _) in found.items():
-        if tests[key].p is None:
-            sizes = (len(samples[key[0]][key[1]]), len(samples[baseline][key[1]]))
-            tests[key] = replace(tests[key], n=len(over.seeds) or min(sizes))
+    for row, column in found:
+        if tests[row, column].p is None:
+            n = min(len(samples[row][column]), len(samples[baseline][column]))
+            tests[row, column] = replace(tests[row, column], n=n)
     leads = {key: over.difference for key, (over, _) in found.items()}
     return Against(baseline=baseline, tests=tests, leads=leads, num_tasks=num_tasks)
