@@ -158,6 +158,31 @@ def test_ties(values: list[float], bold: set[int], underlined: set[int]) -> None
     assert {i for i, found in enumerate(cells) if found.underline} == underlined
 
 
+def test_collapsed_scores_are_not_ranked() -> None:
+    """A mean over collapsed seeds is neither best nor second, nor is an average over it."""
+    records = [
+        make_record(task, method, seed, value, collapsed=(method, task) == ("full", "wnli"))
+        for method, value in {"full": 0.8, "lora": 0.7, "spafit": 0.6, "bitfit": 0.5}.items()
+        for task in ("wnli", "rte")
+        for seed in range(2)
+    ]
+    table = scores(records)
+    columns = ("wnli", "rte", "avg")
+    ranks = {
+        name: [(c.bold, c.underline) for c in (cell(table, name, key) for key in columns)]
+        for name in ("full", "lora", "spafit")
+    }
+    assert ranks == {
+        "full": [(False, False), (True, False), (False, False)],
+        "lora": [(True, False), (False, True), (True, False)],
+        "spafit": [(False, True), (False, False), (False, True)],
+    }
+    said = "Not ranked: scores marked †, and averages over them."
+    assert said in table.notes
+    assert said not in scores([r for r in records if r.task == "rte"]).notes
+    assert said not in scores([r for r in records if r.method == "full"]).notes
+
+
 def test_majority_row_shows_the_records_baseline() -> None:
     """The baseline is the mean of the majority's metrics, from the largest training set."""
     full = {"validation": {"f1": 0.8122, "accuracy": 0.6838}}

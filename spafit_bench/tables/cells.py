@@ -79,6 +79,11 @@ class Cell:
     """Second best of its column."""
 
     @property
+    def is_rankable(self) -> bool:
+        """Whether it has a value, to which nothing collapsed contributes."""
+        return self.value is not None and all(mark.name != "collapsed" for mark in self.marks)
+
+    @property
     def symbols(self) -> str:
         """The signs of its marks."""
         return "".join(mark.symbol for mark in self.marks)
@@ -267,7 +272,8 @@ def rank_columns(rows: Sequence[Row]) -> list[Row]:
     """Set the best method of each column in bold and underline the second.
 
     Values that read alike rank alike: ties for best are all bold and leave no second. A lone
-    method, or methods that all tie, are not ranked; of two methods none is second.
+    method, or methods that all tie, are not ranked; of two methods none is second. What collapsed
+    is left out, for its score is that of one prediction.
     """
     columns = list(zip(*(row.cells for row in rows), strict=True))
     ranked = list(zip(*(_rank_column(column) for column in columns), strict=True))
@@ -275,14 +281,14 @@ def rank_columns(rows: Sequence[Row]) -> list[Row]:
 
 
 def _rank_column(cells: Sequence[Cell]) -> list[Cell]:
-    values = sorted((float(c.text) for c in cells if c.value is not None), reverse=True)
+    values = sorted((float(c.text) for c in cells if c.is_rankable), reverse=True)
     if len(values) < 2 or values[0] == values[-1]:
         return list(cells)
     second = values[1] if len(values) > 2 and values[1] < values[0] else None
     return [
-        cell
-        if cell.value is None
-        else replace(cell, bold=float(cell.text) == values[0], underline=float(cell.text) == second)
+        replace(cell, bold=float(cell.text) == values[0], underline=float(cell.text) == second)
+        if cell.is_rankable
+        else cell
         for cell in cells
     ]
 
