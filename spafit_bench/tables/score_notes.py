@@ -55,10 +55,9 @@ def scores_notes(
             yield f"{symbol} {meaning}" + (
                 f" ({symbol}1/3: in 1 of 3 seeds)." if name in shared else "."
             )
-    methods = [row for row in rows if row.is_method]
-    if len(methods) > 1 and any(
-        m.name == "collapsed" for r in methods for c in r.cells for m in c.marks
-    ):
+    methods = [row.cells for row in rows if row.is_method]
+    found = [cell for row in methods for cell in row if cell.value is not None]
+    if len(methods) > 1 and not all(cell.is_rankable for cell in found):
         yield "Not ranked: scores marked †, and averages over them."
     yield from _collapse_notes(group)
     pairs = [
