@@ -27,7 +27,15 @@ from spafit_bench.compare_measure import (
     stream,
 )
 from spafit_bench.errors import UserError
-from spafit_bench.seed_tests import ALPHA, UNTESTED, OverSeeds, Tested, family, over_seeds
+from spafit_bench.seed_tests import (
+    ALPHA,
+    UNTESTED,
+    OverSeeds,
+    Tested,
+    average_by_seed,
+    family,
+    over_seeds,
+)
 from spafit_bench.store import Store
 from spafit_bench.tables.cells import Sample, mean_of
 from spafit_bench.tables.settings import Group, Setting, group_runs
@@ -210,11 +218,8 @@ def _overall(
 def _average(
     first: Sequence[Sample], second: Sequence[Sample], differences: np.ndarray
 ) -> tuple[OverSeeds, stats.Significance | None]:
-    """Compare averages over tasks, seed by seed where the tasks have the same seeds."""
-    averages = []
-    for samples in (first, second):
-        seeds = set.intersection(*(set(sample) for sample in samples))
-        averages.append({s: float(np.mean([sample[s] for sample in samples])) for s in seeds})
+    """Compare averages over tasks, over the seeds that the tasks share."""
+    averages = [average_by_seed(samples) for samples in (first, second)]
     alike = len({frozenset(sample) for sample in (*first, *second)}) == 1
     if alike or min(map(len, averages)) >= stats.LEAST_SEEDS:
         return over_seeds(averages[0], averages[1])

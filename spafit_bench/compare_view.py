@@ -9,6 +9,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from statistics import fmean
 
 from spafit_bench.compare import Comparison, Overall, PairComparison, Ranking
 from spafit_bench.compare_measure import OnPredictions, Side, TaskComparison
@@ -75,7 +76,7 @@ def _pair(pair: PairComparison, width: int) -> Iterator[str]:
     yield from _wrapped(f"Is {pair.first} better than {pair.second}? {_answer(pair)}", width)
     if pair.overall:
         yield from _head(_OVERALL, pair.overall, width)
-        yield from _grounds(pair.overall, width)
+        yield from _grounds(pair.overall, width, _partial_text(pair.overall, pair.tasks))
         yield from _wrapped(_over_tasks(pair.overall, pair.first), width, _INDENT)
     for task in pair.tasks:
         yield from _head(task.title, task, width)
@@ -115,8 +116,15 @@ def _side(side: Side) -> str:
     return f"{side.label}{symbols} {side.mean:.2f}{spread} (n={len(side.seeds)})"
 
 
-def _grounds(found: TaskComparison | Overall, width: int) -> Iterator[str]:
-    yield from _wrapped(f"seeds: {_seeds_text(found.over_seeds)}", width, _INDENT)
+def _partial_text(overall: Overall, tasks: Sequence[TaskComparison]) -> str:
+    """Say where the average leaves seeds out, so that it is not the mean of what stands below."""
+    mean = fmean(task.over_seeds.difference for task in tasks if task.task in overall.tasks)
+    partial = abs(overall.over_seeds.difference - mean) > 1e-9
+    return "over those that its tasks share: " * partial
+
+
+def _grounds(found: TaskComparison | Overall, width: int, seeds: str = "") -> Iterator[str]:
+    yield from _wrapped(f"seeds: {seeds}{_seeds_text(found.over_seeds)}", width, _INDENT)
     on = found.on_predictions
     yield from _wrapped(
         f"predictions: {_predictions_text(on, len(found.over_seeds.seeds))}", width, _INDENT

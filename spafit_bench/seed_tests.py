@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import statistics
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
@@ -88,6 +89,16 @@ def over_seeds(
         return unpaired, Significance("Welch t", n, 1.0, 1.0)
     significance, interval = stats.welch(a, b)
     return replace(unpaired, interval=interval), significance
+
+
+def average_by_seed(samples: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Average tasks seed by seed, over the seeds that all have.
+
+    Args:
+        samples: of each task, seed -> points; one or more.
+    """
+    shared = set.intersection(*(set(sample) for sample in samples))
+    return {seed: statistics.fmean(s[seed] for s in samples) for seed in sorted(shared)}
 
 
 def family(evidence: Mapping[Key, Significance | None], unit: Unit) -> dict[Key, Tested]:

@@ -95,12 +95,12 @@ def test_too_few_seeds_are_not_tested(seeds: int, word: str) -> None:
 
 
 def test_some_cells_can_be_tested_and_others_not() -> None:
-    """A task with one seed stands in the second note; the family counts the others alone."""
+    """A task with one seed, and so the average, stand in the second note; others are tested."""
     few = [r for r in runs("lora", 0.83) if r.task != "rte" or r.seed == 0]
     table = against(runs("full", 0.80) + few)
     assert signs(table, "lora", *TASK_NAMES) == ["↑", "↑", ""]
     assert "for 2 tests of tasks." in notes(table)
-    assert "Not testable against full: 1 score with 1 seed; 3 would do." in table.notes
+    assert "Not testable against full: 2 scores with 1 seed; 3 would do." in table.notes
 
 
 def test_unpaired_seeds_use_welch() -> None:
@@ -109,6 +109,36 @@ def test_unpaired_seeds_use_welch() -> None:
     table = against(runs("full", 0.80) + other)
     assert signs(table, "lora", *TASK_NAMES) == ["↑"] * 3
     assert "by Welch t over seeds" in notes(table)
+
+
+def test_averages_over_unlike_seeds_are_tested_over_those_that_are_shared() -> None:
+    """As `compare` does, and the note says so; fewer than three shared are counted as such."""
+    full = runs("full", 0.80)
+    five_three = [r for r in runs("lora", 0.83) if r.task != "rte" or r.seed < 3]
+    table = against(full + five_three)
+    assert signs(table, "lora", "avg") == ["↑"]
+    assert "and 1 of averages." in notes(table)
+    said = "An average whose tasks ran different seeds is tested over those that they share."
+    assert said in table.notes
+    assert said not in against(full + runs("lora", 0.83)).notes
+    two = against(full + [r for r in runs("lora", 0.83) if r.task != "rte" or r.seed > 2])
+    assert "Not testable against full: 2 scores with 2 seeds; 3 would do." in two.notes
+    apart = [r for r in full if r.task != "rte"]
+    apart += [r.model_copy(update={"seed": r.seed + 10}) for r in full if r.task == "rte"]
+    table = against(apart + five_three)
+    assert "Not testable against full: 1 score with 0 seeds; 3 would do." in table.notes
+
+
+def test_no_arrow_against_the_averages_shown() -> None:
+    """Ahead over the seeds that the tasks share, behind in the averages that a reader sees."""
+    ours = [r for r in runs("lora", 0.83) if r.task != "rte"] + rte("lora", 0.831, 0.829, 0.83)
+    bad = [make_record("mrpc", "lora", seed, 0.2) for seed in range(5, 9)]
+    table = against(runs("full", 0.80) + ours + bad)
+    shown = [cell(table, name, "avg").value or 0 for name in ("lora", "full")]
+    assert shown[0] < shown[1] - 5
+    (found,) = [m for m in table.measurements if m.unit == "p" and m.task == "avg"]
+    assert found.mean < 0.05
+    assert signs(table, "lora", "avg") == [""]
 
 
 def rte(method: str, *scores: float, first: int = 0) -> list[RunRecord]:

@@ -296,6 +296,19 @@ def test_average_without_common_seeds_has_no_test(store: Store) -> None:
     assert pair.overall.over_seeds.tested.p is None
 
 
+def test_average_over_unlike_seeds_says_so(store: Store) -> None:
+    """Three seeds on the large task, five on the small: tested over three, and no silence on it."""
+    add_runs(store, ["spafit", "lora"], ["rte"], seeds=5)
+    add_runs(store, ["spafit", "lora"], ["qnli"], seeds=3)
+    found = only(store, "spafit", "lora")
+    overall = found.pairs[0].overall
+    assert overall is not None
+    assert (overall.over_seeds.seeds, overall.over_seeds.tested.n) == ((0, 1, 2), 3)
+    assert "seeds: over those that its tasks share: paired t, 3 pairs" in comparison_text([found])
+    add_runs(store, ["spafit", "lora"], ["qnli"], seeds=5)
+    assert "tasks share" not in comparison_text([only(store, "spafit", "lora")])
+
+
 def test_three_methods_are_ranked_over_tasks(store: Store) -> None:
     """Mean ranks, Friedman and the bars of a critical-difference diagram."""
     tasks = ["cola", "sst2", "mrpc", "qnli", "rte", "qqp"]

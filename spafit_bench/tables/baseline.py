@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.seed_tests import ALPHA, Tested, family, over_seeds
+from spafit_bench.stats import LEAST_SEEDS
 from spafit_bench.tables.cells import Cell, Mark, Measurement, Sample
 from spafit_bench.tables.settings import Group, Setting, matching_rows
 
 Samples = Mapping[Setting, Sequence[Sample]]
 """Row -> the scores by seed of each of its columns; empty where there are none."""
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +24,10 @@ class Against:
     baseline: Setting
     tests: Mapping[tuple[Setting, int], Tested]
     """(row, column) -> its test; absent where one of the two has no score."""
-    leads: Mapping[tuple[Setting, int], float]
-    """Likewise: points above the baseline."""
+    tested_leads: Mapping[tuple[Setting, int], float]
+    """Likewise: points above the baseline; absent where no seed is shared."""
+    shown_leads: Mapping[tuple[Setting, int], float]
+    """The same of the scores shown: another where an average's tasks ran different seeds."""
     num_tasks: int
     """Columns of tasks; those of averages follow, and are a family of their own."""
 
@@ -36,9 +40,9 @@ class Against:
 
     def _marks(self, key: tuple[Setting, int]) -> tuple[Mark, ...]:
         test = self.tests.get(key)
-        if test is None or not test.separable:
+        if test is None or not test.separable or self.tested_leads[key] * self.shown_leads[key] < 0:
             return ()
-        return (Mark(name="better" if self.leads[key] > 0 else "worse"),)
+        return (Mark(name="better" if self.tested_leads[key] > 0 else "worse"),)
 
     def notes(self) -> Iterator[str]:
         """Say which test was made, how often and on how many seeds, and which could not be."""
@@ -55,6 +59,8 @@ class Against:
                 f"Baseline {label}: separable is p at most {ALPHA:g} by {names} over seeds "
                 f"(n={n}), two-sided, after Holm's correction for {' and '.join(families)}."
             )
+        if any(abs(self.tested_leads[key] - self.shown_leads[key]) > _ROUNDING for key in made):
+            yield "An average whose tasks ran different seeds is tested over those that they share."
         needs = Counter(
             (test.n, f"{test.needs} would do" if test.needs else "no spread to test against")
             for test in self.tests.values()
@@ -112,28 +118,40 @@ def find_baselines(groups: Sequence[Group], name: str | None) -> list[Setting | 
     return found
 
 
-def compare_with(baseline: Setting, samples: Samples, num_tasks: int) -> Against:
+def compare_with(
+    baseline: Setting,
+    samples: Samples,
+    shown: Mapping[Setting, Sequence[Cell]],
+    num_tasks: int,
+) -> Against:
     """Test every score against the baseline's in the same column.
 
     Args:
         baseline: a row.
         samples: of every row, the baseline included.
+        shown: likewise, the cells of its columns.
         num_tasks: columns of tasks, before those of averages.
     """
-    found = {
-        (row, column): over_seeds(sample, samples[baseline][column])
-        for row, columns in samples.items()
+    leads = {
+        (row, column): cell.value - base.value
+        for row, cells in shown.items()
         if row != baseline
-        for column, sample in enumerate(columns)
-        if sample and samples[baseline][column]
+        for column, (cell, base) in enumerate(zip(cells, shown[baseline], strict=True))
+        if cell.value is not None and base.value is not None
     }
+    pairs = {key: (samples[key[0]][key[1]], samples[baseline][key[1]]) for key in leads}
+    found = {key: over_seeds(*pair) for key, pair in pairs.items() if all(pair)}
     tests: dict[tuple[Setting, int], Tested] = {}
     for of_tasks in (True, False):
         members = {k: s for k, (_, s) in found.items() if (k[1] < num_tasks) == of_tasks}
         tests |= family(members, "seeds")
-    for row, column in found:
-        if tests[row, column].p is None:
-            n = min(len(samples[row][column]), len(samples[baseline][column]))
-            tests[row, column] = replace(tests[row, column], n=n)
-    leads = {key: over.difference for key, (over, _) in found.items()}
-    return Against(baseline=baseline, tests=tests, leads=leads, num_tasks=num_tasks)
+    for key, pair in pairs.items():
+        test = tests.get(key, Tested(needs=LEAST_SEEDS))
+        tests[key] = test if test.p is not None else replace(test, n=min(map(len, pair)))
+    return Against(
+        baseline=baseline,
+        tests=tests,
+        tested_leads={key: over.difference for key, (over, _) in found.items()},
+        shown_leads=leads,
+        num_tasks=num_tasks,
+    )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from spafit_bench.record import RunRecord
+from spafit_bench.seed_tests import average_by_seed
 from spafit_bench.tables.baseline import Against, compare_with
 from spafit_bench.tables.cells import (
     Cell,
@@ -81,9 +82,8 @@ def _average_samples(average: Average, cells: Cells) -> list[Sample]:
 
 def _by_seed(samples: Sequence[Sample]) -> Sample:
     """Average tasks seed by seed; empty unless each has the same seeds."""
-    if len({frozenset(sample) for sample in samples}) != 1:
-        return {}
-    return {seed: statistics.fmean(s[seed] for s in samples) for seed in samples[0]}
+    alike = len({frozenset(sample) for sample in samples}) == 1
+    return average_by_seed(samples) if alike else {}
 
 
 def _average_cell(average: Average, cells: Cells) -> Cell:
@@ -117,7 +117,7 @@ def scores_table(group: Group, part: Beside, baseline: Setting | None = None) ->
         [_scored_row(setting, cells, heads, averages) for setting, cells in group.rows.items()]
     )
     usual = _usual_n(ranked)
-    against = _against(baseline, group, heads, averages)
+    against = _against(baseline, group, ranked, (heads, averages))
     methods = list(_finished_rows(group, ranked, against, usual))
     sizes = size_columns(group)
     shortened, label_notes = shorten_labels(methods)
@@ -163,18 +163,23 @@ def _finished_rows(
 
 
 def _against(
-    baseline: Setting | None, group: Group, heads: Sequence[Head], averages: Sequence[Average]
+    baseline: Setting | None,
+    group: Group,
+    rows: Sequence[Row],
+    columns: tuple[Sequence[Head], Sequence[Average]],
 ) -> Against | None:
     if baseline is None:
         return None
+    heads, averages = columns
     samples = {
         setting: [
             *(_head_sample(head, cells.get(head.task.name, ())) for head in heads),
-            *(_by_seed(_average_samples(average, cells)) for average in averages),
+            *(average_by_seed(_average_samples(average, cells)) for average in averages),
         ]
         for setting, cells in group.rows.items()
     }
-    return compare_with(baseline, samples, len(heads))
+    shown = {setting: row.cells for setting, row in zip(group.rows, rows, strict=True)}
+    return compare_with(baseline, samples, shown, len(heads))
 
 
 def _places(heads: Sequence[Head], averages: Sequence[Average]) -> list[tuple[str, str]]:
