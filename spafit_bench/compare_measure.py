@@ -145,15 +145,17 @@ class Bench:
         return comparison, Evidence(seeds, resamples)
 
     def _side(self, row: Setting, task: Task) -> Side:
-        sample, several = self.sample(row, task), len(self.sample(row, task)) >= stats.LEAST_SEEDS
+        sample = self.sample(row, task)
         values = np.array(list(sample.values()))
+        bounded = len(values) >= stats.LEAST_SEEDS and not stats.is_constant(values)
+        draws = stream(task.name, row.label)
         return Side(
             label=row.label,
             seeds=tuple(sorted(sample)),
             mean=mean_of(sample),
             sd=sd_of(sample),
-            t_interval=stats.t_interval(values) if several else None,
-            bootstrap_interval=stats.bootstrap_interval(values, seed=stream(task.name, row.label)),
+            t_interval=stats.t_interval(values) if bounded else None,
+            bootstrap_interval=stats.bootstrap_interval(values, seed=draws) if bounded else None,
             marks=marks_of(list(self.runs(row, task).values())),
         )
 

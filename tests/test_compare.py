@@ -197,6 +197,14 @@ def test_the_tested_difference_is_that_of_the_means_shown(store: Store) -> None:
     assert met == [["2", "2"], ["3", "3"], ["4", "4"]]
 
 
+def test_constant_scores_have_no_interval(store: Store) -> None:
+    """Seeds that all agree bound nothing: no interval of zero width."""
+    add_scores(store, {"spafit": [0.8] * 8, "lora": [0.7 + 0.01 * seed for seed in range(8)]})
+    task = first_task(only(store, "spafit", "lora"))
+    assert (task.first.t_interval, task.first.bootstrap_interval) == (None, None)
+    assert None not in (task.second.t_interval, task.second.bootstrap_interval)
+
+
 def test_unlike_seeds_without_spread_are_not_tested(store: Store) -> None:
     """No number of such seeds would do, and none is promised."""
     add_scores(store, {"spafit": [0.8] * 5, "lora": [0.7] * 3})

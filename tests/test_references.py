@@ -129,6 +129,20 @@ def test_one_metric_of_two_gets_a_column_of_its_own(tmp_path: Path) -> None:
     assert row(table, "majority class").cells[3].value == pytest.approx(50)
 
 
+def test_p_values_of_a_task_and_of_its_metric_have_names_of_their_own(tmp_path: Path) -> None:
+    """MRPC and its F1 are two columns of one task and split."""
+    records = [
+        make_record("mrpc", method, seed, {"validation": {"f1": 0.9 + x, "accuracy": 0.8}})
+        for method, sign in (("full", 1), ("lora", -1))
+        for seed in range(4)
+        for x in [sign * 0.001 * (seed + 1)]
+    ]
+    path = write(tmp_path, {"task": "mrpc", "metric": "f1"})
+    (table, *_) = build_tables(records, read_references(path), baseline="full")
+    found = {line.metric: line.mean for line in table.measurements if line.unit == "p"}
+    assert list(found) == ["holm_p_against full on mrpc", "holm_p_against full on mrpc_f1"]
+
+
 def test_both_metrics_make_the_mean(tmp_path: Path) -> None:
     """F1 and accuracy of one source are the task's score; no column is added."""
     change = {"task": "mrpc", "collapsed": True}

@@ -360,6 +360,21 @@ def test_cost_of_unlike_machines_is_not_averaged() -> None:
     assert cell(scores(records), "spafit", "mrpc").n == 2
 
 
+def test_cost_of_several_devices_is_not_averaged_with_that_of_one() -> None:
+    """Runs on several GPUs are rows of their own; their memory is one process's."""
+    four, two = {"world_size": 4}, {"device": "cpu", "device_name": "CPU", "world_size": 2}
+    alone = make_record(seed=0, train_time_s=400.0)
+    records = [alone, make_record(seed=1, train_time_s=100.0, environment=four)]
+    records.append(make_record(seed=2, environment=two))
+    table = build_tables(records)[2]
+    names = ["spafit · NVIDIA H100", "spafit · NVIDIA H100 ×4", "spafit · CPU ×2, 8 threads"]
+    assert [row.name for row in table.rows] == names
+    assert cell(table, names[1], "train_time_s", group="MRPC").value == 100
+    said = "Memory: of the first process, where several shared a run (×)."
+    assert said in table.notes
+    assert said not in build_tables([alone])[2].notes
+
+
 @pytest.mark.parametrize("records", [[], [make_record(status="failed")]])
 def test_nothing_to_show_says_how_to_make_a_run(records: list[RunRecord]) -> None:
     """Without a finished run the message has a command that makes one."""

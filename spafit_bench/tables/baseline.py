@@ -66,26 +66,28 @@ class Against:
             for test in self.tests.values()
             if test.p is None
         )
-        for (n, why), count in sorted(needs.items()):
+        for (few, why), count in sorted(needs.items()):
             scores = "1 score" if count == 1 else f"{count} scores"
-            yield f"Not testable against {label}: {scores} with {n} seed{'s' * (n != 1)}; {why}."
+            seeds = f"{few} seed{'s' * (few != 1)}"
+            yield f"Not testable against {label}: {scores} with {seeds}; {why}."
         if not self.tests:
             yield f"Baseline {label}: no other row has a score to compare with it."
 
-    def measurements(self, columns: Sequence[tuple[str, str]]) -> Iterator[Measurement]:
+    def measurements(self, columns: Sequence[tuple[str, str, str]]) -> Iterator[Measurement]:
         """List corrected p-values for programs.
 
         Args:
-            columns: task (or average) and split of each column.
+            columns: key, task (or average) and split of each column.
         """
         for (row, column), test in self.tests.items():
             if test.holm is not None:
+                key, task, split = columns[column]
                 yield Measurement(
                     method=row.method,
                     setting=row.difference,
-                    task=columns[column][0],
-                    split=columns[column][1],
-                    metric=f"holm_p_against {self.baseline.label}",
+                    task=task,
+                    split=split,
+                    metric=f"holm_p_against {self.baseline.label} on {key}",
                     unit="p",
                     mean=test.holm,
                     sd=None,

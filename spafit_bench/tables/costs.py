@@ -237,7 +237,7 @@ def cost_table(group: Group) -> ResultTable:
             ),
         ),
         rows=tuple(rows),
-        notes=(*notes, *_cost_notes(rows, quantities)),
+        notes=(*notes, *_cost_notes(group, rows, quantities)),
         measurements=tuple(line for _, lines in measured for line in lines),
     )
 
@@ -249,12 +249,14 @@ def _measured_quantities(group: Group) -> tuple[_Quantity, ...]:
 
 
 def _machine(run: RunRecord) -> str:
-    """Name what a run's time depends on: the device, and on a CPU the number of threads."""
+    """Name what a run's time depends on: the devices, and on CPUs the threads of each process."""
     environment = run.environment
+    several = f" ×{environment.world_size}" if environment.world_size > 1 else ""
+    name = environment.device_name + several
     if environment.device.startswith("cuda"):
-        return environment.device_name
+        return name
     threads = f"{environment.num_threads} thread{'s' * (environment.num_threads != 1)}"
-    return f"{environment.device_name}, {threads}"
+    return f"{name}, {threads}"
 
 
 def _by_machine(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
@@ -296,7 +298,9 @@ def _cost_measurements(
             yield measurement(apart, (task.name, ""), (quantity.key, quantity.unit), sample)
 
 
-def _cost_notes(rows: Sequence[Row], quantities: Sequence[_Quantity]) -> Iterator[str]:
+def _cost_notes(
+    group: Group, rows: Sequence[Row], quantities: Sequence[_Quantity]
+) -> Iterator[str]:
     yield (
         "Training: steps only, without evaluation and set-up. Tokens: real ones, no padding. "
         "Stored: what a task adds to the shared base model. 1 MB is 1,000,000 bytes."
@@ -306,6 +310,8 @@ def _cost_notes(rows: Sequence[Row], quantities: Sequence[_Quantity]) -> Iterato
             "Energy: what the machine's processors used while a run trained and predicted, other "
             "programs included."
         )
+    if any(run.environment.world_size > 1 for run in group.records):
+        yield "Memory: of the first process, where several shared a run (×)."
     yield "Spreads are in the CSV and JSON forms."
     if any(cell.value is None for row in rows for cell in row.cells):
         yield "—: not measured."

@@ -24,6 +24,7 @@ _LATEX: Mapping[int, str] = MappingProxyType(
             '"': "''",
             "·": r"\textperiodcentered{}",
             "±": r"$\pm$",
+            "×": r"$\times$",
             "—": "---",
             "…": r"\ldots{}",
             **{sign: f"$^{{{name}}}$" for sign, name in _SIGNS.items()},

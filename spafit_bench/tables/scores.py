@@ -182,9 +182,10 @@ def _against(
     return compare_with(baseline, samples, shown, len(heads))
 
 
-def _places(heads: Sequence[Head], averages: Sequence[Average]) -> list[tuple[str, str]]:
-    """Name task and split of each column of scores."""
-    return [*((h.task.name, h.split) for h in heads), *((a.key, "dev") for a in averages)]
+def _places(heads: Sequence[Head], averages: Sequence[Average]) -> list[tuple[str, str, str]]:
+    """Name key, task and split of each column of scores."""
+    tasks = [(head.column.key, head.task.name, head.split) for head in heads]
+    return [*tasks, *((average.key, average.key, "dev") for average in averages)]
 
 
 def _scored_row(
