@@ -76,7 +76,7 @@ def _facts(record: RunRecord, folder: Path) -> list[str]:
         f"({record.trainable_percent:.3f} %)",
         "time": f"{record.wall_time_s:.1f} s, training {record.train_time_s or 0:.1f} s at "
         f"{record.train_tokens_per_s or 0:,.0f} tokens/s",
-        "memory": _bytes(record.peak_memory_bytes),
+        "memory": _memory(record),
         "energy": "" if record.energy_j is None else f"{record.energy_j / 1e3:,.2f} kJ",
         "stored": _stored(record.stored_bytes),
         "machine": f"{record.environment.device_name}, {record.environment.precision}, "
@@ -89,6 +89,11 @@ def _facts(record: RunRecord, folder: Path) -> list[str]:
 def _stored(count: int | None) -> str:
     """Size of what was trained, in the precision that it is kept in and in half of it."""
     return "" if count is None else f"{_bytes(count)} in fp32 ({_bytes(count // 2)} in bf16)"
+
+
+def _memory(record: RunRecord) -> str:
+    size, several = _bytes(record.peak_memory_bytes), record.environment.world_size
+    return f"{size} in the first of {several} processes" if size and several > 1 else size
 
 
 def _bytes(count: int | None) -> str:

@@ -1,11 +1,14 @@
 """Peak memory is that of one run."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from records import make_record
 
 from spafit_bench import memory
+from spafit_bench.run_view import run_text
 
 CPU = torch.device("cpu")
 
@@ -24,3 +27,10 @@ def test_what_an_earlier_run_freed_is_not_counted():
     assert high - low > 150e6, "memory that was free all along was counted before it was used"
     assert len(again) == 50_000
     assert alive.sum() == 1000
+
+
+def test_memory_of_several_processes_is_said_to_be_the_firsts() -> None:
+    """`show` does not pass one process's memory off as the run's."""
+    several = run_text(make_record(environment={"world_size": 4}), Path("runs"))
+    assert "8,000.0 MB in the first of 4 processes" in several
+    assert "processes" not in run_text(make_record(), Path("runs"))
