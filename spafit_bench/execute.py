@@ -74,7 +74,9 @@ class _DevScores:
     best: float = -np.inf
     best_state: dict[str, Tensor] | None = None
     """Trained tensors of the best evaluation, where that is the one to report."""
-    every_state: list[dict[str, Tensor]] = field(default_factory=list)
+    every_state: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    """By the number of the evaluation, from 1."""
+    count: int = 0
     tokens: int = 0
     time_s: float = 0.0
 
@@ -90,8 +92,9 @@ class _DevScores:
             raise Diverged("the model's outputs are not finite; try a lower --lr")
         metrics = score_splits(task, new, self.splits)
         score = task.score(metrics) or 0.0
+        self.count += 1
         if config.save_weights == "all":
-            self.every_state.append(self.adapted.trained_state())
+            self.every_state[self.count] = self.adapted.trained_state()
         if config.select == "last":
             self.predictions = new
         elif score > self.best:
@@ -103,11 +106,12 @@ class _DevScores:
         """Return tensors and facts that `restore` needs."""
         tensors = {f"dev/{n}": torch.from_numpy(p.logits) for n, p in self.predictions.items()}
         tensors |= {f"best/{n}": t for n, t in (self.best_state or {}).items()}
-        for number, state in enumerate(self.every_state):
+        for number, state in self.every_state.items():
             tensors |= {f"every/{number}/{n}": t for n, t in state.items()}
         facts = {
             "best": None if np.isinf(self.best) else self.best,
-            "num_states": len(self.every_state),
+            "states": [*self.every_state],
+            "count": self.count,
             "eval_tokens": self.tokens,
             "eval_time_s": self.time_s,
             "energy_j": self.meter.joules(),
@@ -123,7 +127,8 @@ class _DevScores:
         }
         self.best = -np.inf if facts["best"] is None else facts["best"]
         self.best_state = snapshot.part("best") or None
-        self.every_state = [snapshot.part(f"every/{n}") for n in range(facts["num_states"])]
+        self.every_state = {n: snapshot.part(f"every/{n}") for n in facts["states"]}
+        self.count = facts["count"]
         self.tokens, self.time_s = facts["eval_tokens"], facts["eval_time_s"]
         self.meter.earlier = facts.get("energy_j")
 
@@ -333,7 +338,8 @@ def _states(prepared: PreparedRun, adapted: AdaptedModel, scores: _DevScores) ->
     if prepared.config.save_weights == "none":
         return {}
     states = {"adapter.safetensors": adapted.trained_state()}
-    for number, state in enumerate(scores.every_state, start=1):
+    kept = scores.every_state if prepared.config.save_weights == "all" else {}
+    for number, state in kept.items():
         states[f"adapter-evaluation-{number}.safetensors"] = state
     return {
         file: {name: tensor.numpy() for name, tensor in state.items()}

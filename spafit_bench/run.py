@@ -101,7 +101,8 @@ def run_all(
             distributed.dismiss()
             return records
     except KeyboardInterrupt:
-        view.warn("interrupted; the same command goes on where this one stopped")
+        others = " (and repeats the others: --force)" if options.force and len(runs) > 1 else ""
+        view.warn(f"interrupted; the same command goes on where this one stopped{others}")
         raise
 
 
@@ -168,16 +169,9 @@ class Series:
         if record is None or to_repeat(record.status, self.options):
             return None
         if record.status == "done":
-            self._forget_snapshot(record.run_id)
+            forget_snapshot(self.store, self.claims, record.run_id)
         self.view.skipped(record)
         return record
-
-    def _forget_snapshot(self, run_id: str) -> None:
-        """Remove the snapshot of a process that was killed between its last two acts."""
-        if self.store.snapshot_path(run_id).exists() and (claim := self.claims.take(run_id)):
-            with claim:
-                self.store.remove_litter(run_id)
-                self.store.drop_snapshot(run_id)
 
     def _claimed(self, prepared: PreparedRun, number: int) -> RunRecord | None:
         """Carry a run out, unless another process has it."""
@@ -218,6 +212,14 @@ class Series:
             raise KeyboardInterrupt
 
 
+def forget_snapshot(store: Store, claims: Claims, run_id: str) -> None:
+    """Remove the snapshot of a process that was killed between its last two acts."""
+    if store.snapshot_path(run_id).exists() and (claim := claims.take(run_id)):
+        with claim:
+            store.remove_litter(run_id)
+            store.drop_snapshot(run_id)
+
+
 def to_repeat(status: Status, options: Options) -> bool:
     """Tell whether a run that ended so is carried out again."""
     return status == "interrupted" or (options.retry_failed and status != "done")
@@ -230,7 +232,7 @@ def _session(
     run_id, resume = prepared.run_id, None
     store.remove_litter(run_id)
     earlier = examine(store, run_id, view.warn)
-    if not (options.force and earlier and earlier.status == "done"):
+    if not (earlier and earlier.status == "done") or store.snapshot_is_newer(run_id):
         resume = _snapshot(store, run_id, view)
 
     def keep(snapshot: Snapshot) -> None:
@@ -268,10 +270,16 @@ def _set_snapshot_aside(store: Store, run_id: str, why: str, view: View) -> None
 
 
 def _run_one(prepared: PreparedRun, store: Store, session: Session, view: View) -> RunRecord:
-    started_at = utc_now()
+    started_at, goes_on = utc_now(), False
+
+    def keep(snapshot: Snapshot) -> None:
+        nonlocal goes_on
+        session.keep(snapshot)
+        goes_on = True
+
     try:
         order = (prepared.run_id, session.resume)
-        outcome = distributed.lead(order, partial(execute, prepared, session))
+        outcome = distributed.lead(order, partial(execute, prepared, replace(session, keep=keep)))
     except UserError:
         raise
     except KeyboardInterrupt:
@@ -281,8 +289,8 @@ def _run_one(prepared: PreparedRun, store: Store, session: Session, view: View) 
     except Exception as error:  # whatever broke one run, the others must go on
         log.debug("%s", traceback.format_exc())
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
-        if session.resume is not None and store.snapshot_path(prepared.run_id).exists():
-            # another version of this package may have kept it
+        if session.resume is not None and not goes_on and distributed.size() == 1:
+            # another version of this package may have kept it: nothing came of it
             why = f"the run failed after it was resumed ({reason})"
             _set_snapshot_aside(store, prepared.run_id, why, view)
             return _run_one(prepared, store, replace(session, resume=None), view)

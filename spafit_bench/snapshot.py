@@ -37,10 +37,6 @@ class Snapshot:
         body = save(tensors, metadata={"facts": json.dumps(dict(self.facts))})
         return hashlib.sha256(body).hexdigest().encode(), body
 
-    def to_bytes(self) -> bytes:
-        """Serialise whole."""
-        return b"".join(self.pieces())
-
     @classmethod
     def from_bytes(cls, content: bytes) -> Snapshot:
         """Read a snapshot back.

@@ -247,6 +247,13 @@ class Store:
         with suppress(FileNotFoundError, NotADirectoryError):
             self.snapshot_path(run_id).unlink()
 
+    def snapshot_is_newer(self, run_id: str) -> bool:
+        """Tell whether a run's snapshot was kept after its record: by a repetition (`--force`)."""
+        with suppress(OSError):
+            record = self.runs / run_id / "record.json"
+            return self.snapshot_path(run_id).stat().st_mtime_ns > record.stat().st_mtime_ns
+        return False
+
     def remove_litter(self, run_id: str) -> None:
         """Remove what killed processes left half written of a run that this process has claimed.
 

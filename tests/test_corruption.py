@@ -288,7 +288,8 @@ def test_a_snapshot_of_another_run_is_not_resumed(
     content = stopped_after(run, 2)
     path = tmp_path / "results" / "unfinished" / f"{run.run_id}.snapshot"
     path.parent.mkdir(parents=True)
-    path.write_bytes(Snapshot(content.tensors, {**content.facts, "run_id": "other"}).to_bytes())
+    other = Snapshot(content.tensors, {**content.facts, "run_id": "other"})
+    path.write_bytes(b"".join(other.pieces()))
     train = ("--epochs", "3", "--batch-size", "8", "--max-length", "32", "--lr", "1e-2")
     args = ("--precision", "fp32", "--model", checkpoint, "--data", data, *train)
     answer = call("run", "--task", "mrpc", "--method", "spafit", *args)
@@ -306,7 +307,7 @@ def test_a_snapshot_that_cannot_be_resumed_is_set_aside(
     run = prepared(checkpoint, data)
     path = tmp_path / "results" / "unfinished" / f"{run.run_id}.snapshot"
     path.parent.mkdir(parents=True)
-    path.write_bytes(Snapshot({}, {"run_id": run.run_id}).to_bytes())
+    path.write_bytes(b"".join(Snapshot({}, {"run_id": run.run_id}).pieces()))
     train = ("--epochs", "3", "--batch-size", "8", "--max-length", "32", "--lr", "1e-2")
     args = ("--precision", "fp32", "--model", checkpoint, "--data", data, *train)
     answer = call("run", "--task", "mrpc", "--method", "spafit", *args)
@@ -415,7 +416,7 @@ def test_no_bytes_break_the_readers_of_other_files(tmp_path: Path) -> None:
     values = {"validation": np.zeros(20)}
     rows = prediction_rows(logits, values, values)
     owner = json.dumps({"host": "h", "pid": 1, "since": "", "boot_id": "b"}).encode()
-    body = Snapshot({"a": torch.zeros(3)}, {"run_id": "x"}).to_bytes()[64:]
+    body = Snapshot({"a": torch.zeros(3)}, {"run_id": "x"}).pieces()[1]
     yaml = (REPOSITORY / "configs" / "paper.yaml").read_bytes()
     (tmp_path / "alone").mkdir()
     alone = tmp_path / "alone" / "predictions.parquet"

@@ -21,6 +21,7 @@ from spafit_bench.prepare import PreparedRun, Preparer
 from spafit_bench.record import Evaluation
 from spafit_bench.requests import RunRequest, run_configs
 from spafit_bench.snapshot import DamagedSnapshot, Snapshot
+from spafit_bench.store import Store
 from spafit_bench.train import Progress
 
 
@@ -60,12 +61,19 @@ def stopped_after(run: PreparedRun, steps: int) -> Snapshot:
     counter, kept = Counter(), list[bytes]()
     session = Session(
         observer=counter,
-        keep=lambda snapshot: kept.append(snapshot.to_bytes()),
+        keep=lambda snapshot: kept.append(b"".join(snapshot.pieces())),
         stop=lambda: counter.steps >= steps,
     )
     with pytest.raises(KeyboardInterrupt):
         execute(run, session)
     return Snapshot.from_bytes(kept[-1])
+
+
+def keep_for(run: PreparedRun, snapshot: Snapshot, store: Store) -> None:
+    """Put a snapshot where the next command looks for it."""
+    whole = Snapshot(snapshot.tensors, {**snapshot.facts, "run_id": run.run_id})
+    (store.root / "unfinished").mkdir(parents=True, exist_ok=True)
+    store.keep_snapshot(run.run_id, *whole.pieces())
 
 
 def essence(outcome: Outcome) -> tuple[Any, ...]:
@@ -106,8 +114,8 @@ def test_a_stopped_run_finds_its_kept_prefix(checkpoint: Path, data: Path) -> No
 
 def test_a_snapshot_is_whole_or_refused(checkpoint: Path, data: Path) -> None:
     """Any cut or changed byte is noticed."""
-    content = stopped_after(prepared(checkpoint, data), 2).to_bytes()
-    again = Snapshot.from_bytes(content).to_bytes()
+    content = b"".join(stopped_after(prepared(checkpoint, data), 2).pieces())
+    again = b"".join(Snapshot.from_bytes(content).pieces())
     assert Snapshot.from_bytes(again).facts == Snapshot.from_bytes(content).facts
     rng = random.Random(0)
     for _ in range(50):
@@ -193,3 +201,72 @@ def test_a_damaged_snapshot_is_set_aside(
     assert (place / snapshot.name).read_bytes() == b"not a snapshot"
     assert "its checksum does not match" in (place / "reason.txt").read_text()
     assert run_files(tmp_path) == expected
+
+
+NINE_STEPS = (
+    *("run", "--task", "mrpc", "--method", "spafit", "--precision", "fp32"),
+    *("--epochs", "3", "--batch-size", "8", "--max-length", "32", "--lr", "1e-2"),
+)
+"""What `prepared` prepares."""
+
+
+def test_a_resumed_run_that_fails_later_keeps_its_state(
+    call: Cli, tmp_path: Path, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its newest snapshot was sound: it is not set aside, and --retry-failed goes on from it."""
+    run, store = prepared(checkpoint, data), Store(tmp_path / "results")
+    keep_for(run, stopped_after(run, 2), store)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("the GPU fell off the bus")
+
+    command = (*NINE_STEPS, "--model", checkpoint, "--data", data)
+    with monkeypatch.context() as patch:
+        patch.setattr("spafit_bench.execute._finish", broken)
+        answer = call(*command)
+    assert answer.code == 1, answer.err
+    assert "fell off the bus" in answer.out
+    assert not (store.root / "set-aside").exists()
+    kept = store.snapshot(run.run_id)
+    assert kept is not None
+    assert len(Snapshot.from_bytes(kept).tensors["losses"]) == 9
+    assert call(*command, "--retry-failed").code == 0
+    record = store.find(run.run_id)
+    assert record is not None
+    assert record.evaluations == execute(run, Session(observer=Counter())).record.evaluations
+    assert store.snapshot(run.run_id) is None
+
+
+def test_an_interrupted_repetition_goes_on(
+    call: Cli, tmp_path: Path, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With --force; but not from what was kept before the result that it repeats."""
+    from spafit_bench import run as series
+
+    run, store = prepared(checkpoint, data), Store(tmp_path / "results")
+    command = (*NINE_STEPS, "--model", checkpoint, "--data", data)
+    assert call(*command).code == 0
+    resumed: list[Any] = []
+
+    def spy(run: PreparedRun, session: Session) -> Outcome:
+        resumed.append(session.resume and len(session.resume.tensors["losses"]))
+        return execute(run, session)
+
+    monkeypatch.setattr(series, "execute", spy)
+    for _ in range(2):
+        keep_for(run, stopped_after(run, 5), store)
+        os.utime(store.snapshot_path(run.run_id), None if not resumed else (0, 0))
+        assert call(*command, "--force").code == 0
+    assert resumed == [5, None]
+
+
+def test_kept_adapters_have_the_numbers_of_their_evaluations(checkpoint: Path, data: Path) -> None:
+    """Also where the run was begun with another --save-weights."""
+    none, every, best = (prepared(checkpoint, data, save_weights=w) for w in ("none", "all", "best"))
+    late = {f"adapter-evaluation-{n}.safetensors" for n in (2, 3)}
+    outcome = execute(every, Session(observer=Counter(), resume=stopped_after(none, 4)))
+    assert outcome.states.keys() - {"adapter.safetensors"} == late
+    for name, tensor in outcome.states["adapter.safetensors"].items():
+        assert (outcome.states["adapter-evaluation-3.safetensors"][name] == tensor).all()
+    outcome = execute(best, Session(observer=Counter(), resume=stopped_after(every, 4)))
+    assert outcome.states.keys() == {"adapter.safetensors"}
