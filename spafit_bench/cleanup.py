@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from spafit_bench.claims import Claims
@@ -30,8 +30,10 @@ class Leftover:
     path: Path
     why: str
     run_id: str | None = None
-    """Set where it is a whole run, or the claim on one."""
+    """The run whose claim must be had to remove it, None for what belongs to none."""
     is_claim: bool = False
+    record: RunRecord | None = field(default=None, compare=False)
+    """Set where it is a whole run."""
 
     @property
     def num_bytes(self) -> int:
@@ -65,12 +67,19 @@ def chosen_runs(
             if value not in there:
                 raise UserError(f"--{key} {value}: no run has it; there are {', '.join(there)}")
     if names:
-        records = list({(r := find_run(name, store).record).run_id: r for name in names}.values())
+        records = list({(r := _own_run(name, store)).run_id: r for name in names}.values())
     return [
         record
         for record in records
         if all(str(getattr(record, key)) in values for key, values in filters.items())
     ]
+
+
+def _own_run(name: str, store: Store) -> RunRecord:
+    found = find_run(name, store)
+    if found.folder.resolve() != (store.runs / found.record.run_id).resolve():
+        raise UserError(f"{name} is no run of {store.root}: name its results folder, --results DIR")
+    return found.record
 
 
 def refuse_live(store: Store, records: Sequence[RunRecord]) -> None:
@@ -141,9 +150,9 @@ def _snapshots(
         if path.stem in live:
             continue
         if record is not None and record.status in ("done", "diverged"):
-            yield Leftover(path, f"a snapshot of a run that is {record.status}")
+            yield Leftover(path, f"a snapshot of a run that is {record.status}", path.stem)
         elif _age_s(path) > _FORGOTTEN_S:
-            yield Leftover(path, "a snapshot that nobody went on from for 30 days")
+            yield Leftover(path, "a snapshot that nobody went on from for 30 days", path.stem)
 
 
 def _superseded(
@@ -155,7 +164,7 @@ def _superseded(
         has_none = record.status in ("failed", "interrupted") and run_id not in live
         if has_none and (other := done.get(_purpose(record))):
             why = f"{record.status}, and {other} has the result"
-            yield Leftover(store.runs / run_id, why, run_id)
+            yield Leftover(store.runs / run_id, why, run_id, record=record)
 
 
 def _purpose(record: RunRecord) -> str:
@@ -165,25 +174,28 @@ def _purpose(record: RunRecord) -> str:
 
 
 def remove(store: Store, found: Sequence[Leftover]) -> list[Leftover]:
-    """Remove leftovers; return those that came to life meanwhile and were left alone.
+    """Remove leftovers; return those that changed or came to life meanwhile and were left alone.
 
     Raises:
         UserError: something cannot be removed.
     """
-    runs = [each.run_id for each in found if each.run_id is not None and not each.is_claim]
-    kept = []
+    kept, runs = [], []
     with Claims(store.root / "claims") as claims:
         for each in found:
-            if each.is_claim and each.run_id is not None:
-                claim = claims.take(each.run_id)  # which removes a dead owner's
-                if claim is None:
-                    kept.append(each)
-                else:
-                    claim.release()
-            elif each.run_id is None:
+            if each.run_id is None:
                 _remove_path(each.path)
-    if runs:
-        store.remove(runs)
+            elif (claim := claims.take(each.run_id)) is None:  # which removes a dead owner's
+                kept.append(each)
+            elif each.record is not None:  # its claim is had until all runs are gone
+                same = store.find(each.run_id) == each.record
+                runs += [each.run_id] if same else []
+                kept += [] if same else [each]
+            else:
+                if not each.is_claim:
+                    _remove_path(each.path)
+                claim.release()
+        if runs:
+            store.remove(runs)
     return kept
 
 

@@ -8,7 +8,6 @@ top level comes first, then `tasks: <task>:`, then `methods: <defaults key of th
 from __future__ import annotations
 
 import re
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -185,7 +184,7 @@ def load_layers(
     layers = [_file_layer(config_folder() / "defaults.yaml", "defaults")]
     if preset is not None:
         if preset not in preset_names():
-            raise UserError(f"unknown preset {preset!r}: {nearest(preset, preset_names())}")
+            raise UserError(f"unknown preset {preset!r}: {nearest(str(preset), preset_names())}")
         layers.append(_file_layer(config_folder() / "presets" / f"{preset}.yaml", preset))
     if config is not None:
         layers.append(_file_layer(config, str(config)))
@@ -231,12 +230,15 @@ def _check_section(section: str, value: Any, where: str) -> None:
         if not isinstance(settings, dict):
             raise UserError(f"{where}: {section}.{name} must be a mapping of settings")
         for key, inner in settings.items():
-            chooses = key in ("task", "seed") or (
-                key == "method" and (not isinstance(inner, dict) or "name" in inner)
-            )
-            if chooses:
+            if chosen_by(key, inner):
                 raise UserError(f"{where}: {section}.{name}.{key} cannot be chosen in a section")
             _check_key(RunConfig, key, inner, where, f"{section}.{name}.")
+
+
+def chosen_by(key: str, value: Any) -> str | None:
+    """Name the flag that chooses what a setting would: a task, a seed, a method by name."""
+    names = key != "method" or not isinstance(value, dict) or "name" in value
+    return key if key in ("task", "seed", "method") and names else None
 
 
 def check_method_sections(layers: Sequence[Layer], methods: Sequence[str]) -> None:
@@ -284,10 +286,7 @@ def _meant(key: str, choices: Sequence[str], path: str) -> str:
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
-    candidates = (
-        typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    )
-    for candidate in candidates:
+    for candidate in typing.get_args(annotation) or (annotation,):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
     return None
@@ -370,6 +369,8 @@ def _merge(
     where: str,
     path: str = "",
 ) -> None:
+    if path == "train." and "batch_size" in settings:
+        into.pop("batch_tokens", None)  # a batch is given in one of the two
     for key, value in settings.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             _merge(into[key], value, sources, where, f"{path}{key}.")

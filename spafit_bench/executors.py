@@ -131,7 +131,8 @@ def worker_environments(
     Returns:
         For each process its name, and what changes in its environment.
     """
-    threads = {"OMP_NUM_THREADS": str(threads_per_worker(jobs, num_threads))}
+    each = str(threads_per_worker(jobs, num_threads))
+    threads = {"OMP_NUM_THREADS": each, "MKL_NUM_THREADS": each}  # torch follows MKL's if it is set
     if not gpus:
         return [(f"cpu {n + 1}", threads) for n in range(jobs)]
     cards = [gpus[n % len(gpus)] for n in range(jobs)]
@@ -198,7 +199,8 @@ class Processes:
         worker.run_id = run.run_id
         with suppress(OSError):  # it is dead; that is heard from its end
             assert worker.process.stdin is not None
-            order = json.dumps(run.config.model_dump(mode="json")).encode() + b"\n"
+            body = {"run_id": run.run_id, "config": run.config.model_dump(mode="json")}
+            order = json.dumps(body).encode() + b"\n"
             worker.process.stdin.write(order)
             worker.process.stdin.flush()
 
@@ -260,17 +262,19 @@ class Processes:
             hear(Lost(run_id=worker.run_id, reason=_how_it_ended(worker)))
 
     def stop(self) -> None:
-        """Pass the signal on."""
-        for worker in self._workers.values():
-            with suppress(ProcessLookupError):
-                worker.process.terminate()
+        """Let workers end as if this process were gone.
 
-    def close(self) -> None:
-        """Let idle workers end; kill the others."""
+        No signal: a scheduler may have sent one to all processes, and a second stops at once.
+        """
         for worker in self._workers.values():
             with suppress(OSError):
                 assert worker.process.stdin is not None
                 worker.process.stdin.close()
+
+    def close(self) -> None:
+        """Let idle workers end; kill the others."""
+        self.stop()
+        for worker in self._workers.values():
             if worker.run_id is not None:
                 worker.process.kill()
         for worker in self._workers.values():

@@ -11,8 +11,8 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from spafit_bench.durable import replacing
 from spafit_bench.errors import UserError
-from spafit_bench.store import replacing
 from spafit_bench.tasks import TASKS, Task, TestSet
 
 FILES = (

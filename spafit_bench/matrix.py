@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from spafit_bench.claims import Claims
 from spafit_bench.damage import examine, set_damaged_aside
 from spafit_bench.errors import UserError
 from spafit_bench.events import Busy, Ended, Event, Lost, Refused, Warned
@@ -16,7 +17,7 @@ from spafit_bench.execute import blank_record, utc_now
 from spafit_bench.executors import Executor
 from spafit_bench.prepare import PreparedRun, Preparer
 from spafit_bench.record import RunRecord
-from spafit_bench.run import POLL_S, Options, save_unfinished, to_repeat
+from spafit_bench.run import POLL_S, Options, forget_snapshot, save_unfinished, to_repeat
 from spafit_bench.store import Store
 from spafit_bench.sweep import Group, Sweep, choose, final_configs, trial_configs
 
@@ -41,6 +42,11 @@ class MatrixResult:
         """Every run, once."""
         unique = {record.run_id: record for record in (*self.trials, *self.finals)}
         return tuple(unique.values())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every cell has its reported runs; trials may fail, that is what they are for."""
+        return all(r.status == "done" for r in self.finals) and None not in self.chosen.values()
 
 
 class View(Protocol):
@@ -161,6 +167,8 @@ class _Driver:
     losses: Counter[str] = field(default_factory=Counter)
     not_before_s: dict[str, float] = field(default_factory=dict)
     """When to ask again for a run that another process has."""
+    refusal: str | None = None
+    """What the user must mend before anything can go on."""
 
     def warn(self, message: str) -> None:
         """Pass a warning on to the view."""
@@ -171,7 +179,7 @@ class _Driver:
         self._follow()
         self.view.expect(self.agenda.expected())
         while self.todo or self.under_way:
-            if self.stop():
+            if self._is_ending():
                 self._wind_up()
             self._submit()
             self.executor.poll(self._hear, _TICK_S)
@@ -194,6 +202,9 @@ class _Driver:
         record = None if self.options.force else examine(self.store, run_id, self.warn)
         if record is None or to_repeat(record.status, self.options):
             return False
+        if record.status == "done":
+            with Claims(self.store.root / "claims") as claims:
+                forget_snapshot(self.store, claims, run_id)
         self.records[run_id] = record
         self.view.hear(Ended(run_id=run_id, record=record, found=True))
         return True
@@ -226,10 +237,12 @@ class _Driver:
                 self.todo.append(event.run_id)
             case Lost():
                 self.under_way.discard(event.run_id)
-                if not self.stop():
+                if self._is_ending():
+                    self.todo.appendleft(event.run_id)
+                else:
                     self._repeat(event)
             case Refused():
-                raise UserError(event.message)
+                self.refusal = self.refusal or event.message
 
     def _follow(self) -> None:
         before = len(self.agenda.chosen)
@@ -248,6 +261,9 @@ class _Driver:
         save_unfinished(self.store, record, self.warn)
         self._hear(Ended(run_id=event.run_id, record=record))
 
+    def _is_ending(self) -> bool:
+        return self.stop() or self.refusal is not None
+
     def _wind_up(self) -> None:
         """Let every run keep its state, then stop."""
         if self.under_way:
@@ -257,4 +273,6 @@ class _Driver:
             self.executor.stop()
         while self.under_way:
             self.executor.poll(self._hear, _TICK_S)
+        if self.refusal is not None:
+            raise UserError(self.refusal)
         raise KeyboardInterrupt

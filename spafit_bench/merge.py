@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from spafit_bench.checksums import check_folder
+from spafit_bench.damage import set_damaged_aside
 from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
 from spafit_bench.run_folder import read_files
 from spafit_bench.store import Store
+
+log = logging.getLogger(__name__)
 
 _MOST_NAMED = 5
 
@@ -98,6 +103,7 @@ def carry_out(merge: Merge, *, keep_apart: bool) -> None:
             f"puts them into {merge.dest.root / 'conflicts'}, results folders of their own"
         )
     merge.dest.check_writable()
+    set_damaged_aside(merge.dest, partial(log.warning, "%s"))  # a copy may be about to replace it
     for found in merge.new:
         _copy(found, merge.dest)
     merge.dest.rebuild_csv()

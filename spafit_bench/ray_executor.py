@@ -272,7 +272,8 @@ class RayExecutor:
         said = f"node {name} ({node_id[:8]}) is left out: {reason}"
         if not any(self.cluster.resources.times_in(n["Resources"]) for n in self._good_nodes()):
             task.claim.release()
-            return [Refused(message=f"no node is left for these runs; {said}")]
+            refused = Refused(message=f"no node is left for these runs; {said}")
+            return [refused, Lost(run_id=task.run.run_id, reason="no node is left for it")]
         self._send(task.run, task.claim)
         return [Warned(message=said)]
 

@@ -57,6 +57,9 @@ def run_configs(request: RunRequest) -> list[RunConfig]:
     layers = request.layers()
     tasks = _names("task", request.task or _named(layers, "task"), tuple(TASKS))
     methods = _names("method", request.method or _named(layers, "method"), method_names())
+    set_ = [layer for layer in layers if layer.where.startswith("--set ")]
+    if request.method and (other := _named(set_, "method")):
+        raise UserError(f"--method {request.method}, but --set method={other}: name it once")
     check_method_sections(layers, methods)
     seeds = parse_seeds(request.seed or _named(layers, "seed") or "0")
     configs = [

@@ -22,19 +22,8 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
     Args:
         folder: an empty one.
-        files: name -> content. Where they come with checksums, as a copied run's do, these are
-            checked and made anew, since the record may have been upgraded.
-
-    Raises:
-        DamagedError: a file is not what its checksum says.
+        files: name -> content.
     """
-    sums = files.get(SUMS)
-    files = {name: content for name, content in files.items() if name != SUMS}
-    if sums is not None:
-        (folder / SUMS).write_bytes(sums)
-        for name, digest in (read_sums(folder) or {}).items():
-            if name in files and name != "record.json":
-                check_content(folder / name, files[name], {name: digest})
     for name, content in (*files.items(), (SUMS, sums_of(files))):
         write_durably(folder / name, content)
     sync_folder(folder)

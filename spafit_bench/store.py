@@ -31,9 +31,7 @@ from spafit_bench.durable import (
 )
 from spafit_bench.errors import DamagedError, UserError
 from spafit_bench.record import RUN_ID, RunRecord
-from spafit_bench.run_folder import read_record, read_run, write_files
-
-__all__ = ["Store", "flatten", "prediction_rows", "read_record", "replacing"]
+from spafit_bench.run_folder import read_run, write_files
 
 log = logging.getLogger(__name__)
 

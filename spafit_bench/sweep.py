@@ -29,7 +29,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spafit_bench.config import Layer, RunConfig, assignment, check_settings, load_layers, resolve
+from spafit_bench.config import (
+    Layer,
+    RunConfig,
+    assignment,
+    check_method_sections,
+    check_settings,
+    chosen_by,
+    load_layers,
+    resolve,
+)
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.methods import get_method, method_names
 from spafit_bench.record import RunRecord
@@ -120,13 +129,16 @@ def read_sweep(path: Path, flags: Mapping[str, Any]) -> Sweep:
         get_method(method)
     settings = body.get("settings") or {}
     check_settings(settings, f"{path}, settings")
+    _check_chosen_elsewhere(settings, f"{path}, settings")
     layers = load_layers(preset=body.get("preset"), config=None, assignments=(), flags=flags)
     layers = (*layers[:-1], Layer(f"{path}, settings", settings), layers[-1])
+    check_method_sections(layers, methods)
     cells = Cells(tasks, methods)
     grid = body.get("grid") or {}
     if not isinstance(grid, dict):
         raise UserError(f"{path}: grid must be a mapping from settings to values")
-    return Sweep(
+    _check_chosen_elsewhere(grid, f"{path}, grid")
+    sweep = Sweep(
         tasks=tasks,
         methods=methods,
         seeds=cells.values(body.get("seeds", 0), f"{path}, seeds", _seeds),
@@ -134,6 +146,29 @@ def read_sweep(path: Path, flags: Mapping[str, Any]) -> Sweep:
         grid={key: cells.values(value, f"{path}, grid.{key}") for key, value in grid.items()},
         choice=_choice(body.get("choose"), cells, path),
     )
+    _check_choice(sweep, path)
+    return sweep
+
+
+def _check_chosen_elsewhere(settings: Mapping[Any, Any], where: str) -> None:
+    """Refuse what would be without effect: tasks, methods and seeds have keys of their own."""
+    for key, value in settings.items():
+        first, _, rest = str(key).partition(".")
+        if chosen := chosen_by(first, {rest: value} if rest else value):
+            raise UserError(f"{where}: {key!r} is not set here; give `{chosen}s:` in the sweep")
+
+
+def _check_choice(sweep: Sweep, path: Path) -> None:
+    """Refuse what cannot be told apart: choices are looked up by their values."""
+    if sweep.choice is None:
+        return
+    if sweep.choice.key in sweep.grid:
+        raise UserError(f"{path}: {sweep.choice.key} is in grid and in choose; leave one out")
+    given = {f"grid.{key}": values for key, values in sweep.grid.items()}
+    for where, values in (given | {"choose.values": sweep.choice.values}).items():
+        for value in itertools.chain(*values.values()):
+            if isinstance(value, list | dict) or (value is None and where not in given):
+                raise UserError(f"{path}, {where}: {value!r} cannot be a value beside choose")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -176,8 +211,10 @@ def _choice(body: Any, cells: Cells, path: Path) -> Choice | None:
     share = body.get("holdout", 0.1)
     if not isinstance(share, float) or not 0 < share < 1:
         raise UserError(f"{where}.holdout: a share of train between 0 and 1, not {share!r}")
+    key = str(body["key"])
+    _check_chosen_elsewhere({key: None}, where)
     return Choice(
-        key=str(body["key"]),
+        key=key,
         values=cells.values(body.get("values"), f"{where}.values"),
         holdout=share,
         seeds=_seeds(body.get("seeds", 0), f"{where}.seeds"),

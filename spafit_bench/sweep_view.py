@@ -75,13 +75,16 @@ class SweepView:
     title: str
     keys: Sequence[str] = ()
     """Settings that differ between the runs of a cell, to tell them apart."""
+    force: bool = False
+    """Whether the same command repeats what is finished."""
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
     runs: dict[str, PreparedRun] = field(default_factory=dict)
     expected: dict[str, float] = field(default_factory=dict)
     """Run -> its work."""
     settled: dict[str, RunRecord] = field(default_factory=dict)
     running: dict[str, _Running] = field(default_factory=dict)
-    num_found: int = 0
+    found: dict[str, RunRecord] = field(default_factory=dict)
+    """That were there already, until it is said."""
     work_done: float = 0.0
     """By this sweep, of runs that have ended."""
     since_s: float = field(default_factory=time.monotonic)
@@ -102,7 +105,9 @@ class SweepView:
         if self.live is not None:
             self.live.stop()
         if kind is KeyboardInterrupt:
-            self.say("interrupted; the same command goes on where this one stopped", "yellow")
+            others = " (and repeats the others: --force)" if self.force else ""
+            text = f"interrupted; the same command goes on where this one stopped{others}"
+            self.say(text, "yellow")
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line as it is, above what is live."""
@@ -164,7 +169,7 @@ class SweepView:
         run = self.running.pop(event.run_id, None)
         self.settled[event.run_id] = event.record
         if event.found:
-            self.num_found += 1
+            self.found[event.run_id] = event.record
             return
         self.work_done += run.work * (1 - (run.first_share or 0.0)) if run else 0.0
         number = f"[{len(self.settled)}/{len(self.expected)}]"
@@ -173,13 +178,13 @@ class SweepView:
 
     def _say_found(self) -> None:
         """Say once how much was there already."""
-        if self.num_found:
-            failed = sum(record.status != "done" for record in self.settled.values())
+        if self.found:
+            failed = sum(record.status != "done" for record in self.found.values())
             some = f", {failed} of them failed or diverged (--retry-failed)" if failed else ""
             self.say_once(
-                f"{len(self.settled)} of {len(self.expected)} runs are there already{some}", "dim"
+                f"{len(self.found)} of {len(self.expected)} runs are there already{some}", "dim"
             )
-            self.num_found = 0
+            self.found.clear()
 
     def _label(self, run: PreparedRun) -> str:
         config = run.config.model_dump()

@@ -1,8 +1,9 @@
 """A process that carries out the runs it is given, for `sweep --jobs`.
 
 Started as `python -m spafit_bench.worker RESULTS OPTIONS NAME`. Every line on standard input is a
-configuration in JSON; every line on standard output is an event (`events.py`). It ends when
-standard input does: were the sweep's own process killed, the run under way would keep its state.
+run's name and configuration in JSON; every line on standard output is an event (`events.py`). It
+ends when standard input does, and the run under way keeps its state: the sweep is being stopped, or
+its process was killed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from spafit_bench.claims import Claims
 from spafit_bench.config import RunConfig
 from spafit_bench.errors import UserError
 from spafit_bench.events import Busy, Event, Refused, Reporter
-from spafit_bench.prepare import Preparer
+from spafit_bench.prepare import PreparedRun, Preparer
 from spafit_bench.run import Options, Series
 from spafit_bench.stop import StopSignal
 from spafit_bench.store import Store
@@ -42,7 +43,7 @@ def main(results: str, options: str, name: str) -> int:
         )
         try:
             while not stop() and (order := orders.get()) is not None:
-                prepared = preparer.prepare(RunConfig.model_validate(json.loads(order)))
+                prepared = _prepared(order, preparer)
                 if series.attempt(prepared) is None:
                     emit(Busy(run_id=prepared.run_id, owner=series.owner(prepared)))
         except UserError as error:
@@ -51,6 +52,17 @@ def main(results: str, options: str, name: str) -> int:
         except KeyboardInterrupt:
             return 130
     return 0
+
+
+def _prepared(order: str, preparer: Preparer) -> PreparedRun:
+    wanted = json.loads(order)
+    prepared = preparer.prepare(RunConfig.model_validate(wanted["config"]))
+    if prepared.run_id != wanted["run_id"]:
+        raise UserError(
+            f"a worker would compute {prepared.run_id}, not {wanted['run_id']}: model or data "
+            "changed, or its device or number of threads is another than this process expects"
+        )
+    return prepared
 
 
 class _Events:

@@ -466,8 +466,14 @@ def test_tables_from_the_command_line(
     results = tmp_path / "results"
     shutil.copytree(finished[0], results)
     (results / "results.csv").unlink()
+    (results / "tables").mkdir(exist_ok=True)
+    for name in ("scores-gone.md", "notes.md", "mine.csv"):
+        (results / "tables" / name).touch()
     printed = call("table")
     assert printed.code == 0
+    there = {path.name for path in (results / "tables").iterdir()}
+    assert "scores-gone.md" not in there
+    assert {"notes.md", "mine.csv", "scores.md"} <= there
     assert "lora" in printed.out
     assert {path.suffix for path in (results / "tables").iterdir()} == {".csv", ".md"}
     assert finished[1].json["run_id"] in (results / "results.csv").read_text()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Cli, write_checkpoint, write_data
+from conftest import MAIN, Cli, clean_environment, write_checkpoint, write_data
 from safetensors.numpy import load_file, save_file
 
 Refused = Callable[..., str]
@@ -81,6 +83,8 @@ def scramble(path: Path) -> None:
         ("set", "method.rank=[[[[", "the value is not valid YAML"),
         ("set", "train.schedule=cosine", "train.schedule = 'cosine'"),
         ("set", "train.adam_eps=on", "train.adam_eps = True: this must be a number"),
+        ("set", "method=bitfit", "--method lora, but --set method=bitfit: name it once"),
+        ("set", "method.name=bitfit", "--method lora, but --set method=bitfit: name it once"),
         ("set", "tasks.mrpc.train.adam_eps=1", "sections are for files"),
         ("set", "seed=3", "--set seed=3: use --seed"),
         ("set", "train=3", "train must be a mapping of settings"),
@@ -124,6 +128,34 @@ def test_usage_errors_name_the_flag(call: Cli, args: list[str], said: str) -> No
     assert answer.code == 2
     assert answer.out == ""
     assert said in answer.err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--address", "box:6379"], "--address is of a Ray cluster: add --executor ray"),
+        (["--gpus-per-run", 1], "--gpus-per-run is of a Ray cluster: add --executor ray"),
+        (["--cpus-per-run", 2], "--cpus-per-run is of a Ray cluster: add --executor ray"),
+        (["--executor", "ray", "--jobs", 2], "--jobs is of this machine"),
+        (["--executor", "slurm"], "--executor slurm: choices: local, ray"),
+    ],
+)
+def test_flags_of_a_cluster_without_one(call: Cli, args: list[object], said: str) -> None:
+    """And the other way round: none is silently without effect."""
+    assert said in call("sweep", "smoke", "--dry-run", *args).error
+
+
+def test_a_reader_that_has_gone(tmp_path: Path) -> None:
+    """As `| head` leaves: no traceback, and not the code of a failed run."""
+    command = [sys.executable, "-c", MAIN, "list", "tasks"]
+    process = subprocess.Popen(
+        command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 141
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7"])

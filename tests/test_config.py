@@ -52,6 +52,19 @@ def test_a_stronger_layer_wins(tmp_path: Path, strongest: str) -> None:
     assert config.train.weight_decay == 0.01  # from the defaults, whatever else is given
 
 
+def test_a_batch_in_examples_takes_the_place_of_a_weaker_one_in_tokens(tmp_path: Path) -> None:
+    """Else --batch-size would have no effect; and the other way round."""
+    text = "train: {batch_tokens: 512}\nmethods: {full: {train: {batch_size: 4}}}"
+    assert one(tmp_path, text).train.batch_tokens == 512
+    assert one(tmp_path, text, method="full").train.batch_tokens is None
+    flag = one(tmp_path, text, "train.batch_tokens=999", flags={"train": {"batch_size": 8}})
+    assert (flag.train.batch_size, flag.train.batch_tokens) == (8, None)
+    flag = one(tmp_path, "train: {batch_size: 4}", flags={"train": {"batch_tokens": 512}})
+    assert flag.train.batch_tokens == 512
+    both = one(tmp_path, "train: {batch_tokens: 512, batch_size: 4}")
+    assert both.train.batch_tokens == 512
+
+
 def test_the_smoke_preset_needs_no_network(tmp_path: Path) -> None:
     """The package's own model and data."""
     config = one(tmp_path, preset="smoke")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
 from spafit_bench import matrix
-from spafit_bench.events import Busy, Ended, Event, Hear, Lost, Started, Stepped, parse_event
+from spafit_bench.errors import UserError
+from spafit_bench.events import (
+    Busy,
+    Ended,
+    Event,
+    Hear,
+    Lost,
+    Refused,
+    Started,
+    Stepped,
+    parse_event,
+)
 from spafit_bench.execute import blank_record
-from spafit_bench.executors import visible_gpus, worker_environments
+from spafit_bench.executors import Processes, visible_gpus, worker_environments
 from spafit_bench.matrix import MOST_LOSSES, Agenda, MatrixResult, run_sweep
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.record import RunRecord, Status
@@ -169,6 +182,17 @@ def test_runs_that_are_the_same_are_one(world: World) -> None:
     assert "2 of 2 runs are there already, 1 of them failed or diverged" in world.said
 
 
+def test_the_snapshot_of_a_finished_run_does_not_stay(world: World) -> None:
+    """The process that had it was killed between its last two acts."""
+    agenda, store = world.agenda(), Store(world.folder / "results")
+    run = agenda.expected()[0]
+    store.save(finished(run), {})
+    (store.root / "unfinished").mkdir()
+    store.keep_snapshot(run.run_id, b"state")
+    world.run(Scripted(), agenda)
+    assert store.snapshot(run.run_id) is None
+
+
 def test_a_lost_run_is_carried_out_again_and_given_up_in_the_end(world: World) -> None:
     """One that kills its process every time is recorded as failed; the others finish."""
     attempts = Counter[str]()
@@ -201,7 +225,32 @@ def test_a_failed_trial_is_not_chosen_and_stops_nobody(world: World) -> None:
         "mrpc": None, "cola": 1e-3,
     }  # fmt: skip
     assert [r.task for r in result.finals] == ["cola"]
+    assert not result.is_whole
     assert len(world.view.settled) == len(world.view.expected) == 5
+
+
+def test_a_failed_trial_leaves_a_sweep_whole(world: World) -> None:
+    """Of a search over learning rates some diverge; what is reported is all there."""
+
+    def says(run: PreparedRun) -> Event:
+        fails = run.config.train.learning_rate > 5e-3
+        return Ended(run_id=run.run_id, record=finished(run, "diverged" if fails else "done"))
+
+    result = world.run(Scripted(says), world.agenda(choose=CHOOSE))
+    assert any(r.status == "diverged" for r in result.records)
+    assert result.is_whole
+    fails = Scripted(lambda run: Ended(run_id=run.run_id, record=finished(run, "failed")))
+    assert not world.run(fails, world.agenda()).is_whole
+
+
+def test_what_another_process_finished_is_counted_alone(world: World) -> None:
+    """Not what this one has carried out."""
+
+    def says(run: PreparedRun) -> Event:
+        return Ended(run_id=run.run_id, record=finished(run), found=run.task.name == "cola")
+
+    world.run(Scripted(says), world.agenda())
+    assert "1 of 2 runs are there already" in world.said
 
 
 def test_a_run_that_another_process_has_is_asked_for_again(world: World) -> None:
@@ -232,6 +281,55 @@ def test_stopping_lets_runs_keep_their_state(world: World) -> None:
     assert "the same command goes on" in world.said
 
 
+def test_a_stop_in_the_moment_of_the_last_loss_is_a_stop(world: World) -> None:
+    """Nothing is under way any more then, and the lost run has no record."""
+    lost: list[str] = []
+
+    def says(run: PreparedRun) -> Event:
+        lost.append(run.run_id)
+        return Lost(run_id=run.run_id, reason="told to stop")
+
+    with pytest.raises(KeyboardInterrupt):
+        world.run(Scripted(says), world.agenda(tasks=["mrpc"]), stop=lambda: bool(lost))
+    assert len(lost) == 1
+
+
+def test_a_mistake_that_one_run_finds_lets_the_others_keep_their_state(world: World) -> None:
+    """They are asked to stop and waited for; then it is said what is to be mended."""
+    executor = Scripted(room=2)
+
+    def says(run: PreparedRun) -> Event:
+        if executor.stopped:
+            return Lost(run_id=run.run_id, reason="told to stop")
+        executor.waiting.insert(0, run)  # its process ends a little later
+        return Refused(message="the weights are gone")
+
+    executor.says = says
+    with pytest.raises(UserError, match="the weights are gone"):
+        world.run(executor, world.agenda())
+    assert executor.stopped
+    assert executor.waiting == []
+    assert len(executor.submitted) == 2
+    assert Store(world.folder / "results").records() == []
+
+
+def test_a_worker_refuses_a_run_that_would_be_another(world: World) -> None:
+    """Were its threads other ones, it would report a run that nobody knows."""
+    run, store = world.agenda().expected()[0], Store(world.folder / "results")
+    workers = Processes(store, Options(), worker_environments(1, [], torch.get_num_threads() + 1))
+    heard: list[Event] = []
+    workers.submit(run)
+    until = time.monotonic() + 60
+    while not any(isinstance(event, Lost) for event in heard) and time.monotonic() < until:
+        workers.poll(heard.append, 0.1)
+    workers.close()
+    refused, lost = heard
+    assert isinstance(refused, Refused)
+    assert f"not {run.run_id}" in refused.message
+    assert isinstance(lost, Lost)
+    assert lost.run_id == run.run_id
+
+
 @pytest.mark.parametrize(
     ("jobs", "gpus", "expected"),
     [
@@ -244,10 +342,10 @@ def test_stopping_lets_runs_keep_their_state(world: World) -> None:
 def test_workers_divide_the_machine(jobs: int, gpus: list[str], expected: list[Any]) -> None:
     """One GPU each, in turn, and a part of eight threads; one thread at least."""
     found = [
-        (name, env["OMP_NUM_THREADS"], env.get("CUDA_VISIBLE_DEVICES"))
+        (name, env["OMP_NUM_THREADS"], env["MKL_NUM_THREADS"], env.get("CUDA_VISIBLE_DEVICES"))
         for name, env in worker_environments(jobs, gpus, 8)
     ]
-    assert found == expected
+    assert found == [(name, each, each, card) for name, each, card in expected]
 
 
 def test_gpus_are_named_as_this_process_sees_them() -> None:
@@ -274,7 +372,7 @@ def test_the_view_tells_what_is_left(world: World, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("spafit_bench.sweep_view.time.monotonic", lambda: now)
     runs = world.agenda(seeds="0-3", tasks=["mrpc"]).expected()
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    view = SweepView("s", ["train.learning_rate"], console, since_s=now)
+    view = SweepView("s", ["train.learning_rate"], console=console, since_s=now)
     with view:
         view.expect(runs)
         assert view.left_s() is None

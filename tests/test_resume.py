@@ -262,7 +262,8 @@ def test_an_interrupted_repetition_goes_on(
 
 def test_kept_adapters_have_the_numbers_of_their_evaluations(checkpoint: Path, data: Path) -> None:
     """Also where the run was begun with another --save-weights."""
-    none, every, best = (prepared(checkpoint, data, save_weights=w) for w in ("none", "all", "best"))
+    kinds = ("none", "all", "best")
+    none, every, best = (prepared(checkpoint, data, save_weights=kind) for kind in kinds)
     late = {f"adapter-evaluation-{n}.safetensors" for n in (2, 3)}
     outcome = execute(every, Session(observer=Counter(), resume=stopped_after(none, 4)))
     assert outcome.states.keys() - {"adapter.safetensors"} == late

@@ -16,9 +16,10 @@ import pytest
 from conftest import REPOSITORY, clean_environment
 from records import make_record
 
+from spafit_bench.durable import replacing
 from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
-from spafit_bench.store import Store, prediction_rows, replacing
+from spafit_bench.store import Store, prediction_rows
 
 
 class Crash(BaseException):

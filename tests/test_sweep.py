@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import MAIN, Answer, Cli, clean_environment
+from conftest import MAIN, Answer, Cli, clean_environment, write_data
 from records import make_record
 
 from spafit_bench.errors import UserError
@@ -166,6 +166,20 @@ def test_a_bad_shard_is_an_error(text: str) -> None:
         ({"grid": {"train.epochs": {"full": [1]}}}, "mrpc/lora has no values"),
         ({"choose": {"values": [1]}}, "choose"),
         ({"choose": CHOOSE | {"holdout": 2.0}}, "between 0 and 1"),
+        ({"preset": 3}, "unknown preset 3: "),
+        ({"settings": {"methods": {"sapfit": {}}}}, "methods.sapfit is of no method: did you mean"),
+        ({"settings": {"task": "rte"}}, "settings: 'task' is not set here; give `tasks:`"),
+        ({"settings": {"seed": 3}}, "settings: 'seed' is not set here; give `seeds:`"),
+        ({"settings": {"method": "lora"}}, "settings: 'method' is not set here; give `methods:`"),
+        ({"settings": {"method": {"name": "lora"}}}, "give `methods:`"),
+        ({"grid": {"method": ["lora"]}}, "grid: 'method' is not set here; give `methods:`"),
+        ({"grid": {"method.name": ["lora"]}}, "grid: 'method.name' is not set here"),
+        ({"grid": {"seed": [1, 2]}}, "grid: 'seed' is not set here; give `seeds:`"),
+        ({"choose": CHOOSE | {"key": "seed"}}, "choose: 'seed' is not set here; give `seeds:`"),
+        ({"choose": CHOOSE | {"values": [None, 1e-3]}}, "None cannot be a value beside choose"),
+        ({"choose": CHOOSE | {"values": [[1e-3]]}}, "[0.001] cannot be a value beside choose"),
+        ({"choose": CHOOSE, "grid": {"train": [{"epochs": 1}]}}, "grid.train: {'epochs': 1}"),
+        ({"choose": CHOOSE, "grid": {CHOOSE["key"]: [1e-3]}}, "is in grid and in choose"),
     ],
 )
 def test_a_bad_sweep_is_one_message(tmp_path: Path, body: dict[str, Any], message: str) -> None:
@@ -227,7 +241,9 @@ def test_a_sweep_chooses_runs_and_goes_on(
     if finals:  # a random encoder may collapse in every trial, and then nothing can be chosen
         assert [record["seed"] for record in finals] == [0, 1]
         table = json.loads(call("table", "--json").out)
-        assert "holdout" not in json.dumps(table)
+        scores = [line for line in table["measurements"] if line["kind"] == "scores"]
+        assert scores
+        assert "holdout" not in json.dumps(scores)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +314,8 @@ def test_a_killed_worker_stops_nobody(tmp_path: Path, checkpoint: Path, data: Pa
     sweep = subprocess.Popen(
         [sys.executable, "-c", MAIN, "sweep", "s.yaml", "--jobs", "2"],
         cwd=tmp_path,
-        env=clean_environment(HF_HUB_OFFLINE="1"),
+        # torch follows MKL's number: workers must not take the whole machine's for their own
+        env=clean_environment(HF_HUB_OFFLINE="1", MKL_NUM_THREADS="2"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -318,6 +335,34 @@ def test_a_killed_worker_stops_nobody(tmp_path: Path, checkpoint: Path, data: Pa
     assert [r.status for r in records] == ["done", "done"]
     typed = {r.environment.command for r in records}
     assert typed == {"-c sweep s.yaml --jobs 2"}, "not what was typed, but how a worker was started"
+
+
+def test_a_signal_to_every_process_lets_each_run_keep_its_state(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    """As schedulers send it: the workers have it already when the sweep tells them to stop."""
+    settings = {
+        "model": str(checkpoint),
+        "data": str(write_data(tmp_path / "data", "mrpc", train=400)),
+        "train": {"epochs": 1, "batch_size": 1, "max_length": 32},
+    }
+    body = {"tasks": ["mrpc"], "methods": ["bitfit", "lora"], "settings": settings}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(body))
+    sweep = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "sweep", "s.yaml", "--jobs", "2"],
+        cwd=tmp_path,
+        env=clean_environment(HF_HUB_OFFLINE="1"),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    claims, until = tmp_path / "results" / "claims" / "claims", time.monotonic() + 60
+    while len(found := [*claims.glob("[!.]*/*.json")]) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    for pid in (*(json.loads(path.read_text())["pid"] for path in found), sweep.pid):
+        os.kill(pid, signal.SIGTERM)
+    _, err = sweep.communicate(timeout=100)
+    assert sweep.returncode == 130, err
+    assert len([*(tmp_path / "results" / "unfinished").glob("*.snapshot")]) == 2, err
 
 
 def test_a_dry_run_knows_what_is_there(

@@ -182,6 +182,66 @@ def test_a_claim_that_came_to_life_stays(store: Store, monkeypatch: pytest.Monke
         assert not claim.lost
 
 
+def test_what_changed_while_the_user_was_asked_stays(
+    call: Cli, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed run that finished meanwhile, and one that a process has by now; it is said."""
+    finished, taken, failed = (make_record("cola", "lora", seed) for seed in (0, 1, 2))
+    for record in (finished, taken, failed):
+        store.save(changed(record, status="failed", metrics={}), {})
+    from spafit_bench.cli import upkeep
+
+    with Claims(store.root / "claims") as claims:
+
+        def meanwhile(question: str, *, yes: bool) -> bool:
+            store.save(finished, {})
+            assert claims.take(taken.run_id) is not None
+            return True
+
+        monkeypatch.setattr(upkeep, "_ask", meanwhile)
+        answer = call("runs", "rm", "--status", "failed", "--task", "cola", "--json")
+    assert answer.code == 0, answer.err
+    assert answer.json["removed"] == [f"runs/{failed.run_id}"]
+    assert answer.json["kept"] == [f"runs/{finished.run_id}", f"runs/{taken.run_id}"]
+    assert {finished.run_id, taken.run_id} <= set(names(store))
+    assert store.find(finished.run_id) == finished
+
+
+def test_json_says_what_was_done(call: Cli, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing, where there was nothing to do or the user said no."""
+    assert call("runs", "gc", "--json").json == {"removed": [], "bytes": 0}
+    from spafit_bench.cli import upkeep
+
+    monkeypatch.setattr(upkeep, "_ask", lambda question, *, yes: False)
+    assert call("runs", "rm", "mrpc-full-0", "--json").json == {"removed": [], "bytes": 0}
+    assert len(names(store)) == 8
+
+
+def test_a_run_of_another_folder_is_not_removed(call: Cli, store: Store, tmp_path: Path) -> None:
+    """Nor the one of the same name in this folder."""
+    other = folder_of(tmp_path / "other", *store.records())
+    path = other.runs / names(store)[0]
+    assert "is no run of results: name its results folder" in call("runs", "rm", path).error
+    assert len(names(store)) == 8
+    assert call("runs", "rm", path, "--results", "other").code == 0
+    assert len(names(other)) == 7
+
+
+def test_a_damaged_run_is_set_aside_before_another_takes_its_place(
+    call: Cli, tmp_path: Path
+) -> None:
+    """Nothing is deleted: what is left of it may be all that somebody has."""
+    folder_of(tmp_path / "one", A)
+    record = folder_of(tmp_path / "all", A).runs / A.run_id / "record.json"
+    record.write_text("{}")
+    answer = call("merge", "one", "--results", "all")
+    assert answer.code == 0, answer.err
+    assert "set aside as" in answer.err
+    assert Store(tmp_path / "all").records() == [A]
+    aside = tmp_path / "all" / "set-aside" / A.run_id / A.run_id
+    assert {path.name for path in aside.iterdir()} >= {"record.json", "adapter.safetensors"}
+
+
 def changed(record: RunRecord, **fields: Any) -> RunRecord:
     """The same run with other facts."""
     return record.model_copy(update=fields)
@@ -196,7 +256,8 @@ def test_shards_become_one(call: Cli, tmp_path: Path) -> None:
     folder_of(tmp_path / "one", A, B)
     folder_of(tmp_path / "two", changed(B, wall_time_s=99.0), C)
     dest = tmp_path / "all"
-    assert call("merge", "one", "two", "--results", dest, "--dry-run").code == 0
+    dry = call("merge", "one", "two", "--results", dest, "--dry-run", "--json")
+    assert dry.json["would_merge"] == [r.run_id for r in (A, B, C)]
     assert not dest.exists()
     answer = call("merge", "one", "two", "--results", dest, "--json")
     assert answer.json == {

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from spafit_bench.record import RunRecord
 
 WHAT = "What to run"
 HOW = "How to train"
@@ -111,9 +110,9 @@ Preset = Annotated[
 ]
 
 
-def exit_if_any_failed(records: Sequence[RunRecord]) -> None:
+def exit_unless(whole: bool) -> None:
     """Exit with code 1 if a run did not finish."""
-    if any(record.status != "done" for record in records):
+    if not whole:
         raise typer.Exit(1)
 
 
@@ -123,5 +122,10 @@ def given(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_text(text: str) -> None:
-    """Print as it is, ending in a newline."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    """Print as it is, ending in a newline; where the reader (head, less) has gone, end quietly."""
+    try:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to come
+        raise typer.Exit(128 + signal.SIGPIPE) from None

@@ -29,7 +29,7 @@ from spafit_bench.cli.options import (
     Set,
     complete_methods,
     complete_tasks,
-    exit_if_any_failed,
+    exit_unless,
     given,
     print_text,
 )
@@ -228,7 +228,7 @@ def run(
         runs, results, force=force, retry_failed=retry_failed, log=log, as_json=as_json
     )
     print_text(text)
-    exit_if_any_failed(records)
+    exit_unless(all(record.status == "done" for record in records))
 
 
 @app.command(epilog="Offline, on two CPU cores, in minutes; finished runs are not repeated.")
@@ -242,9 +242,9 @@ def demo(
     """Show it all: nine tasks x four methods on a tiny BERT and mini-GLUE."""
     from spafit_bench.commands import training
 
-    records, text = training.demo(results, jobs, as_json=as_json)
+    is_whole, text = training.demo(results, jobs, as_json=as_json)
     print_text(text)
-    exit_if_any_failed(records)
+    exit_unless(is_whole)
 
 
 @app.command(epilog="Example: `spafit-bench sweep paper --dry-run`, then without")
@@ -285,11 +285,12 @@ def sweep(
         ),
     ] = None,
     cpus_per_run: Annotated[
-        float, typer.Option(min=0.1, help="On the cluster.", rich_help_panel=WHERE)
-    ] = 1,
+        float | None,
+        typer.Option(min=0.1, help="On the cluster. \\[1]", rich_help_panel=WHERE),
+    ] = None,
     gpus_per_run: Annotated[
-        float, typer.Option(min=0, help="On the cluster.", rich_help_panel=WHERE)
-    ] = 0,
+        float | None, typer.Option(min=0, help="On the cluster. \\[0]", rich_help_panel=WHERE)
+    ] = None,
     shard: Annotated[
         str,
         typer.Option(
@@ -308,11 +309,12 @@ def sweep(
     from spafit_bench.commands import training
 
     flags = given({"model": model, "data": data, "device": device, "offline": offline or None})
+    ray = {"address": address, "cpus_per_run": cpus_per_run, "gpus_per_run": gpus_per_run}
     request = training.SweepRequest(
         config=config,
         results=results,
         jobs=jobs,
-        ray=training.ray_request(executor, address, cpus_per_run, gpus_per_run),
+        ray=training.ray_request(executor, given(ray), jobs),
         shard=shard,
         force=force,
         retry_failed=retry_failed,
@@ -322,6 +324,6 @@ def sweep(
     if dry_run:
         print_text(training.sweep_dry_run(request, as_json=as_json))
     else:
-        records, text = training.sweep(request, as_json=as_json)
+        is_whole, text = training.sweep(request, as_json=as_json)
         print_text(text)
-        exit_if_any_failed(records)
+        exit_unless(is_whole)

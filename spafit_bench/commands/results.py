@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spafit_bench.commands.output import Listing, columns, rendered, to_json
+from spafit_bench.durable import replacing
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.lookup import find_run
-from spafit_bench.store import Store, replacing
+from spafit_bench.store import Store
 
 if TYPE_CHECKING:
     from spafit_bench.submit import SubmitRequest
@@ -60,15 +61,15 @@ def table(
 
 def _keep_current(results: Path, tables: Sequence[ResultTable]) -> None:
     """Renew what is derived from the records; only warn where nothing can be written."""
-    from spafit_bench.tables.render import write_tables
+    from spafit_bench.tables.render import is_table_file, write_tables
 
     try:
         Store(results).rebuild_csv()
         folder = results / "tables"
         folder.mkdir(exist_ok=True)
         files = write_tables(tables)
-        for stale in [*folder.glob("*.csv"), *folder.glob("*.md")]:
-            if stale.name not in files:
+        for stale in folder.iterdir():
+            if is_table_file(stale.name) and stale.name not in files:
                 stale.unlink()
         for name, content in files.items():
             with replacing(folder / name) as temporary:
@@ -168,8 +169,6 @@ def _groups(store: Store) -> tuple[Group, ...]:
 
 def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files, each whole or not at all."""
-    from spafit_bench.store import replacing
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

@@ -127,15 +127,15 @@ What to try next
 """
 
 
-def demo(results: Path, jobs: int, *, as_json: bool) -> tuple[list[RunRecord], str]:
+def demo(results: Path, jobs: int, *, as_json: bool) -> tuple[bool, str]:
     """Run every task with four methods on the package's own model and data; tables of all."""
     request = SweepRequest(config="demo", results=results, jobs=jobs)
-    records, text = sweep(request, as_json=as_json)
+    is_whole, text = sweep(request, as_json=as_json)
     if as_json:
-        return records, text
+        return is_whole, text
     from spafit_bench.commands.results import table
 
-    return records, table(results, "terminal", None) + _NEXT.format(results=results)
+    return is_whole, table(results, "terminal", None) + _NEXT.format(results=results)
 
 
 def dry_run(
@@ -175,21 +175,21 @@ def _settled(store: Store, run_id: str, options: Options) -> RunRecord | None:
 class RayRequest:
     """Flags of `sweep` about a Ray cluster."""
 
-    address: str | None
-    cpus_per_run: float
-    gpus_per_run: float
+    address: str | None = None
+    cpus_per_run: float = 1.0
+    gpus_per_run: float = 0.0
 
 
-def ray_request(
-    executor: str, address: str | None, cpus_per_run: float, gpus_per_run: float
-) -> RayRequest | None:
-    """Read the flags about a cluster; None where there is none."""
+def ray_request(executor: str, flags: Mapping[str, Any], jobs: int) -> RayRequest | None:
+    """Read the flags about a cluster, those that were given; None where there is none."""
     if executor == "ray":
-        return RayRequest(address=address, cpus_per_run=cpus_per_run, gpus_per_run=gpus_per_run)
+        if jobs > 1:
+            raise UserError("--jobs is of this machine: with --executor ray give --cpus-per-run")
+        return RayRequest(**flags)
     if executor != "local":
         raise UserError(f"--executor {executor}: {nearest(executor, ('local', 'ray'))}")
-    if address is not None:
-        raise UserError("--address is of a Ray cluster: add --executor ray")
+    for flag in flags:
+        raise UserError(f"--{flag.replace('_', '-')} is of a Ray cluster: add --executor ray")
     return None
 
 
@@ -221,8 +221,8 @@ class SweepRequest:
         return replace(found, shard=parse_shard(self.shard))
 
 
-def sweep(request: SweepRequest, *, as_json: bool) -> tuple[list[RunRecord], str]:
-    """Carry out a sweep, or the rest of it.
+def sweep(request: SweepRequest, *, as_json: bool) -> tuple[bool, str]:
+    """Carry out a sweep, or the rest of it; tell whether all that is reported is there.
 
     Every input is found and checked before the first run starts.
     """
@@ -237,11 +237,13 @@ def sweep(request: SweepRequest, *, as_json: bool) -> tuple[list[RunRecord], str
     options = Options(force=request.force, retry_failed=request.retry_failed, log=request.log)
     stop = StopSignal()
     agenda, executor = _agenda(request, matrix, options, stop)
-    with SweepView(request.config, matrix.keys) as view, stop:  # after Ray has set its own handlers
+    view = SweepView(request.config, matrix.keys, request.force)
+    with view, stop:  # after Ray has set its own handlers
         done = run_sweep(agenda, store, executor, view, options, stop)
     if as_json:
-        return [*done.records], to_json({"runs": [r.model_dump(mode="json") for r in done.records]})
-    return [*done.records], _sweep_summary(request, done)
+        runs = [record.model_dump(mode="json") for record in done.records]
+        return done.is_whole, to_json({"runs": runs})
+    return done.is_whole, _sweep_summary(request, done)
 
 
 def _agenda(
@@ -273,7 +275,7 @@ def _sweep_summary(request: SweepRequest, done: MatrixResult) -> str:
     failed = [record for record in done.records if record.status != "done"]
     lines += [f"{r.run_id}: {r.status} ({r.reason})" for r in failed]
     lines.append(f"{len(done.records) - len(failed)} of {len(done.records)} runs done")
-    if failed:
+    if failed and not done.is_whole:
         again = ["spafit-bench", *(word for word in sys.argv[1:] if word != "--force")]
         again += [] if request.retry_failed else ["--retry-failed"]
         lines.append(f"to try the failed ones again: {shlex.join(again)}")
@@ -290,11 +292,15 @@ def sweep_dry_run(request: SweepRequest, *, as_json: bool) -> str:
     from spafit_bench.matrix import Agenda
     from spafit_bench.run import Options
 
-    jobs = 1 if request.ray is not None else request.jobs
-    divide_threads(jobs)
+    if request.ray is not None:
+        sys.stderr.write(
+            "note: nodes may have another device, precision or number of threads than this "
+            "machine, which are part of a run's name; what they finished is not counted then\n"
+        )
+    divide_threads(request.jobs)
     agenda, store = Agenda(matrix), Store(request.results)
     options = Options(force=request.force, retry_failed=request.retry_failed)
     trials = {run.run_id: _settled(store, run.run_id, options) for run in agenda.trial_runs()}
     agenda.follow({run_id: record for run_id, record in trials.items() if record is not None})
     rows = _forecasts(agenda.expected(), store, options)
-    return _forecast_json(rows) if as_json else forecast_cells(rows, jobs)
+    return _forecast_json(rows) if as_json else forecast_cells(rows, request.jobs)

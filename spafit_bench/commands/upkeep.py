@@ -37,7 +37,7 @@ def remove_runs(
     store = Store(results)
     records = chosen_runs(store, names, filters)
     refuse_live(store, records)
-    chosen = [Leftover(store.runs / r.run_id, r.status, r.run_id) for r in records]
+    chosen = [Leftover(store.runs / r.run_id, r.status, r.run_id, record=r) for r in records]
     return _remove(store, chosen, how, "runs")
 
 
@@ -50,25 +50,28 @@ def collect_garbage(results: Path, how: Removal) -> str:
 
 
 def _remove(store: Store, found: Sequence[Leftover], how: Removal, what: str) -> str:
-    from spafit_bench.cleanup import remove
+    from spafit_bench.cleanup import Leftover, remove
 
-    total = sum(each.num_bytes for each in found)
-    names = [str(each.path.relative_to(store.root)) for each in found]
-    lines = [f"{n}: {each.why}" for n, each in zip(names, found, strict=True)]
-    removed = False
+    names = {each: str(each.path.relative_to(store.root)) for each in found}
+    sizes = {each: each.num_bytes for each in found}
+    lines = [f"{name}: {each.why}" for each, name in names.items()]
+    size = human_bytes(sum(sizes.values()))
+    if how.dry_run and not how.as_json:
+        return "\n".join([*lines, f"{len(found)} {what} would be removed ({size})"])
+    gone, kept = list(found), list[Leftover]()
     if found and not how.dry_run:
         sys.stderr.write("".join(f"{line}\n" for line in lines))
-        removed = how.ask(f"Remove {len(found)} {what} ({human_bytes(total)})?")
-        kept = remove(store, found) if removed else found
-        names = [n for n, each in zip(names, found, strict=True) if each not in kept]
+        agreed = how.ask(f"Remove {len(found)} {what} ({size})?")
+        kept = remove(store, found) if agreed else []
+        gone = [each for each in found if each not in kept] if agreed else []
     if how.as_json:
-        return to_json({"removed" if removed else "would_remove": names, "bytes": total})
-    if how.dry_run:
-        lines.append(f"{len(found)} {what} would be removed ({human_bytes(total)})")
-        return "\n".join(lines)
+        verb = "would_remove" if how.dry_run else "removed"
+        body = {verb: [names[each] for each in gone], "bytes": sum(sizes[each] for each in gone)}
+        return to_json(body | ({"kept": [names[each] for each in kept]} if kept else {}))
     if not found:
         return f"no {what} to remove in {store.root}"
-    return f"{len(names) if removed else 0} {what} removed from {store.root}"
+    left = [f"kept {names[each]}: it changed, or somebody works on it now" for each in kept]
+    return "\n".join([*left, f"{len(gone)} {what} removed from {store.root}"])
 
 
 def merge(
@@ -83,7 +86,8 @@ def merge(
     new = [found.record.run_id for found in plan.new]
     conflicts = [f"{found.record.run_id} in {found.store.root}" for found in plan.conflicts]
     if as_json:
-        return to_json({"merged": new, "identical": plan.num_identical, "conflicts": conflicts})
+        verb = "would_merge" if dry_run else "merged"
+        return to_json({verb: new, "identical": plan.num_identical, "conflicts": conflicts})
     verb = "would be merged" if dry_run else "merged"
     lines = [f"{len(new)} runs {verb} into {results}, {plan.num_identical} are there already"]
     lines += [f"conflict: {line}" for line in conflicts]

@@ -73,6 +73,12 @@ def write_tables(tables: Sequence[ResultTable]) -> dict[str, str]:
     return files | {"metrics.csv": _long_csv(tables)}
 
 
+def is_table_file(name: str) -> bool:
+    """Tell whether `write_tables` may have named a file so, in this or an earlier call."""
+    pattern = r"metrics\.csv|(scores|parameters|cost|trials)(-.+)?\.(csv|md)"
+    return re.fullmatch(pattern, name) is not None
+
+
 # Markdown
 
 
