@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import os
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -313,21 +316,42 @@ def test_a_mistake_that_one_run_finds_lets_the_others_keep_their_state(world: Wo
     assert Store(world.folder / "results").records() == []
 
 
+def listen(workers: Processes, kind: type[Lost] | type[Started]) -> list[Event]:
+    """Hear workers until something of a kind has happened."""
+    heard: list[Event] = []
+    until = time.monotonic() + 60
+    while not any(isinstance(event, kind) for event in heard) and time.monotonic() < until:
+        workers.poll(heard.append, 0.1)
+    return heard
+
+
 def test_a_worker_refuses_a_run_that_would_be_another(world: World) -> None:
     """Were its threads other ones, it would report a run that nobody knows."""
     run, store = world.agenda().expected()[0], Store(world.folder / "results")
     workers = Processes(store, Options(), worker_environments(1, [], torch.get_num_threads() + 1))
-    heard: list[Event] = []
     workers.submit(run)
-    until = time.monotonic() + 60
-    while not any(isinstance(event, Lost) for event in heard) and time.monotonic() < until:
-        workers.poll(heard.append, 0.1)
+    refused, lost = listen(workers, Lost)
     workers.close()
-    refused, lost = heard
     assert isinstance(refused, Refused)
     assert f"not {run.run_id}" in refused.message
     assert isinstance(lost, Lost)
     assert lost.run_id == run.run_id
+
+
+def test_a_signal_to_every_process_lets_each_run_keep_its_state(world: World) -> None:
+    """As schedulers send it: a worker has it already when the sweep tells it to stop."""
+    run, store = world.agenda().expected()[0], Store(world.folder / "results")
+    workers = Processes(store, Options(), worker_environments(1, [], torch.get_num_threads()))
+    workers.submit(run)
+    listen(workers, Started)
+    [claim] = (store.root / "claims" / "claims" / run.run_id).glob("*.json")
+    os.kill(json.loads(claim.read_text())["pid"], signal.SIGTERM)
+    workers.stop()
+    lost = listen(workers, Lost)[-1]
+    workers.close()
+    assert isinstance(lost, Lost)
+    assert lost.reason == "its process was told to stop"
+    assert store.snapshot_path(run.run_id).exists()
 
 
 @pytest.mark.parametrize(
@@ -357,8 +381,6 @@ def test_gpus_are_named_as_this_process_sees_them() -> None:
 
 def test_events_travel_as_json(world: World) -> None:
     """Also with bytes of a path that no encoding has."""
-    import json
-
     record = finished(world.agenda().expected()[0]).model_copy(update={"reason": "d\udcffata"})
     event = Ended(run_id="x", record=record)
     assert parse_event(json.dumps(event.model_dump(mode="json"))) == event

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import MAIN, Answer, Cli, clean_environment, write_data
+from conftest import MAIN, Answer, Cli, clean_environment
 from records import make_record
 
 from spafit_bench.errors import UserError
@@ -335,34 +335,6 @@ def test_a_killed_worker_stops_nobody(tmp_path: Path, checkpoint: Path, data: Pa
     assert [r.status for r in records] == ["done", "done"]
     typed = {r.environment.command for r in records}
     assert typed == {"-c sweep s.yaml --jobs 2"}, "not what was typed, but how a worker was started"
-
-
-def test_a_signal_to_every_process_lets_each_run_keep_its_state(
-    tmp_path: Path, checkpoint: Path
-) -> None:
-    """As schedulers send it: the workers have it already when the sweep tells them to stop."""
-    settings = {
-        "model": str(checkpoint),
-        "data": str(write_data(tmp_path / "data", "mrpc", train=400)),
-        "train": {"epochs": 1, "batch_size": 1, "max_length": 32},
-    }
-    body = {"tasks": ["mrpc"], "methods": ["bitfit", "lora"], "settings": settings}
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(body))
-    sweep = subprocess.Popen(
-        [sys.executable, "-c", MAIN, "sweep", "s.yaml", "--jobs", "2"],
-        cwd=tmp_path,
-        env=clean_environment(HF_HUB_OFFLINE="1"),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    claims, until = tmp_path / "results" / "claims" / "claims", time.monotonic() + 60
-    while len(found := [*claims.glob("[!.]*/*.json")]) < 2 and time.monotonic() < until:
-        time.sleep(0.01)
-    for pid in (*(json.loads(path.read_text())["pid"] for path in found), sweep.pid):
-        os.kill(pid, signal.SIGTERM)
-    _, err = sweep.communicate(timeout=100)
-    assert sweep.returncode == 130, err
-    assert len([*(tmp_path / "results" / "unfinished").glob("*.snapshot")]) == 2, err
 
 
 def test_a_dry_run_knows_what_is_there(

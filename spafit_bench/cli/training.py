@@ -286,10 +286,11 @@ def sweep(
     ] = None,
     cpus_per_run: Annotated[
         float | None,
-        typer.Option(min=0.1, help="On the cluster. \\[1]", rich_help_panel=WHERE),
+        typer.Option(min=0.1, help="On the cluster; 1 if not given.", rich_help_panel=WHERE),
     ] = None,
     gpus_per_run: Annotated[
-        float | None, typer.Option(min=0, help="On the cluster. \\[0]", rich_help_panel=WHERE)
+        float | None,
+        typer.Option(min=0, help="On the cluster; 0 if not given.", rich_help_panel=WHERE),
     ] = None,
     shard: Annotated[
         str,
