@@ -346,6 +346,7 @@ def test_a_signal_to_every_process_lets_each_run_keep_its_state(world: World) ->
     listen(workers, Started)
     [claim] = (store.root / "claims" / "claims" / run.run_id).glob("*.json")
     os.kill(json.loads(claim.read_text())["pid"], signal.SIGTERM)
+    time.sleep(0.2)  # what comes at once counts as one
     workers.stop()
     lost = listen(workers, Lost)[-1]
     workers.close()
