@@ -111,18 +111,54 @@ def test_fast_sees_every_optimizer_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "spafit"])
-def test_fast_in_bf16_is_as_close_to_fp32_as_plain_is(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", FUSED_TYPES)
+def test_fast_in_bf16_is_as_close_to_fp32_as_plain_is(
+    kind: str, method: str, tmp_path: Path
+) -> None:
     """Rounding moves the fast engine's logits no further than autocast moves the plain one's."""
-    folder = checkpoint_of(tmp_path, "bert", **NO_DROPOUT)
-    batch = batch_of(split_of([9, 5, 12, 7]))
+    no_dropout = DISTILBERT_NO_DROPOUT if kind == "distilbert" else NO_DROPOUT
+    folder = checkpoint_of(tmp_path, kind, **no_dropout)
+    batch = batch_of(split_of([9, 5, 12, 7], segments=kind in ("bert", "electra")))
     exact = build(folder, method).engine.logits(batch)
-    off = {
-        engine: (
-            build(folder, method, precision="bf16", engine=engine).engine.logits(batch) - exact
-        )
-        for engine in ("plain", "fast")
-    }
+    off = {}
+    for engine in ("plain", "fast"):
+        adapted = build(folder, method, precision="bf16", engine=engine)
+        logits, gradients = logits_and_gradients(adapted, batch)
+        off[engine] = logits - exact
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
     assert off["fast"].abs().max() < 2 * off["plain"].abs().max() + 1e-3
+
+
+@pytest.mark.parametrize("kind", FUSED_TYPES)
+def test_fast_drops_where_plain_does(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training step applies dropout as often, and with the same probabilities."""
+    folder = checkpoint_of(tmp_path, kind)
+    batch = batch_of(split_of([9, 5, 12], segments=kind in ("bert", "electra")))
+    engines = {engine: build(folder, "lora", engine=engine) for engine in ("plain", "fast")}
+    dropped: list[float] = []
+    drop, draw = torch.nn.functional.dropout, Dropout.draw
+
+    def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if training and p > 0:
+            dropped.append(round(p, 3))
+        return drop(x, p, training, inplace)
+
+    def drawn(self: Dropout, like: Tensor) -> Tensor | None:
+        if self.is_active:
+            dropped.append(round(1 - 1 / self.scale, 3))
+        return draw(self, like)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
+    monkeypatch.setattr(Dropout, "draw", drawn)
+    found = {}
+    for engine, adapted in engines.items():
+        logits_and_gradients(adapted, batch)
+        found[engine] = sorted(dropped)
+        dropped.clear()
+    assert found["fast"] == found["plain"]
+    assert len(found["plain"]) >= 1 + 4 * 2  # embeddings, and each block's attention and output
 
 
 @pytest.mark.parametrize("kind", FUSED_TYPES)

@@ -5,6 +5,8 @@ A post-norm block as BERT has it (Devlin et al. 2018, arXiv:1810.04805), on toke
     z1 = x + dropout(W_o attention(x))     h = norm(z1)
     z2 = h + dropout(W_2 gelu(W_1 h))      y = norm(z2)
 
+DistilBERT (arXiv:1910.01108) as in transformers has no dropout in the first line.
+
 Matrix products and attention are in the compute precision; the stream x, z, h, y, softmax and norms
 are in fp32, as under autocast. Written out, a block is one node of autograd that keeps only what
 its trainable parts need.
@@ -36,8 +38,10 @@ class Block:
     attention_norm: nn.LayerNorm
     output_norm: nn.LayerNorm
     num_heads: int
-    hidden_dropout: Dropout
+    attention_output_dropout: Dropout
+    output_dropout: Dropout
     attention_dropout: Dropout
+    """Of the probabilities."""
     first_token_only: bool = False
     """Whether only each sequence's first token is wanted, as of the last block."""
 
@@ -96,6 +100,7 @@ class _Normed:
     mean: Tensor
     inverse_deviation: Tensor
     mask: Tensor | None
+    scale: float
 
 
 @dataclass
@@ -117,11 +122,13 @@ def _forward(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[T
     stream = x[layout.starts] if block.first_token_only else x
     context, attended = _attend(block, low_x, layout, training)
     branch = block.attention_output.product(context)
-    h, attention_normed = _add_and_norm(block, block.attention_norm, stream, branch, training)
+    dropout = block.attention_output_dropout if training else None
+    h, attention_normed = _add_and_norm(dropout, block.attention_norm, stream, branch)
     low_h = h.to(dtype)
     u = block.intermediate.product(low_h)
     branch = block.output.product(F.gelu(u))
-    y, output_normed = _add_and_norm(block, block.output_norm, h, branch, training)
+    dropout = block.output_dropout if training else None
+    y, output_normed = _add_and_norm(dropout, block.output_norm, h, branch)
     return y, _Kept(
         attended,
         attention_normed,
@@ -134,14 +141,14 @@ def _forward(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[T
 
 
 def _add_and_norm(
-    block: Block, norm: nn.LayerNorm, stream: Tensor, branch: Tensor, training: bool
+    dropout: Dropout | None, norm: nn.LayerNorm, stream: Tensor, branch: Tensor
 ) -> tuple[Tensor, _Normed]:
-    mask = block.hidden_dropout.draw(branch) if training else None
-    scale = 1.0 if mask is None else block.hidden_dropout.scale
+    mask = dropout.draw(branch) if dropout else None
+    scale = dropout.scale if dropout else 1.0
     z = torch.add(stream, keep_(branch, mask), alpha=scale)
     shape = list(norm.normalized_shape)
     y, mean, deviation = torch.native_layer_norm(z, shape, norm.weight, norm.bias, norm.eps)
-    return y, _Normed(z, mean, deviation, mask)
+    return y, _Normed(z, mean, deviation, mask, scale)
 
 
 def _attend(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[Tensor, _Attended]:
@@ -243,7 +250,7 @@ def _norm_backward(
     )
     branch = z.to(block.output.weight.dtype, copy=True)
     if kept.mask is not None:
-        keep_(branch, kept.mask).mul_(block.hidden_dropout.scale)
+        keep_(branch, kept.mask).mul_(kept.scale)
     return (
         z,
         branch,

@@ -116,6 +116,7 @@ class FusedEncoder:
         probability = getattr(config, "attention_probs_dropout_prob", None)
         if probability is None:
             probability = config.attention_dropout
+        drops_both = config.model_type != "distilbert"  # which adds attention's output whole
         return Block(
             qkv=fuse("query", "key", "value"),
             attention_output=fuse("attention_output"),
@@ -124,7 +125,8 @@ class FusedEncoder:
             attention_norm=attention_norm,
             output_norm=output_norm,
             num_heads=config.num_attention_heads,
-            hidden_dropout=self.dropout,
+            attention_output_dropout=self.dropout if drops_both else Dropout.of(0.0),
+            output_dropout=self.dropout,
             attention_dropout=Dropout.of(probability),
             first_token_only=is_last,
         )
@@ -169,4 +171,7 @@ class FusedEncoder:
         x: Tensor = self.embeddings(**inputs)[0]
         if training:
             x = self.dropout(x)
-        return x if self.projection is None else self.projection(x)
+        if self.projection is None:
+            return x
+        with self.numerics.autocast():  # frozen, it is in the compute precision
+            return self.projection(x).float()
