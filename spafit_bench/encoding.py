@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 POOL_BATCHES = 32
 """Batches among which examples are sorted by length in training; see `training_batches`."""
+
+CHUNK_ROWS = 10_000
+"""Rows that are tokenised at once: until they are arrays, a pair takes about 10 kB."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class EncodedSplit:
         assert self.labels is not None, "a test set has no labels to learn or score"
         return self.labels
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """Tokens of each example, (num_examples,)."""
         return np.diff(self.offsets)
@@ -136,16 +140,18 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int)
         tokenizer: the checkpoint's.
         max_length: tokens of an example, special ones included; a pair's longer text is cut first.
     """
-    columns = [list(column) for column in split.texts]
-    encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length)
-    input_ids: list[list[int]] = encoded["input_ids"]
-    segments = encoded.get("token_type_ids")
-    offsets = np.zeros(len(input_ids) + 1, dtype=np.int64)
-    np.cumsum([len(ids) for ids in input_ids], out=offsets[1:])
+    lengths, input_ids, segments = [0], [], []
+    for start in range(0, split.num_rows, CHUNK_ROWS):
+        columns = [list(column[start : start + CHUNK_ROWS]) for column in split.texts]
+        encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length)
+        lengths += [len(ids) for ids in encoded["input_ids"]]
+        input_ids.append(_flat(encoded["input_ids"], np.int32))
+        if "token_type_ids" in encoded:
+            segments.append(_flat(encoded["token_type_ids"], np.uint8))
     return EncodedSplit(
-        input_ids=_flat(input_ids, np.int32),
-        token_type_ids=None if segments is None else _flat(segments, np.uint8),
-        offsets=offsets,
+        input_ids=np.concatenate(input_ids),
+        token_type_ids=np.concatenate(segments) if segments else None,
+        offsets=np.cumsum(lengths, dtype=np.int64),
         labels=split.labels,
         pad_token_id=int(tokenizer.pad_token_id or 0),
     )
@@ -171,21 +177,26 @@ def collate(split: EncodedSplit, indices: np.ndarray, device: torch.device) -> B
         found[: len(values)] = values
         return found
 
+    def on_device(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device, non_blocking=True)
+
     def rows(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(filled(values)).to(device, non_blocking=True)
+        return on_device(filled(values))
 
     kinds, labels, prefix = split.token_type_ids, split.labels, None
     if split.prefix is not None:
         kept = np.repeat(split.prefix.starts[indices], layout.lengths) + layout.positions
         prefix = torch.from_numpy(split.prefix.values[filled(kept)])
         prefix = prefix.view(torch.bfloat16) if prefix.dtype == torch.int16 else prefix
+        if device.type == "cuda":  # else the copy waits for the device
+            prefix = prefix.pin_memory()
         prefix = prefix.to(device, non_blocking=True)
     return Batch(
         input_ids=rows(split.input_ids[source]),
         token_type_ids=None if kinds is None else rows(kinds[source]),
         position_ids=rows(layout.positions),
         layout=layout,
-        labels=None if labels is None else torch.from_numpy(labels[indices]).to(device),
+        labels=None if labels is None else on_device(labels[indices]),
         pad_token_id=split.pad_token_id,
         prefix=prefix,
     )

@@ -159,9 +159,10 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
         KeyboardInterrupt: `session.stop` said so; the state has been kept.
     """
     clock, started_at = time.perf_counter(), utc_now()
+    encoded = encode_task(prepared)  # before the mark: only the first run of a task does it
     can_measure = memory.reset_peak_memory(prepared.numerics.device)
     adapted = build_model(prepared)
-    splits = with_prefixes(prepared, adapted, encode_task(prepared), session.stop)
+    splits = with_prefixes(prepared, adapted, encoded, session.stop)
     device = prepared.numerics.device
     meter = EnergyMeter(gpu=(device.index or 0) if device.type == "cuda" else None)
     scores = _DevScores(prepared, adapted, splits, meter)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.config import TrainSettings
-from spafit_bench.encoding import Batch, EncodedSplit, collate, evaluation_batches
+from spafit_bench.encoding import Batch, EncodedSplit, Prefix, collate, evaluation_batches
 from spafit_bench.engines import engine_name
 from spafit_bench.errors import UserError
 from spafit_bench.evaluation import predict
@@ -277,6 +277,24 @@ def test_fast_equals_plain_on_a_gpu(method: str, tmp_path: Path) -> None:
     logits, gradients = logits_and_gradients(fast, batch)
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_collating_does_not_wait_for_a_gpu(dtype: type) -> None:
+    """Tokens, labels and the kept output of first layers are copied while the GPU computes."""
+    split = split_of([3, 14, 2, 7])
+    values = np.arange(26 * 4).reshape(26, 4).astype(dtype)
+    split = replace(split, prefix=Prefix.of(values, split.lengths))
+    on_cpu = collate(split, np.array([2, 0, 1]), torch.device("cpu"))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch = collate(split, np.array([2, 0, 1]), torch.device("cuda"))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for name in ("input_ids", "token_type_ids", "position_ids", "labels", "prefix"):
+        torch.testing.assert_close(getattr(batch, name).cpu(), getattr(on_cpu, name))
 
 
 class SmallDevice:

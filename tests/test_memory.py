@@ -3,11 +3,13 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from records import make_record
+from tiny_runs import make_world
 
-from spafit_bench import memory
+from spafit_bench import execute, memory
 from spafit_bench.run_view import run_text
 
 CPU = torch.device("cpu")
@@ -34,3 +36,18 @@ def test_memory_of_several_processes_is_said_to_be_the_firsts() -> None:
     several = run_text(make_record(environment={"world_size": 4}), Path("runs"))
     assert "8,000.0 MB in the first of 4 processes" in several
     assert "processes" not in run_text(make_record(), Path("runs"))
+
+
+def test_what_tokenising_took_is_not_a_runs(tmp_path, monkeypatch):
+    """The first run of a task, which tokenises, has the peak that any other would have."""
+    encode_task = execute.encode_task
+
+    def encode_with_a_gigabyte(prepared):
+        assert np.ones(10**9 // 8).sum() > 0
+        return encode_task(prepared)
+
+    monkeypatch.setattr(execute, "encode_task", encode_with_a_gigabyte)
+    record = make_world(tmp_path).run("bitfit")
+    if record.peak_memory_bytes is None:
+        pytest.skip("the high-water mark cannot be reset here")
+    assert record.peak_memory_bytes < memory.resident_bytes() + 5e8

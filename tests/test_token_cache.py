@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import Cli, write_checkpoint
 
-from spafit_bench import token_cache
+from spafit_bench import encoding, token_cache
 from spafit_bench.array_cache import ArrayCache
 from spafit_bench.checkpoint import find_checkpoint, fingerprint
 from spafit_bench.data import Split, load_task_data
@@ -56,6 +56,28 @@ def test_the_same_as_without(
         for encoder in (encoder_of(model, cache, 8), encoder_of(model, cache, 8)):
             assert_same(encoder.encode(splits[key]), expected)
     assert len(list(cache.folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize("segments", [1, 2])
+def test_rows_are_tokenised_in_portions(
+    tmp_path: Path, data: Path, segments: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is bounded by a portion, and the result does not depend on its size."""
+    model = write_checkpoint(tmp_path / "model", type_vocab_size=segments)
+    split = load_task_data(get_task("mrpc"), str(data)).splits["train"]
+    tokenizer = load_tokenizer(find_checkpoint(str(model)))
+    whole = encode(split, tokenizer, max_length=8)
+    portions: list[int] = []
+
+    def tokenise(*columns: list[str], **settings: object) -> object:
+        portions.append(len(columns[0]))
+        return tokenizer(*columns, **settings)
+
+    tokenise.pad_token_id = tokenizer.pad_token_id  # type: ignore[attr-defined]
+    monkeypatch.setattr(encoding, "CHUNK_ROWS", 5)
+    assert_same(encode(split, tokenise, max_length=8), whole)  # type: ignore[arg-type]
+    assert sum(portions) == len(whole) > 5
+    assert max(portions) == 5
 
 
 def test_text_is_tokenised_once(
