@@ -109,16 +109,16 @@ def _torch() -> list[Check]:
         else Check("device", "note", device, "BERT-large wants a CUDA GPU; small models do not"),
         Check("precision", "ok", f"{numerics.precision} (--precision auto)"),
     ]
-    threads, cores = torch.get_num_threads(), _cores()
-    found = f"{threads} on {cores} core(s)"
-    if threads > cores:
-        checks.append(Check("threads", "note", found, f"set OMP_NUM_THREADS={cores}"))
+    threads, most = torch.get_num_threads(), cores()
+    found = f"{threads} on {most} core(s)"
+    if threads > most:
+        checks.append(Check("threads", "note", found, f"set OMP_NUM_THREADS={most}"))
     else:
         checks.append(Check("threads", "ok", found))
     return checks
 
 
-def _cores() -> int:
+def cores() -> int:
     """Count the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

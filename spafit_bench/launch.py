@@ -16,6 +16,9 @@ from types import FrameType
 
 _PATIENCE_S = 60.0
 """For the others after one process has ended: they may be keeping a snapshot."""
+_LAUNCHER = "SPAFIT_BENCH_LAUNCHER"
+"""Holds the id of the process that started this one."""
+_PR_SET_PDEATHSIG = 1
 
 
 def is_one_of_several() -> bool:
@@ -23,23 +26,43 @@ def is_one_of_several() -> bool:
     return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def end_with_launcher() -> None:
+    """In a process that `run_processes` started: be asked to stop when that one dies (prctl(2)).
+
+    On Linux; elsewhere a launcher that is killed leaves its processes behind.
+    """
+    launcher = os.environ.pop(_LAUNCHER, None)
+    if launcher is None or sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
+    if os.getppid() != int(launcher):  # it was gone before
+        sys.exit(128 + signal.SIGTERM)
+
+
 def run_processes(arguments: Sequence[str], count: int) -> int:
     """Run `spafit-bench` in several processes that share every batch; return the exit code.
 
-    The CPU's threads are divided among them unless OMP_NUM_THREADS says otherwise. Ctrl-C and
-    SIGTERM are passed on.
+    The cores are divided among them unless OMP_NUM_THREADS says otherwise. Ctrl-C and SIGTERM are
+    passed on, and so is a terminal's end (SIGHUP), as SIGTERM.
 
     Args:
         arguments: of `spafit-bench`.
         count: processes.
     """
-    threads = str(max(1, (os.cpu_count() or 1) // count))
+    from spafit_bench.doctor import cores
+
+    threads = str(max(1, cores() // count))
     common = {"OMP_NUM_THREADS": threads} | os.environ
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    common |= {"WORLD_SIZE": str(count)}
+    common |= {"WORLD_SIZE": str(count), _LAUNCHER: str(os.getpid())}
     command = [sys.executable, "-m", "spafit_bench", *arguments]
     workers: list[subprocess.Popen[bytes]] = []
-    before = {n: signal.signal(n, _passing_on(workers)) for n in (signal.SIGINT, signal.SIGTERM)}
+    passed_on = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        passed_on.append(signal.SIGHUP)
+    before = {number: signal.signal(number, _passing_on(workers)) for number in passed_on}
     try:
         for rank in range(count):
             mine = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -73,7 +96,7 @@ def _passing_on(
     def handler(number: int, frame: FrameType | None) -> None:
         del frame
         for worker in workers:
-            worker.send_signal(number)
+            worker.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
     return handler
 

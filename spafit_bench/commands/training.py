@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from spafit_bench.commands.output import rendered, to_json
 from spafit_bench.errors import DamagedError, UserError, nearest
-from spafit_bench.launch import is_one_of_several, run_processes
+from spafit_bench.launch import end_with_launcher, is_one_of_several, run_processes
 from spafit_bench.record import RunRecord
 from spafit_bench.requests import RunRequest, run_configs
 from spafit_bench.store import Store
@@ -31,9 +31,11 @@ def launch(processes: int) -> int | None:
 
     Returns None where this process is itself to do it, or its part of it.
     """
-    if processes == 1 or is_one_of_several():
-        return None
-    return run_processes(sys.argv[1:], processes)
+    if is_one_of_several():
+        end_with_launcher()
+    elif processes > 1:
+        return run_processes(sys.argv[1:], processes)
+    return None
 
 
 def prepare_runs(request: RunRequest) -> list[PreparedRun]:
