@@ -2,11 +2,13 @@
 
 An entry is one file: eight bytes with the length of a JSON header, the header, the arrays, and the
 SHA-256 of all that. It appears whole (written beside, synced, renamed), so any number of processes
-may read and write at once; the worst that can happen is that two of them write the same.
+may read and write at once. The worst that can happen is that two of them write the same, or that
+one is refused the room that the other is filling; who would lose much by that makes it `alone`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -14,11 +16,11 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -35,6 +37,8 @@ _DIGEST_BYTES = 32
 _ENTRY, _DAMAGED, _UNFINISHED = ".arrays", ".damaged", ".unfinished"
 _ABANDONED_AFTER_S = 600.0
 """An unfinished file not written to for so long belongs to a process that was killed."""
+_LOOK_S = 0.1
+"""Between two looks whether another process has made an entry."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -57,8 +61,9 @@ class _DamagedEntry(Exception):  # noqa: N818 (found and set aside, not an error
 class ArrayCache:
     """One kind of entries in a folder of its own.
 
-    Nothing here ever stops a run: what cannot be read is missing, what cannot be written is not
-    kept, and a warning says so.
+    On a local disk nothing here ever stops a run: what cannot be read is missing, what cannot be
+    written is not kept, and a warning says so. On NFS a mapped entry that another machine removes is
+    gone at once, and reading it ends the process (SIGBUS).
     """
 
     folder: Path
@@ -100,6 +105,28 @@ class ArrayCache:
                 self._write(self.folder / f"{key}{_ENTRY}", size, _pieces(header, arrays))
         except OSError as error:
             log.warning("%s: nothing can be kept here (%s)", self.folder, error.strerror)
+
+    @contextmanager
+    def alone(self, key: str, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Let one process of this machine at a time make the entry of `key`; others wait.
+
+        It keeps nobody from `load` and `save`. Where files cannot be locked, nobody waits.
+
+        Raises:
+            KeyboardInterrupt: `stop` said so while waiting.
+        """
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                locks = self.folder.with_name(f"{self.folder.name}.lock")
+                file = stack.enter_context(locks.open("ab"))
+                while not _locked(file, key):
+                    if stop():
+                        raise KeyboardInterrupt
+                    time.sleep(_LOOK_S)
+            except OSError as error:
+                log.debug("%s: cannot be locked (%s)", self.folder, error.strerror)
+            yield
 
     def _write(self, path: Path, size: int, pieces: Iterable[bytes]) -> None:
         handle, name = tempfile.mkstemp(suffix=_UNFINISHED, dir=self.folder)
@@ -144,6 +171,16 @@ class ArrayCache:
                 with suppress(FileNotFoundError):  # another process removed it
                     stat = path.stat()
                     yield stat.st_mtime, stat.st_size, path
+
+
+def _locked(file: IO[bytes], key: str) -> bool:
+    """Lock the byte that stands for `key`, until the file is closed; tell whether it was free."""
+    byte = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def user_cache(kind: str) -> ArrayCache | None:

@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from spafit_bench.adapt import AdaptedModel
-from spafit_bench.array_cache import ArrayCache, Streamed, user_cache
+from spafit_bench.array_cache import ArrayCache, Arrays, Streamed, user_cache
 from spafit_bench.encoding import EncodedSplit, Prefix, collate, evaluation_batches
 from spafit_bench.evaluation import EVALUATION_TOKENS
 from spafit_bench.fused import FusedEncoder
@@ -113,12 +113,15 @@ class PrefixCache:
         key = self._key(split)
         arrays = self.cache.load(key)
         if arrays is None:
-            dtype = np.dtype(_STORED[self.adapted.numerics.precision])
-            self.cache.save(
-                key, {"values": Streamed(dtype, self._shape(split), self._chunks(split))}
-            )
-            arrays = self.cache.load(key)
+            with self.cache.alone(key, self.stop):
+                arrays = self.cache.load(key) or self._made(key, split)
         return None if arrays is None else Prefix.of(arrays["values"], split.lengths)
+
+    def _made(self, key: str, split: EncodedSplit) -> Arrays | None:
+        assert self.cache is not None
+        dtype = np.dtype(_STORED[self.adapted.numerics.precision])
+        self.cache.save(key, {"values": Streamed(dtype, self._shape(split), self._chunks(split))})
+        return self.cache.load(key)
 
     def _shape(self, split: EncodedSplit) -> tuple[int, int]:
         return int(split.offsets[-1]), int(self.adapted.model.config.hidden_size)
@@ -128,11 +131,19 @@ class PrefixCache:
         engine, numerics = self.adapted.engine, self.adapted.numerics
         assert isinstance(engine, FusedEncoder)
         most = EVALUATION_TOKENS[numerics.device.type]
-        for indices in evaluation_batches(split, BATCH_SIZE, max_tokens=most):
+        waiting = evaluation_batches(split, BATCH_SIZE, max_tokens=most)[::-1]
+        while waiting:
             if self.stop():
                 raise KeyboardInterrupt
-            batch = collate(split, indices, numerics.device)
-            values = engine.prefix(batch)[: batch.num_tokens].cpu()
+            indices = waiting.pop()
+            try:
+                batch = collate(split, indices, numerics.device)
+                values = engine.prefix(batch)[: batch.num_tokens].cpu()
+            except torch.OutOfMemoryError:
+                if len(indices) == 1:
+                    raise
+                waiting += np.array_split(indices, 2)[::-1]
+                continue
             is_bf16 = values.dtype == torch.bfloat16  # which NumPy does not know
             yield (values.view(torch.int16) if is_bf16 else values).numpy()
 

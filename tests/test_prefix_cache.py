@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.array_cache import ArrayCache
-from spafit_bench.encoding import EncodedSplit, collate
+from spafit_bench.encoding import Batch, EncodedSplit, collate
 from spafit_bench.evaluation import predict
 from spafit_bench.fused import FusedEncoder
 from spafit_bench.prefix_cache import PrefixCache
@@ -216,6 +218,29 @@ def test_a_full_or_forbidden_disk_stops_nothing(
     assert "could not be kept" in caplog.text
 
 
+def test_out_of_memory_halves_the_batch(
+    tmp_path: Path, cache: ArrayCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entry is that of whole batches, in the same order; one example is the least."""
+    adapted, split = fast(checkpoint_of(tmp_path / "model")), split_of(150)
+    whole = of_model(adapted, cache).attach({"a": split})["a"].prefix
+    prefix, most = FusedEncoder.prefix, 20
+
+    def small_device(self: FusedEncoder, batch: Batch) -> Tensor:
+        if batch.size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return prefix(self, batch)
+
+    monkeypatch.setattr(FusedEncoder, "prefix", small_device)
+    pieces = of_model(adapted, cache, weights="others").attach({"a": split})["a"].prefix
+    assert whole is not None
+    assert pieces is not None
+    np.testing.assert_allclose(pieces.values, whole.values, atol=1e-5)
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        of_model(adapted, cache, weights="third").attach({"a": split})
+
+
 def test_a_stop_is_obeyed(tmp_path: Path, cache: ArrayCache) -> None:
     """Filling a large entry ends at the next batch, and leaves nothing half made."""
     adapted = fast(checkpoint_of(tmp_path / "model"))
@@ -232,19 +257,55 @@ def _fill(prefixes: PrefixCache, split: EncodedSplit, start: Callable[[], int]) 
     np.testing.assert_array_equal(prefix.values, prefixes.attach({"a": split})["a"].prefix.values)
 
 
-def test_two_processes_at_once(tmp_path: Path, cache: ArrayCache) -> None:
-    """Both have it whole, and one entry stays."""
+def test_one_process_computes_for_all(
+    tmp_path: Path, cache: ArrayCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait and have it whole, also where two entries would not fit."""
     adapted, split = fast(checkpoint_of(tmp_path / "model")), split_of(1_000)
     context = multiprocessing.get_context("fork")
-    barrier = context.Barrier(2, timeout=30)
-    work = (of_model(adapted, cache), split, barrier.wait)
-    processes = [context.Process(target=_fill, args=work) for _ in range(2)]
+    barrier, computed = context.Barrier(3, timeout=30), context.Value("i", 0)
+    prefix = FusedEncoder.prefix
+
+    def slowly(self: FusedEncoder, batch: Batch) -> Tensor:
+        with computed.get_lock():
+            computed.value += batch.size
+        time.sleep(0.02)
+        return prefix(self, batch)
+
+    monkeypatch.setattr(FusedEncoder, "prefix", slowly)
+    small = replace(cache, max_bytes=int(1.5 * split.offsets[-1] * 4 * 32))
+    work = (of_model(adapted, small), split, barrier.wait)
+    processes = [context.Process(target=_fill, args=work) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:
         process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in processes] == [0, 0, 0]
     assert len(entries(cache)) == 1
+    assert computed.value == 1_000
+
+
+def test_who_waits_can_be_stopped(cache: ArrayCache) -> None:
+    """A process that waits for another's entry ends when it is asked to."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Event(), context.Event()
+
+    def hold() -> None:
+        with cache.alone("a"):
+            there.set()
+            here.wait(30)
+
+    process = context.Process(target=hold)
+    process.start()
+    assert there.wait(30)
+    with cache.alone("b"):
+        pass  # another entry is free
+    with pytest.raises(KeyboardInterrupt), cache.alone("a", stop=lambda: True):
+        pytest.fail("two at once")
+    here.set()
+    with cache.alone("a", stop=lambda: not here.is_set()):
+        process.join(30)
+    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize(
