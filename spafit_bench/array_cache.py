@@ -62,8 +62,8 @@ class ArrayCache:
     """One kind of entries in a folder of its own.
 
     On a local disk nothing here ever stops a run: what cannot be read is missing, what cannot be
-    written is not kept, and a warning says so. On NFS a mapped entry that another machine removes is
-    gone at once, and reading it ends the process (SIGBUS).
+    written is not kept, and a warning says so. On NFS a mapped entry that another machine removes
+    is gone at once, and reading it ends the process (SIGBUS).
     """
 
     folder: Path

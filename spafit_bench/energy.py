@@ -2,7 +2,9 @@
 
 CPU packages and memory: Linux' powercap counters (Intel RAPL, which AMD's processors have too), in
 microjoules, starting again from zero at `max_energy_range_uj`. GPU: NVML's total, in millijoules,
-where `pynvml` is installed. The counters are of whole processors, other programs included.
+where `pynvml` is installed. The counters are of whole processors, other programs included. A sum
+without a counter that is there would mislead, so there is none then; a machine without counters of
+its processors (a virtual one, say) has its GPU's alone.
 """
 
 from __future__ import annotations
@@ -13,7 +15,12 @@ import time
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from spafit_bench import distributed
+
+if TYPE_CHECKING:
+    import torch
 
 POWERCAP = Path("/sys/class/powercap")
 LOOK_S = 120.0
@@ -27,16 +34,21 @@ class EnergyMeter:
     gpu: int | None = None
     """Index of the GPU that a run uses."""
     earlier: float | None = 0.0
-    """Joules of the part of a run that was before an interruption; None where not known."""
+    """Joules of the part of a run that was elsewhere or before; None where not known."""
     powercap: Path = POWERCAP
-    _last: dict[Path, int] = field(default_factory=dict)
+    _last: dict[Path, int | None] = field(default_factory=dict)
     _total: float = 0.0
     _gpu_start: float | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @classmethod
+    def of(cls, device: torch.device) -> EnergyMeter:
+        """Meter a run on a device; none is known of a run that has others, elsewhere."""
+        gpu = (device.index or 0) if device.type == "cuda" else None
+        return cls(gpu=gpu, earlier=0.0 if distributed.size() == 1 else None)
+
     def __post_init__(self) -> None:
-        found = {zone: _read(zone / "energy_uj") for zone in _zones(self.powercap)}
-        self._last = {zone: value for zone, value in found.items() if value is not None}
+        self._last = {zone: _read(zone / "energy_uj") for zone in _zones(self.powercap)}
         self._gpu_start = None if self.gpu is None else _gpu_joules(self.gpu)
         if self._last:
             threading.Thread(target=_watch, args=(weakref.ref(self), LOOK_S), daemon=True).start()
@@ -60,7 +72,7 @@ class EnergyMeter:
         """Add what the processors' counters have gone on; tell whether all could be read."""
         for zone, last in self._last.items():
             now = _read(zone / "energy_uj")
-            if now is None:
+            if now is None or last is None:
                 return False
             size = _read(zone / "max_energy_range_uj") or 0
             self._total += (now - last + (size if now < last else 0)) / 1e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spafit_bench import memory
+from spafit_bench import distributed, memory
 from spafit_bench.adapt import AdaptedModel, adapt
 from spafit_bench.array_cache import user_cache
 from spafit_bench.checkpoint import load_model
@@ -43,6 +44,8 @@ from spafit_bench.record import (
 from spafit_bench.snapshot import Snapshot
 from spafit_bench.token_cache import SplitEncoder
 from spafit_bench.train import Diverged, Hooks, Observer, TrainResult, train
+
+log = logging.getLogger(__name__)
 
 State = Mapping[str, np.ndarray]
 """Trained tensors by name, as stored."""
@@ -163,9 +166,7 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
     can_measure = memory.reset_peak_memory(prepared.numerics.device)
     adapted = build_model(prepared)
     splits = with_prefixes(prepared, adapted, encoded, session.stop)
-    device = prepared.numerics.device
-    meter = EnergyMeter(gpu=(device.index or 0) if device.type == "cuda" else None)
-    scores = _DevScores(prepared, adapted, splits, meter)
+    scores = _DevScores(prepared, adapted, splits, EnergyMeter.of(prepared.numerics.device))
     if session.resume is not None:
         scores.restore(session.resume)
         clock -= session.resume.facts["wall_time_s"]
@@ -186,18 +187,27 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
         **_training_facts(result, scores),
         **reported,
     }
-    if status == "done":
-        measured["movement"] = measure_movement(scores.adapted, prepared.checkpoint)
-    if status == "done" and prepared.config.measure_forgetting:
-        held_out = splits[prepared.task.dev_splits[0]]
-        pretrained = build_model(prepared)
-        measured["forgetting"] = measure_forgetting(pretrained, scores.adapted, held_out)
+    if status == "done" and distributed.rank() == 0:  # whose record is kept
+        measured |= _distances(scores)
     return Outcome(
         record=blank_record(prepared, started_at, status).model_copy(update=measured),
         predictions=predictions,
         labels={name: splits[name].targets for name in prepared.task.dev_splits},
         states=states,
     )
+
+
+def _distances(scores: _DevScores) -> dict[str, Any]:
+    """Measure how far training went; a finished run is not lost over this."""
+    prepared, adapted = scores.prepared, scores.adapted
+    found: dict[str, Any] = {"movement": measure_movement(adapted, prepared.checkpoint)}
+    if prepared.config.measure_forgetting:
+        held_out = scores.splits[prepared.task.dev_splits[0]]
+        try:
+            found["forgetting"] = measure_forgetting(build_model(prepared), adapted, held_out)
+        except torch.OutOfMemoryError:
+            log.warning("out of memory with a second model: forgetting is not measured")
+    return found
 
 
 def _train(session: Session, scores: _DevScores, clock: float, started_at: str) -> TrainResult:

@@ -121,6 +121,7 @@ def compute(rank: int, *arguments: Any) -> None:
     outcome = execute(prepared(*arguments), Session(observer=Deaf()))
     record = outcome.record
     facts = (record.train_tokens, record.environment.world_size, record.run_id, record.metrics)
+    assert (record.movement is None) == (rank > 0)
     Path(f"{rank}.pickle").write_bytes(pickle.dumps((numbers(outcome), facts)))
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from records import cell, make_record, notes
 from tiny_runs import World, make_world
 
-from spafit_bench import energy
+from spafit_bench import distributed, energy
 from spafit_bench.energy import EnergyMeter
 from spafit_bench.record import parse_record
 from spafit_bench.tables import ResultTable, build_tables
@@ -96,6 +97,29 @@ def test_machines_that_tell_nothing_give_none(tmp_path: Path) -> None:
     meter = EnergyMeter(powercap=tmp_path)
     counter.unlink()
     assert meter.joules() is None
+
+
+@pytest.mark.parametrize("gpu", [None, 0])
+def test_one_unreadable_counter_is_enough_to_know_nothing(
+    gpu: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other package's joules, or the GPU's alone, would pass for the whole."""
+    monkeypatch.setattr(energy, "_gpu_joules", lambda index: 1.0)
+    write_zone(tmp_path, "intel-rapl:0", "package-0", 5)
+    write_zone(tmp_path, "intel-rapl:1", "package-1", 5).write_text("forbidden")
+    assert EnergyMeter(gpu=gpu, powercap=tmp_path).joules() is None
+
+
+def test_one_of_several_processes_does_not_know_the_runs_energy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It sees neither the others' GPUs nor other machines."""
+    monkeypatch.setattr(energy, "_gpu_joules", lambda index: 1.0)
+    monkeypatch.setattr(energy, "_zones", lambda powercap: [])
+    device = torch.device("cuda", 0)
+    assert EnergyMeter.of(device).joules() == 0
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    assert EnergyMeter.of(device).joules() is None
 
 
 def test_a_gpu_is_added_or_nothing_is_known(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from spafit_bench import execute
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.commands.results import show
 from spafit_bench.commands.training import RunRequest, prepare_runs
@@ -161,3 +162,19 @@ def test_record_and_show(world: World, measured: RunRecord) -> None:
     old = measured.model_dump(mode="json")
     del old["forgetting"]
     assert RunRecord.model_validate(old).forgetting is None
+
+
+def test_a_finished_run_outlives_a_full_gpu(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where there is no memory for a second model, nothing is measured, and the run is kept."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(execute, "measure_forgetting", full)
+    record = world.run("bitfit", "mrpc", limit=12, measure_forgetting=True)
+    assert record.status == "done"
+    assert record.forgetting is None
+    assert record.movement is not None
+    assert "forgetting is not measured" in caplog.text

@@ -308,7 +308,7 @@ def _cost_notes(
     if any(quantity.key == "energy_j" for quantity in quantities):
         yield (
             "Energy: what the machine's processors used while a run trained and predicted, other "
-            "programs included."
+            "programs included; where the CPU has no counters, the GPU alone."
         )
     if any(run.environment.world_size > 1 for run in group.records):
         yield "Memory: of the first process, where several shared a run (×)."
