@@ -18,6 +18,7 @@ from spafit_bench.engines import engine_name
 from spafit_bench.errors import UserError
 from spafit_bench.evaluation import predict
 from spafit_bench.fused.dropout import Dropout, keep
+from spafit_bench.lora import LoraLinear
 from spafit_bench.methods import get_method
 from spafit_bench.record import Evaluation
 from spafit_bench.train import Hooks, Progress, TrainResult, loss_sum, train
@@ -127,6 +128,39 @@ def test_fast_in_bf16_is_as_close_to_fp32_as_plain_is(
         off[engine] = logits - exact
         assert all(gradient.isfinite().all() for gradient in gradients.values())
     assert off["fast"].abs().max() < 2 * off["plain"].abs().max() + 1e-3
+
+
+@torch.no_grad()
+def with_adapters_of(share: float, adapted: AdaptedModel) -> AdaptedModel:
+    """Give every adapter an update whose norm is a share of its matrix's."""
+    generator = torch.Generator().manual_seed(1)
+    for module in adapted.model.modules():
+        if isinstance(module, LoraLinear):
+            module.lora_B.copy_(torch.randn(module.lora_B.shape, generator=generator))
+            update = (module.scaling * module.lora_B @ module.lora_A).norm()
+            module.lora_B.mul_(share * module.weight.float().norm() / update)
+    adapted.engine.refresh()
+    return adapted
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1])
+@pytest.mark.parametrize("kind", ["bert", "electra"])
+def test_merged_adapters_keep_their_effect_in_bf16(kind: str, share: float, tmp_path: Path) -> None:
+    """Rounded into their matrices they are as close to fp32 as beside them, and move logits as far."""
+    folder = checkpoint_of(tmp_path, kind, **NO_DROPOUT)
+    batch = batch_of(split_of([3 + number % 9 for number in range(64)]))
+
+    def logits(share: float, precision: str, engine: str) -> Tensor:
+        adapted = build(folder, "lora", precision=precision, engine=engine)
+        return with_adapters_of(share, adapted).engine.logits(batch).detach()
+
+    exact, plain, fast = (
+        logits(share, precision, engine)
+        for precision, engine in (("fp32", "plain"), ("bf16", "plain"), ("bf16", "fast"))
+    )
+    assert (fast - exact).norm() < 1.5 * (plain - exact).norm()
+    effect, of_fast = exact - logits(0.0, "fp32", "plain"), fast - logits(0.0, "bf16", "fast")
+    assert abs((of_fast * effect).sum() / effect.square().sum() - 1) < 0.4
 
 
 @pytest.mark.parametrize("kind", FUSED_TYPES)

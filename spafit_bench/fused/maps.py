@@ -16,7 +16,8 @@ class FusedMap:
     `weight` (out, in) and `bias` (out,) hold what the product uses, in the compute precision, the
     maps' rows below one another. A frozen weight lives here only: the model's own parameter becomes
     a view of it. An adapted weight is formed as W + s B A by `refresh`: with more tokens than the
-    rank, that is cheaper than two more products for each token.
+    rank, that is cheaper than two more products for each token. It is rounded to the compute
+    precision, so an update below half a step of W has no effect until it has grown.
     """
 
     def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype) -> None:
