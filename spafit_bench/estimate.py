@@ -1,8 +1,11 @@
 """What a run will cost, by arithmetic: FLOPs, memory and disk, before anything is loaded.
 
-Matrix products are counted exactly (2 FLOPs per weight and token forward; the same again for the
-activations' gradient in every block from the first that trains on, and for the gradient of every
-matrix that trains). Time divides by a measured matrix-product rate; see `MATMUL_SHARE`.
+Matrix products of the blocks are counted from the plan: 2 FLOPs per weight and token forward; the
+same again for the activations' gradient in every block from the first that trains on, and for the
+gradient of every matrix that trains. That is what the plain engine does, attention's own products
+left out. The fast one does less: an adapter is merged into its matrix, and of the last block only
+what first tokens need is computed. Time divides by a measured matrix-product rate; see
+`MATMUL_SHARE`.
 """
 
 from __future__ import annotations
@@ -53,15 +56,21 @@ def first_trainable_layer(plan: Plan) -> int:
     return plan.num_layers
 
 
-def training_flops_per_token(plan: Plan) -> float:
-    """Count the matrix products of one training step, per token, attention's own left out."""
+def training_flops_per_token(plan: Plan, prefix_layers: int = 0) -> float:
+    """Count the matrix products of one training step, per token, attention's own left out.
+
+    Args:
+        plan: what trains.
+        prefix_layers: first layers whose output is kept, so that no step computes them.
+    """
     first = first_trainable_layer(plan)
     flops = 0.0
     for tensor in plan.tensors:
-        if tensor.place.layer is None or len(tensor.shape) != 2:
+        layer = tensor.place.layer
+        if layer is None or layer < prefix_layers or len(tensor.shape) != 2:
             continue
         flops += 2 * tensor.num_parameters
-        if tensor.place.layer >= first:
+        if layer >= first:
             flops += 2 * tensor.num_parameters
         if tensor.trains:
             flops += 2 * tensor.num_parameters

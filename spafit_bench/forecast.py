@@ -21,7 +21,6 @@ from spafit_bench.estimate import (
     training_flops_per_token,
 )
 from spafit_bench.memory import resident_bytes
-from spafit_bench.numerics import Numerics
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.units import duration, human_bytes
 
@@ -66,7 +65,7 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
     batch_size = settings.batch_size
     if settings.batch_tokens is not None:
         batch_size = max(1, round(settings.batch_tokens / mean_length))
-    flops = tokens * training_flops_per_token(plan)
+    flops = tokens * training_flops_per_token(plan, prepared.prefix_layers)
     share = MATMUL_SHARE[prepared.engine]
     kept = 0 if prepared.config.save_weights == "none" else 4 * plan.trainable_parameters
     if prepared.config.save_weights == "all":
@@ -77,7 +76,7 @@ def forecast(prepared: PreparedRun, *, finished: bool) -> Forecast:
         method=prepared.method,
         finished=finished,
         steps=math.ceil(settings.epochs * math.ceil(rows / batch_size)),
-        train_time_s=round(flops / (_measured_rate(prepared.numerics) * share), 1),
+        train_time_s=round(flops / (_rate(prepared.numerics) * share), 1),
         memory_bytes=_memory_bytes(prepared, batch_size, int(lengths.max())),
         stored_bytes=kept,
     )
@@ -108,9 +107,9 @@ _LENGTHS: dict[tuple[object, ...], np.ndarray] = {}
 
 def _token_lengths(prepared: PreparedRun) -> np.ndarray:
     """Tokenise the first training rows, once for all runs that read the same."""
-    max_length = prepared.config.train.max_length
-    config = prepared.config
-    key = (prepared.data.fingerprint, prepared.files_sha256, max_length, config.limit)
+    config, max_length = prepared.config, prepared.config.train.max_length
+    rows_read = (prepared.data.fingerprint, config.limit, config.holdout)
+    key = (*rows_read, prepared.files_sha256, max_length)
     if key not in _LENGTHS:
         rows = prepared.data.splits["train"].head(_SAMPLE)
         tokenizer = load_tokenizer(prepared.checkpoint)
@@ -124,8 +123,10 @@ def relative_work(prepared: PreparedRun) -> float:
     Text is counted in characters, not tokenised: a sweep asks this of every run as it starts.
     """
     settings, task = prepared.config.train, prepared.task
-    flops = training_flops_per_token(prepared.plan)
-    forward = 2 * sum(t.num_parameters for t in prepared.plan.tensors if t.place.layer is not None)
+    first = prepared.prefix_layers
+    flops = training_flops_per_token(prepared.plan, first)
+    places = [(t.place.layer, t.num_parameters) for t in prepared.plan.tensors]
+    forward = 2 * sum(n for layer, n in places if layer is not None and layer >= first)
 
     def tokens(name: str) -> float:
         split = prepared.data.splits[name]
@@ -136,10 +137,6 @@ def relative_work(prepared: PreparedRun) -> float:
 
     evaluation = sum(tokens(name) for name in task.dev_splits)
     return settings.epochs * (tokens("train") * flops + evaluation * forward)
-
-
-def _measured_rate(numerics: Numerics) -> float:
-    return _rate(numerics)
 
 
 def forecast_table(rows: Sequence[Forecast]) -> str:

@@ -146,7 +146,7 @@ def with_adapters_of(share: float, adapted: AdaptedModel) -> AdaptedModel:
 @pytest.mark.parametrize("share", [0.01, 0.1])
 @pytest.mark.parametrize("kind", ["bert", "electra"])
 def test_merged_adapters_keep_their_effect_in_bf16(kind: str, share: float, tmp_path: Path) -> None:
-    """Rounded into their matrices they are as close to fp32 as beside them, and move logits as far."""
+    """In their matrices they are as close to fp32 as beside them, and move logits as far."""
     folder = checkpoint_of(tmp_path, kind, **NO_DROPOUT)
     batch = batch_of(split_of([3 + number % 9 for number in range(64)]))
 
