@@ -39,9 +39,10 @@ class Clock:
 def measure_ours(case: Case, engine: str) -> dict[str, Any]:
     """Train and evaluate with spafit-bench's own functions; or time the products of that alone."""
     from spafit_bench.evaluation import predict
-    from spafit_bench.execute import build_model, encode_task
+    from spafit_bench.execute import build_model
     from spafit_bench.prepare import Preparer
     from spafit_bench.requests import RunRequest, run_configs
+    from spafit_bench.token_cache import encode_task
     from spafit_bench.train import Hooks, train
 
     settings = {"learning_rate": LEARNING_RATE[case.method], "batch_size": case.batch_size}

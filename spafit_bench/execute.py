@@ -15,7 +15,6 @@ from torch import Tensor
 
 from spafit_bench import distributed, memory
 from spafit_bench.adapt import AdaptedModel, adapt
-from spafit_bench.array_cache import user_cache
 from spafit_bench.checkpoint import load_model
 from spafit_bench.encoding import EncodedSplit
 from spafit_bench.energy import EnergyMeter
@@ -42,7 +41,7 @@ from spafit_bench.record import (
     Status,
 )
 from spafit_bench.snapshot import Snapshot
-from spafit_bench.token_cache import SplitEncoder
+from spafit_bench.token_cache import encode_task, test_splits
 from spafit_bench.train import Diverged, Hooks, Observer, TrainResult, train
 
 log = logging.getLogger(__name__)
@@ -254,41 +253,6 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-_ENCODED: dict[tuple[object, ...], dict[str, EncodedSplit]] = {}
-_MOST_ENCODED = 2
-
-
-def encode_task(prepared: PreparedRun) -> dict[str, EncodedSplit]:
-    """Tokenise every split that the run reads; kept for the next runs on the same task."""
-    config = prepared.config
-    key = (
-        prepared.data.fingerprint,
-        prepared.files_sha256,
-        config.train.max_length,
-        config.limit,
-        config.holdout,
-        config.predict_test,
-    )
-    if key not in _ENCODED:
-        while len(_ENCODED) >= _MOST_ENCODED:
-            _ENCODED.pop(next(iter(_ENCODED)))
-        encoder = SplitEncoder(
-            prepared.checkpoint,
-            prepared.files_sha256,
-            config.train.max_length,
-            user_cache("tokens") if config.cache else None,
-        )
-        wanted = ["train", *prepared.task.dev_splits, *(_test_splits(prepared))]
-        _ENCODED[key] = {name: encoder.encode(prepared.data.splits[name]) for name in wanted}
-    return _ENCODED[key]
-
-
-def _test_splits(prepared: PreparedRun) -> list[str]:
-    if not prepared.config.predict_test:
-        return []
-    return [test.key for test in prepared.task.test_sets if test.key in prepared.data.splits]
-
-
 def build_model(prepared: PreparedRun) -> AdaptedModel:
     """Load the weights and carry out the plan; afterwards every generator is freshly seeded."""
     config, numerics = prepared.config, prepared.numerics
@@ -316,7 +280,7 @@ def _test_predictions(
     prepared: PreparedRun, adapted: AdaptedModel, splits: Mapping[str, EncodedSplit]
 ) -> dict[str, Predictions]:
     size = prepared.config.train.eval_batch_size
-    return {n: predict(adapted, splits[n], batch_size=size) for n in _test_splits(prepared)}
+    return {n: predict(adapted, splits[n], batch_size=size) for n in test_splits(prepared)}
 
 
 def _chosen(prepared: PreparedRun, evaluations: tuple[Evaluation, ...]) -> dict[str, Any]:

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spafit_bench.array_cache import ArrayCache
+from spafit_bench.array_cache import ArrayCache, user_cache
 from spafit_bench.checkpoint import Checkpoint
 from spafit_bench.data import Split, split_fingerprint
 from spafit_bench.encoding import EncodedSplit, encode, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from spafit_bench.prepare import PreparedRun
 
 FORMAT = 1
 """To be raised when `encode` comes to mean something else, so that no old entry is taken."""
@@ -77,3 +79,39 @@ def _arrays(encoded: EncodedSplit) -> dict[str, np.ndarray]:
     if encoded.token_type_ids is not None:
         arrays["token_type_ids"] = encoded.token_type_ids
     return arrays
+
+
+_ENCODED: dict[tuple[object, ...], dict[str, EncodedSplit]] = {}
+_MOST_ENCODED = 2
+
+
+def encode_task(prepared: PreparedRun) -> dict[str, EncodedSplit]:
+    """Tokenise every split that the run reads; kept for the next runs on the same task."""
+    config = prepared.config
+    key = (
+        prepared.data.fingerprint,
+        prepared.files_sha256,
+        config.train.max_length,
+        config.limit,
+        config.holdout,
+        config.predict_test,
+    )
+    if key not in _ENCODED:
+        while len(_ENCODED) >= _MOST_ENCODED:
+            _ENCODED.pop(next(iter(_ENCODED)))
+        encoder = SplitEncoder(
+            prepared.checkpoint,
+            prepared.files_sha256,
+            config.train.max_length,
+            user_cache("tokens") if config.cache else None,
+        )
+        wanted = ["train", *prepared.task.dev_splits, *test_splits(prepared)]
+        _ENCODED[key] = {name: encoder.encode(prepared.data.splits[name]) for name in wanted}
+    return _ENCODED[key]
+
+
+def test_splits(prepared: PreparedRun) -> list[str]:
+    """Return the test sets that the run predicts."""
+    if not prepared.config.predict_test:
+        return []
+    return [test.key for test in prepared.task.test_sets if test.key in prepared.data.splits]

@@ -12,12 +12,13 @@ from spafit_bench.adapt import AdaptedModel
 from spafit_bench.commands.results import show
 from spafit_bench.commands.training import RunRequest, prepare_runs
 from spafit_bench.encoding import EncodedSplit
-from spafit_bench.execute import build_model, encode_task
+from spafit_bench.execute import build_model
 from spafit_bench.forgetting import MAX_EXAMPLES, measure_forgetting
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.record import RunRecord, parse_record
 from spafit_bench.restore import load_run
 from spafit_bench.tables.settings import group_runs
+from spafit_bench.token_cache import encode_task
 from tests.tiny_runs import World, make_world, write_data
 
 LAYERS = ("embeddings", "0", "1", "2", "3")

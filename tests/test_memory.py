@@ -9,7 +9,7 @@ import torch
 from records import make_record
 from tiny_runs import make_world
 
-from spafit_bench import execute, memory
+from spafit_bench import execute, memory, token_cache
 from spafit_bench.run_view import run_text
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def test_memory_of_several_processes_is_said_to_be_the_firsts() -> None:
 
 def test_what_tokenising_took_is_not_a_runs(tmp_path, monkeypatch):
     """The first run of a task, which tokenises, has the peak that any other would have."""
-    encode_task = execute.encode_task
+    encode_task = token_cache.encode_task
 
     def encode_with_a_gigabyte(prepared):
         assert np.ones(10**9 // 8).sum() > 0
