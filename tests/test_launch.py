@@ -34,9 +34,10 @@ Path(f"started-{rank}").touch()
 time.sleep(60)
 """
 LAUNCHER = """
-import sys
+import signal, sys
 from spafit_bench.launch import run_processes
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
 sys.executable = "./worker"
 sys.exit(run_processes([], 2))
 """
