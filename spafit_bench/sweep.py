@@ -25,7 +25,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,13 @@ def sweep_path(name: str) -> Path:
     return config_folder() / f"{name}.yaml"
 
 
-def read_sweep(path: Path, flags: Mapping[str, Any]) -> Sweep:
+def read_sweep(path: Path, flags: Mapping[str, Any], assignments: Sequence[str] = ()) -> Sweep:
     """Read and check a sweep.
 
     Args:
         path: the YAML file.
         flags: settings from the command line, which override the file's.
+        assignments: `key=value` texts of `--set`, which override the file's settings, too.
 
     Raises:
         UserError: unreadable, an unknown key, or a value that cannot be.
@@ -130,8 +131,11 @@ def read_sweep(path: Path, flags: Mapping[str, Any]) -> Sweep:
     settings = body.get("settings") or {}
     check_settings(settings, f"{path}, settings")
     _check_chosen_elsewhere(settings, f"{path}, settings")
-    layers = load_layers(preset=body.get("preset"), config=None, assignments=(), flags=flags)
-    layers = (*layers[:-1], Layer(f"{path}, settings", settings), layers[-1])
+    layers = load_layers(
+        preset=body.get("preset"), config=None, assignments=assignments, flags=flags
+    )
+    last = len(layers) - len(assignments) - 1
+    layers = (*layers[:last], Layer(f"{path}, settings", settings), *layers[last:])
     check_method_sections(layers, methods)
     cells = Cells(tasks, methods)
     grid = body.get("grid") or {}
@@ -147,7 +151,36 @@ def read_sweep(path: Path, flags: Mapping[str, Any]) -> Sweep:
         choice=_choice(body.get("choose"), cells, path),
     )
     _check_choice(sweep, path)
+    for text in assignments:
+        key, _, value = text.partition("=")
+        _check_chosen_elsewhere({key.strip(): value}, f"--set {text}")
+        if key.strip() in sweep.keys:
+            raise UserError(f"--set {text}: the sweep itself goes through values of {key.strip()}")
     return sweep
+
+
+def narrowed(sweep: Sweep, tasks: str | None, methods: str | None, seeds: str | None) -> Sweep:
+    """Keep part of a matrix, or give it other seeds; None keeps all.
+
+    Raises:
+        UserError: a task or method that the sweep does not have, or no seeds.
+    """
+
+    def part(given: str | None, every: tuple[str, ...], flag: str) -> tuple[str, ...]:
+        names = every if given in (None, "all") else tuple(split_list(str(given)))
+        for name in names:
+            if name not in every:
+                raise UserError(f"{flag} {name}: not in this sweep: {nearest(name, every)}")
+        return tuple(name for name in every if name in names)
+
+    sweep = replace(
+        sweep,
+        tasks=part(tasks, sweep.tasks, "--task"),
+        methods=part(methods, sweep.methods, "--method"),
+    )
+    if seeds is None:
+        return sweep
+    return replace(sweep, seeds=dict.fromkeys(sweep.seeds, tuple(parse_seeds(seeds))))
 
 
 def _check_chosen_elsewhere(settings: Mapping[Any, Any], where: str) -> None:

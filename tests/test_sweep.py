@@ -26,6 +26,7 @@ from spafit_bench.sweep import (
     choose,
     final_configs,
     groups,
+    narrowed,
     parse_shard,
     read_sweep,
     sweep_path,
@@ -335,6 +336,39 @@ def test_a_killed_worker_stops_nobody(tmp_path: Path, checkpoint: Path, data: Pa
     assert [r.status for r in records] == ["done", "done"]
     typed = {r.environment.command for r in records}
     assert typed == {"-c sweep s.yaml --jobs 2"}, "not what was typed, but how a worker was started"
+
+
+def test_a_sweep_is_narrowed_and_set_from_the_command_line(tmp_path: Path) -> None:
+    """Some tasks and methods, other seeds, settings over the file's; each refused where wrong."""
+    sweep_of(
+        tmp_path,
+        seeds={"all": "0-2", "full": 7},
+        settings={"train": {"epochs": 3, "batch_size": 8}},
+        grid={"train.max_length": [32, 64]},
+        choose={"key": "train.learning_rate", "values": {"full": [1e-5], "lora": [1e-4]}},
+    )
+    path = tmp_path / "sweep.yaml"
+    sweep = read_sweep(path, {}, ["train.epochs=2", "head.pooler=full"])
+    found = narrowed(sweep, "cola", "lora", "1-2")
+    configs = final_configs(found, dict.fromkeys(groups(found), 1e-4))
+    assert {(c.task, c.method.name, c.seed, c.train.max_length) for c in configs} == {
+        ("cola", "lora", seed, length) for seed in (1, 2) for length in (32, 64)
+    }
+    assert {(c.train.epochs, c.train.batch_size, c.head.pooler) for c in configs} == {
+        (2.0, 8, "full")
+    }
+    assert narrowed(sweep, None, "all", None) == sweep
+    for wrong, message in (
+        (lambda: narrowed(sweep, "rte", None, None), "--task rte: not in this sweep"),
+        (lambda: narrowed(sweep, None, "spafit", None), "--method spafit: not in this sweep"),
+        (lambda: narrowed(sweep, None, None, "x"), "seed"),
+        (lambda: read_sweep(path, {}, ["train.max_length=8"]), "goes through values of"),
+        (lambda: read_sweep(path, {}, ["train.learning_rate=1"]), "goes through values of"),
+        (lambda: read_sweep(path, {}, ["seed=3"]), "--seed"),
+        (lambda: read_sweep(path, {}, ["method=lora"]), "method"),
+    ):
+        with pytest.raises(UserError, match=message):
+            wrong()
 
 
 def test_a_dry_run_knows_what_is_there(

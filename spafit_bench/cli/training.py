@@ -253,11 +253,34 @@ def sweep(
         str, typer.Argument(help="YAML file, or a shipped one: paper, smoke.", metavar="CONFIG")
     ],
     results: Results = Path("results"),
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Some of the file's tasks only.",
+            autocompletion=complete_tasks,
+            rich_help_panel=WHAT,
+            metavar="T[,T]",
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Some of the file's methods only.",
+            autocompletion=complete_methods,
+            rich_help_panel=WHAT,
+            metavar="M[,M]",
+        ),
+    ] = None,
+    seed: Annotated[
+        str | None,
+        typer.Option(help="Instead of the file's: 0-4, 0,2.", rich_help_panel=WHAT),
+    ] = None,
     model: Model = None,
     data: Annotated[
         str | None,
         typer.Option(help="Instead of the file's.", rich_help_panel=WHAT, metavar="hub|mini|PATH"),
     ] = None,
+    assignments: Set = None,
     device: Device = None,
     offline: Offline = False,
     jobs: Annotated[
@@ -317,6 +340,10 @@ def sweep(
         jobs=jobs,
         ray=training.ray_request(executor, given(ray), jobs),
         shard=shard,
+        task=task,
+        method=method,
+        seed=seed,
+        assignments=assignments or (),
         force=force,
         retry_failed=retry_failed,
         log=log,

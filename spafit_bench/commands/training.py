@@ -205,6 +205,12 @@ class SweepRequest:
     ray: RayRequest | None = None
     """Set where the runs go to a cluster."""
     shard: str = "1/1"
+    task: str | None = None
+    """Part of the file's, like `method`; None: all."""
+    method: str | None = None
+    seed: str | None = None
+    """Instead of the file's."""
+    assignments: Sequence[str] = ()
     force: bool = False
     retry_failed: bool = False
     log: str | None = None
@@ -217,9 +223,10 @@ class SweepRequest:
                 "sweep: torchrun is for single runs (`run`); start a sweep without it, and --jobs "
                 "shares its runs out"
             )
-        from spafit_bench.sweep import parse_shard, read_sweep, sweep_path
+        from spafit_bench.sweep import narrowed, parse_shard, read_sweep, sweep_path
 
-        found = read_sweep(sweep_path(self.config), self.flags)
+        found = read_sweep(sweep_path(self.config), self.flags, self.assignments)
+        found = narrowed(found, self.task, self.method, self.seed)
         return replace(found, shard=parse_shard(self.shard))
 
 
