@@ -78,19 +78,10 @@ def _cells(task: Task, method: str, values: Sequence[str], group: Group) -> tupl
     tried = {s.difference: cells for s, cells in group.rows.items() if s.method == method}
     runs = [tried.get(value, {}).get(task.name, ()) for value in values]
     cells = [_cell(found) for found in runs]
-    sound = [
-        cell.value
-        for cell, found in zip(cells, runs, strict=True)
-        if cell.value is not None and not any(run.collapsed for run in found)
-    ]
     if sum(map(bool, runs)) < 2 or any("," in value for value in tried):
         return tuple(cells)  # nothing was chosen; or within each point of a grid, not in the row
-    best = max(sound, default=None)
-    is_sound = [not any(run.collapsed for run in found) for found in runs]
-    return tuple(
-        replace(cell, bold=ok and cell.value is not None and cell.value == best)
-        for cell, ok in zip(cells, is_sound, strict=True)
-    )
+    best = max((cell.value or 0.0 for cell in cells if cell.is_rankable), default=None)
+    return tuple(replace(cell, bold=cell.is_rankable and cell.value == best) for cell in cells)
 
 
 def _cell(runs: Sequence[RunRecord]) -> Cell:
