@@ -413,6 +413,21 @@ def test_a_dry_run_runs_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     assert "1 of 2 to run" in text
 
 
+def test_an_option_given_twice_is_a_list(run: Run, call: Cli) -> None:
+    """The first value is not lost: `--seed 0 --seed 1` is `--seed 0,1`."""
+
+    def planned(answer: Answer) -> list[tuple[str, str]]:
+        return [(row["task"], row["run_id"]) for row in answer.json["runs"]]
+
+    dry = ("--dry-run", "--json")
+    listed = planned(run(*dry, "--seed", "0,1", method="lora,full"))
+    twice = ("--method", "full", "--seed", 0, "--seed", 1)
+    assert planned(run(*dry, *twice, method="lora")) == listed
+    assert len(listed) == 4
+    found = planned(call("sweep", "smoke", *dry, "--task", "cola", "--task", "mrpc"))
+    assert {task for task, _ in found} == {"cola", "mrpc"}
+
+
 def test_counts_of_a_plan(call: Cli, checkpoint: Path, finished: tuple[Path, Answer]) -> None:
     """The contract's names at the top level, equal to what a run records; `params` is the same."""
     flags = ("--method", "lora", "--model", checkpoint, *SMALL[:4])

@@ -58,6 +58,7 @@ def store(tmp_path: Path) -> Store:
     [
         (["--task", "mrpc"], 4),
         (["--task", "mrpc,cola", "--method", "full", "--seed", "1"], 2),
+        (["--task", "mrpc", "--task", "cola", "--method", "full", "--seed", "1"], 2),
         (["--status", "failed"], 1),
         (["mrpc-lora-0"], 1),
         (["mrpc-lora-0", "mrpc-lora-1", "--status", "done"], 1),

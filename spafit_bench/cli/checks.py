@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spafit_bench.cli.app import app
-from spafit_bench.cli.options import Json, Offline, Results, complete_tasks, print_text
+from spafit_bench.cli.options import Json, Offline, Results, complete_tasks, joined, print_text
 
 data = typer.Typer(no_args_is_help=True, help="Check data before it is trained on.")
 app.add_typer(data, name="data")
@@ -38,7 +38,7 @@ def verify(
         str, typer.Option("--data", help="What to read.", metavar="hub|mini|PATH")
     ] = "hub",
     task: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Task, comma list, or a YAML file that describes another. \\[GLUE's nine]",
             autocompletion=complete_tasks,
@@ -51,7 +51,7 @@ def verify(
     """Read tasks' data whole: what is there, rows, official or not, and damage (exit code 2)."""
     from spafit_bench.commands import checks
 
-    sound, text = checks.verify_data(source, task, offline=offline, as_json=as_json)
+    sound, text = checks.verify_data(source, joined(task), offline=offline, as_json=as_json)
     print_text(text)
     if not sound:
         raise typer.Exit(BAD_ENVIRONMENT)

@@ -116,6 +116,11 @@ def exit_unless(whole: bool) -> None:
         raise typer.Exit(1)
 
 
+def joined(values: list[str] | None) -> str | None:
+    """Make one comma list of an option that was given once or several times; None: not given."""
+    return None if values is None else ",".join(values)
+
+
 def given(flags: dict[str, Any]) -> dict[str, Any]:
     """Leave out flags that were not given."""
     return {key: value for key, value in flags.items() if value is not None}

@@ -31,6 +31,7 @@ from spafit_bench.cli.options import (
     complete_tasks,
     exit_unless,
     given,
+    joined,
     print_text,
 )
 
@@ -41,7 +42,7 @@ from spafit_bench.cli.options import (
 )
 def run(
     task: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Task, comma list, all, or a YAML file that describes another.",
             autocompletion=complete_tasks,
@@ -50,7 +51,7 @@ def run(
         ),
     ] = None,
     method: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Method, comma list, all, a YAML file, or one line such as "
             "'0-4:frozen;5-9:bias;10-23:lora(query+value,r=8,alpha=16)'.",
@@ -70,7 +71,7 @@ def run(
         ),
     ] = None,
     seed: Annotated[
-        str | None, typer.Option(help="Seed or comma list. \\[0]", rich_help_panel=WHAT)
+        list[str] | None, typer.Option(help="Seed or comma list. \\[0]", rich_help_panel=WHAT)
     ] = None,
     limit: Annotated[
         int | None,
@@ -210,9 +211,9 @@ def run(
         "train": given(train) or None,
     }
     request = RunRequest(
-        task=task,
-        method=method,
-        seed=seed,
+        task=joined(task),
+        method=joined(method),
+        seed=joined(seed),
         preset=preset,
         config=config,
         assignments=tuple(assignments or ()),
@@ -254,7 +255,7 @@ def sweep(
     ],
     results: Results = Path("results"),
     task: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Some of the file's tasks only.",
             autocompletion=complete_tasks,
@@ -263,7 +264,7 @@ def sweep(
         ),
     ] = None,
     method: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="Some of the file's methods only.",
             autocompletion=complete_methods,
@@ -272,7 +273,7 @@ def sweep(
         ),
     ] = None,
     seed: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(help="Instead of the file's: 0-4, 0,2.", rich_help_panel=WHAT),
     ] = None,
     model: Model = None,
@@ -340,9 +341,9 @@ def sweep(
         jobs=jobs,
         ray=training.ray_request(executor, given(ray), jobs),
         shard=shard,
-        task=task,
-        method=method,
-        seed=seed,
+        task=joined(task),
+        method=joined(method),
+        seed=joined(seed),
         assignments=assignments or (),
         force=force,
         retry_failed=retry_failed,

@@ -40,15 +40,15 @@ def rm(
         list[str] | None, typer.Argument(help="Runs, or beginnings of names.", metavar="RUN...")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Only these tasks.", autocompletion=complete_tasks)
+        list[str] | None, typer.Option(help="Only these tasks.", autocompletion=complete_tasks)
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Only these methods.", autocompletion=complete_methods)
+        list[str] | None, typer.Option(help="Only these methods.", autocompletion=complete_methods)
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Only these models.")] = None,
-    seed: Annotated[str | None, typer.Option(help="Only these seeds.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Only these models.")] = None,
+    seed: Annotated[list[str] | None, typer.Option(help="Only these seeds.")] = None,
     status: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(help="Only these.", metavar="done|diverged|failed|interrupted"),
     ] = None,
     results: Results = Path("results"),
@@ -60,10 +60,9 @@ def rm(
     from spafit_bench.commands import upkeep
     from spafit_bench.requests import split_list
 
-    filters = given({"task": task, "method": method, "model": model, "seed": seed})
-    filters |= given({"status": status})
+    filters = {"task": task, "method": method, "model": model, "seed": seed, "status": status}
     how = upkeep.Removal(dry_run=dry_run, as_json=as_json, ask=lambda q: _ask(q, yes=yes))
-    values = {key: split_list(value) for key, value in filters.items()}
+    values = {key: split_list(",".join(value)) for key, value in given(filters).items()}
     print_text(upkeep.remove_runs(results, names or (), values, how))
 
 
