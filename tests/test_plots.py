@@ -103,6 +103,25 @@ def test_the_front_is_what_no_smaller_method_equals() -> None:
     assert "Pareto front: bitfit, spafit" in shown(score_parameters(scene_of(*records))).alt
 
 
+def test_what_collapsed_is_never_the_best() -> None:
+    """It stays in the figures, marked; it is on no front and in no frame, however high it is."""
+    finals = {"bitfit": (0.90, True), "spafit": (0.80, False), "lora": (0.70, False)}
+    records = [finished("rte", m, 0, final=f, collapsed=c) for m, (f, c) in finals.items()]
+    plot = shown(score_parameters(scene_of(*records)))
+    assert "Pareto front: spafit. " in plot.alt
+    assert "Methods with a collapsed run are not on it." in plot.caption
+    grid = [grid_run(a, b) for a in range(3) for b in range(a, 4)]
+    grid[-1] = grid[-1].model_copy(update={"collapsed": True})
+    found = shown(boundary_map(scene_of(*grid)))
+    assert "best 52.20 at N1 2, N2 2" in found.alt
+    assert "†" in found.caption
+    lost = [record.model_copy(update={"collapsed": True}) for record in (*records, *grid)]
+    for every in (score_parameters(scene_of(*lost[:3])), boundary_map(scene_of(*lost[3:]))):
+        plot = shown(every)
+        assert "none" in plot.alt or "each with a collapsed run" in plot.alt
+        assert "</svg>" in inline_svg(plot)
+
+
 def test_averages_are_over_tasks_that_methods_share() -> None:
     """A method that lacks a task is left out and named; if all lack some, shared ones count."""
     records = [*runs(), finished("mrpc", "other", 0)]
@@ -236,9 +255,9 @@ def test_the_map_has_every_choice_in_its_place() -> None:
     """Scores by (N1, N2), the best one named; fewer than three choices are no map."""
     records = [grid_run(a, b) for a in range(3) for b in range(a, 4)]
     (grid,) = _grids(scene_of(*records))
-    assert len(grid.scores) == len(records)
-    for (n1, n2), value in grid.scores.items():
-        assert value == pytest.approx(50 + n1 + 0.1 * n2)
+    assert len(grid.averages) == len(records)
+    for (n1, n2), average in grid.averages.items():
+        assert average.mean == pytest.approx(50 + n1 + 0.1 * n2)
     assert "best 52.30 at N1 2, N2 3" in shown(boundary_map(scene_of(*records))).alt
     assert "3 or more choices" in why(boundary_map(scene_of(*records[:2])))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from spafit_bench.plots.drawing import COLORS, Plot, Skipped, printable, sequential_map
-from spafit_bench.plots.scene import Scene, joined
+from spafit_bench.plots.scene import Average, Scene, joined
 from spafit_bench.record import RunRecord
 from spafit_bench.tables.settings import Setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import FigureBase
 
+Place = tuple[int, int]
+"""N1 and N2."""
 NAME, TITLE = "boundaries", "Where the strata end: N1 and N2"
 _FEWEST = 3
 
@@ -36,9 +39,22 @@ class Grid:
     """Scores of one treatment of the late layers."""
 
     title: str
-    scores: Mapping[tuple[int, int], float]
-    """(N1, N2) -> mean score times 100."""
+    averages: Mapping[Place, Average]
     rows: tuple[Setting, ...]
+
+    @property
+    def best(self) -> Place | None:
+        """Where the score is highest, of choices that never collapsed."""
+        sound = {place: a.mean for place, a in self.averages.items() if a.sound}
+        return max(sound, key=sound.__getitem__, default=None)
+
+    def said(self) -> str:
+        """Say it without the picture."""
+        text = f"{self.title}: {len(self.averages)} choices"
+        if self.best is None:
+            return f"{text}, each with a collapsed run"
+        n1, n2 = self.best
+        return f"{text}, best {self.averages[self.best].mean:.2f} at N1 {n1}, N2 {n2}"
 
 
 def boundaries_of(run: RunRecord) -> Boundaries | None:
@@ -74,43 +90,44 @@ def boundary_map(scene: Scene) -> Plot | Skipped:
         )
     rows = [row for grid in grids for row in grid.rows]
     tasks = scene.averaged
-    best = [max(grid.scores.items(), key=lambda item: item[1]) for grid in grids]
+    averages = [average for grid in grids for average in grid.averages.values()]
+    spreads = [average.sd for average in averages if average.sd is not None]
     caption = joined(
         "Layers 0 to N1 are frozen, up to N2 only biases train, the rest is adapted as each map's "
         "title says; -1: no layer is frozen. Numbers: dev scores times 100, mean over "
         f"{'seeds' if len(tasks) == 1 else f'{len(tasks)} tasks and seeds'}; framed: the best, "
         "chosen on the dev set, which flatters it. Empty: not run, or N2 below N1.",
+        f"Standard deviation over seeds: {statistics.median(spreads):.1f} (median of the choices)."
+        if spreads
+        else "",
+        "†: a run of it collapsed; never framed." * (not all(a.sound for a in averages)),
         *scene.caveats(rows, tasks),
     )
-    said = "; ".join(
-        f"{grid.title}: {len(grid.scores)} choices, best {value:.2f} at N1 {n1}, N2 {n2}"
-        for grid, ((n1, n2), value) in zip(grids, best, strict=True)
-    )
-    tallest = max(len({n1 for n1, _ in grid.scores}) for grid in grids)
+    tallest = max(len({n1 for n1, _ in grid.averages}) for grid in grids)
     return Plot(
         name=NAME,
         title=TITLE,
         subtitle=scene.subtitle(rows, tasks),
         caption=caption,
-        alt=f"Heat map of scores over N1 and N2. {said}.",
+        alt="Heat map of scores over N1 and N2. " + "; ".join(g.said() for g in grids) + ".",
         height=len(grids) * (0.75 + 0.34 * max(2, tallest)),
         draw=lambda figure: _draw(figure, grids),
     )
 
 
 def _grids(scene: Scene) -> list[Grid]:
-    found: dict[tuple[str, str], dict[tuple[int, int], tuple[Setting, float]]] = defaultdict(dict)
+    found: dict[tuple[str, str], dict[Place, tuple[Setting, Average]]] = defaultdict(dict)
     for row, cells in scene.group.rows.items():
         average = scene.average(row)
         where = {boundaries_of(run) for runs in cells.values() for run in runs}
         place = where.pop() if len(where) == 1 else None
         if average and place:
             key, cell = (place.treatment, row.difference), (place.n1, place.n2)
-            found[key].setdefault(cell, (row, average.mean))
+            found[key].setdefault(cell, (row, average))
     return [
         Grid(
             title=printable(" · ".join(filter(None, key))),
-            scores={place: score for place, (_, score) in cells.items()},
+            averages={place: average for place, (_, average) in cells.items()},
             rows=tuple(row for row, _ in cells.values()),
         )
         for key, cells in sorted(found.items())
@@ -119,15 +136,15 @@ def _grids(scene: Scene) -> list[Grid]:
 
 
 def _draw(figure: FigureBase, grids: Sequence[Grid]) -> None:
-    values = [value for grid in grids for value in grid.scores.values()]
+    values = [average.mean for grid in grids for average in grid.averages.values()]
     low, high = min(values), max(values)
     stack = figure.subplots(len(grids), 1, squeeze=False)
     for axes, grid in zip(stack.flat, grids, strict=True):
-        firsts = sorted({n1 for n1, _ in grid.scores})
-        seconds = sorted({n2 for _, n2 in grid.scores})
+        firsts = sorted({n1 for n1, _ in grid.averages})
+        seconds = sorted({n2 for _, n2 in grid.averages})
         matrix = np.full((len(firsts), len(seconds)), np.nan)
-        for (n1, n2), value in grid.scores.items():
-            matrix[firsts.index(n1), seconds.index(n2)] = value
+        for (n1, n2), average in grid.averages.items():
+            matrix[firsts.index(n1), seconds.index(n2)] = average.mean
         axes.set_title(grid.title, fontsize=8)
         axes.pcolormesh(matrix, cmap=sequential_map(), vmin=low, vmax=high)
         axes.set_xticks(np.arange(len(seconds)) + 0.5, [str(n) for n in seconds])
@@ -137,20 +154,20 @@ def _draw(figure: FigureBase, grids: Sequence[Grid]) -> None:
         axes.tick_params(length=0)
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.invert_yaxis()
-        best = max(grid.scores.values())
-        for (n1, n2), value in grid.scores.items():
+        for (n1, n2), average in grid.averages.items():
             x, y = seconds.index(n2), firsts.index(n1)
-            dark = value > low + 0.55 * (high - low)
+            is_best = (n1, n2) == grid.best
+            dark = average.mean > low + 0.55 * (high - low)
             axes.text(
                 x + 0.5,
                 y + 0.5,
-                f"{value:.1f}",
+                f"{average.mean:.1f}" + "†" * (not average.sound),
                 ha="center",
                 va="center",
                 color="#fefefe" if dark else "#010101",
-                weight="bold" if value == best else "normal",
+                weight="bold" if is_best else "normal",
             )
-            if value == best:
+            if is_best:
                 axes.add_patch(_frame(x, y))
 
 

@@ -46,6 +46,8 @@ def score_parameters(scene: Scene) -> Plot | Skipped:
         "Bars: sample standard deviation over seeds." * several,
         "Parameters include adapters and classifier. Line and filled points: the Pareto front, "
         "methods that no smaller one equals; open points: the others.",
+        "Methods with a collapsed run are not on it."
+        * (not all(point.average.sound for point in points)),
         "Only the front is named; the tables name all." * (len(points) > _MOST_LABELS),
         *scene.left_out(rows),
         *scene.caveats(rows, tasks),
@@ -53,12 +55,13 @@ def score_parameters(scene: Scene) -> Plot | Skipped:
     listed = "; ".join(
         f"{p.label} {p.average.mean:.2f} with {p.parameters:,}" for p in points[:_MOST_LABELS]
     )
+    named = ", ".join(point.label for point in front) or "none"
     return Plot(
         name=NAME,
         title=TITLE,
         subtitle=scene.subtitle(rows, tasks),
         caption=caption,
-        alt=f"Scatter plot. Pareto front: {', '.join(p.label for p in front)}. Points: {listed}.",
+        alt=f"Scatter plot. Pareto front: {named}. Points: {listed}.",
         height=3.9,
         draw=lambda figure: _draw(figure, points),
     )
@@ -75,8 +78,9 @@ def _points(scene: Scene) -> tuple[Point, ...]:
     best = float("-inf")
     for row, parameters, average in found:
         style = scene.styles.get(row, _POINT)
-        points.append(Point(scene.labels[row], style, parameters, average, average.mean > best))
-        best = max(best, average.mean)
+        leads = average.sound and average.mean > best
+        points.append(Point(scene.labels[row], style, parameters, average, leads))
+        best = average.mean if leads else best
     return tuple(points)
 
 
@@ -86,9 +90,10 @@ def _draw(figure: FigureBase, points: Sequence[Point]) -> None:
     axes = figure.add_subplot()
     low, high = min(p.parameters for p in points), max(p.parameters for p in points)
     front = [point for point in points if point.on_front]
-    x = [point.parameters for point in front] + [1.6 * max(p.parameters for p in points)]
-    y = [point.average.mean for point in front]
-    axes.step(x, [*y, y[-1]], where="post", color=MUTED, linewidth=1, zorder=1)
+    if front:
+        x = [point.parameters for point in front] + [1.6 * high]
+        y = [point.average.mean for point in front]
+        axes.step(x, [*y, y[-1]], where="post", color=MUTED, linewidth=1, zorder=1)
     for point in points:
         axes.errorbar(
             point.parameters,
@@ -170,6 +175,8 @@ def _steps(axes: Axes, front: Sequence[Point], radius: float) -> Iterator[Box]:
     """Boxes of the front's line, in pixels."""
     data = axes.transData
     corners = [tuple(data.transform((p.parameters, p.average.mean))) for p in front]
+    if not corners:
+        return
     corners.append((axes.get_window_extent().x1, corners[-1][1]))
     for (x, y), (right, top) in pairwise(corners):
         yield x, y - radius, right, y + radius
