@@ -21,7 +21,9 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +165,7 @@ def repeat(record: RunRecord, model: str, data: str) -> Line:
             data_collator=transformers.DataCollatorWithPadding(tokenizer),
         )
         begin = time.perf_counter()
-        trainer.train()
+        train_loss = trainer.train().training_loss
         train_time_s = time.perf_counter() - begin
         predicted = trainer.predict(dev)
     assert trainer.state.global_step == steps
@@ -176,6 +178,7 @@ def repeat(record: RunRecord, model: str, data: str) -> Line:
         "learning_rate": settings["learning_rate"],
         "metrics": found,
         "score": statistics.fmean(found.values()),
+        "train_loss": train_loss,
         "trainable_parameters": trained,
         "steps": steps,
         "train_time_s": round(train_time_s, 1),
@@ -231,15 +234,46 @@ def _score(record: RunRecord) -> float:
     return record.score
 
 
-def pairs(results: Path, path: Path) -> dict[Cell, tuple[list[float], list[float]]]:
-    """Return our scores and the repetitions' of every cell, times 100, seed by seed."""
-    found: dict[Cell, tuple[list[float], list[float]]] = defaultdict(lambda: ([], []))
+def _train_loss(record: RunRecord) -> float:
+    """Return the mean training loss over all steps, as Trainer's is."""
+    ends = [0, *(evaluation.step for evaluation in record.evaluations)]
+    losses = [evaluation.train_loss for evaluation in record.evaluations]
+    total = sum(
+        (end - start) * loss
+        for loss, (start, end) in zip(losses, pairwise(ends), strict=True)
+        if loss is not None
+    )
+    return total / ends[-1]
+
+
+@dataclass
+class Both:
+    """Runs of one task and method, ours and the repetitions, seed by seed."""
+
+    scores: list[float] = field(default_factory=list)
+    """Ours, times 100."""
+    their_scores: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """Our mean training losses."""
+    their_losses: list[float] = field(default_factory=list)
+
+    @property
+    def difference(self) -> float:
+        """Our mean score less theirs."""
+        return statistics.fmean(self.scores) - statistics.fmean(self.their_scores)
+
+
+def pairs(results: Path, path: Path) -> dict[Cell, Both]:
+    """Return what there is of every task and method."""
+    found: dict[Cell, Both] = defaultdict(Both)
     repeated = lines(path)
     for record in ours(results):
         if line := repeated.get(record.run_id):
-            here, there = found[record.task, record.method]
-            here.append(100 * _score(record))
-            there.append(100 * line["score"])
+            cell = found[record.task, record.method]
+            cell.scores.append(100 * _score(record))
+            cell.their_scores.append(100 * line["score"])
+            cell.losses.append(_train_loss(record))
+            cell.their_losses.append(line["train_loss"])
     return dict(sorted(found.items()))
 
 
@@ -250,18 +284,21 @@ def table(results: Path, path: Path) -> str:
     """
     found = pairs(results, path)
     head = ["task", "method", "seeds", "ours", "Trainer + peft", "difference", "95 % interval"]
+    head += ["training loss", "Trainer + peft"]
     rows = [
-        f"| {task} | {method} | {len(here)} | {_spread(here)} | {_spread(there)} "
-        f"| {statistics.fmean(here) - statistics.fmean(there):+.1f} | {_interval(here, there)} |"
-        for (task, method), (here, there) in found.items()
+        f"| {task} | {method} | {len(cell.scores)} "
+        f"| {_spread(cell.scores, 1)} | {_spread(cell.their_scores, 1)} "
+        f"| {cell.difference:+.1f} | {_interval(cell.scores, cell.their_scores)} "
+        f"| {_spread(cell.losses, 3)} | {_spread(cell.their_losses, 3)} |"
+        for (task, method), cell in found.items()
     ]
     text = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *rows, ""]
-    return "\n".join([*text, *_overall(found)]) + "\n"
+    return "\n".join([*text, *_overall([cell.difference for cell in found.values()])]) + "\n"
 
 
-def _spread(scores: Sequence[float]) -> str:
-    mean = statistics.fmean(scores)
-    return f"{mean:.1f} ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else f"{mean:.1f}"
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def _interval(here: Sequence[float], there: Sequence[float]) -> str:
@@ -271,8 +308,7 @@ def _interval(here: Sequence[float], there: Sequence[float]) -> str:
     return f"{found.low:+.1f} to {found.high:+.1f}"
 
 
-def _overall(found: dict[Cell, tuple[list[float], list[float]]]) -> Iterator[str]:
-    differences = [statistics.fmean(a) - statistics.fmean(b) for a, b in found.values()]
+def _overall(differences: Sequence[float]) -> Iterator[str]:
     if len(differences) < 2:
         return
     interval: Any = stats.ttest_1samp(differences, 0.0).confidence_interval()

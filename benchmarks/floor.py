@@ -48,7 +48,7 @@ def _products(blocks: list[Block], layout: Ragged) -> None:
 def _block(block: Block, layout: Ragged, *, backward: bool, to_input: bool) -> None:
     few = layout.size if block.first_token_only else layout.num_rows
     for fused in block.maps:
-        spans = ((few, 0, None),)
+        spans: tuple[tuple[int, int, int | None], ...] = ((few, 0, None),)
         if block.first_token_only and fused is block.qkv:
             spans = ((layout.size, 0, 1), (layout.num_rows, 1, None))
         for rows, first, last in spans:

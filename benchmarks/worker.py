@@ -65,7 +65,9 @@ def measure_ours(case: Case, engine: str) -> dict[str, Any]:
     tokens = _tokens_of(splits["train"], case)[case.warm_up :]
     if engine == "floor":
         from benchmarks.floor import step_times
+        from spafit_bench.fused import FusedEncoder
 
+        assert isinstance(adapted.engine, FusedEncoder)
         times = step_times(adapted.engine, splits["train"], case.batch_size, case.seed)
         return {"times_s": times[case.warm_up :], "tokens": tokens, "loaded_bytes": loaded}
     clock = Clock()
@@ -120,6 +122,8 @@ def _first(split: Any, count: int) -> Any:
 
 def measure_peer(case: Case, *, tuned: bool) -> dict[str, Any]:
     """Train and evaluate with Trainer and peft."""
+    from datasets import Dataset
+
     from benchmarks.peers import Timer, encoded_rows, make_trainer
 
     clock = Timer()
@@ -130,6 +134,7 @@ def measure_peer(case: Case, *, tuned: bool) -> dict[str, Any]:
         trainer.train()
         tokens = clock.tokens[: case.steps + case.warm_up]
         seen = len(clock.tokens)
+        assert isinstance(trainer.eval_dataset, Dataset)
         begin = time.perf_counter()
         trainer.predict(trainer.eval_dataset)
         eval_time_s = time.perf_counter() - begin

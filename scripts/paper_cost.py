@@ -76,8 +76,8 @@ class Counter:
         """Count a run's training and predictions."""
         task, plan, epochs = get_task(config.task), self.plan(config), config.train.epochs
         held_out = config.holdout or 0.0
-        train = task.rows["train"] * (1 - held_out) * epochs
-        dev = sum(rows for split, rows in task.rows.items() if split.startswith("validation"))
+        train: float = task.rows["train"] * (1 - held_out) * epochs
+        dev: float = sum(n for split, n in task.rows.items() if split.startswith("validation"))
         dev = task.rows["train"] * held_out if held_out else dev
         test = sum(rows for split, rows in task.rows.items() if split.startswith("test"))
         forward = 2 * sum(t.num_parameters for t in plan.tensors if t.place.layer is not None)

@@ -168,7 +168,7 @@ def essence(results: Path) -> dict[str, tuple[object, ...]]:
     store = Store(results)
     records, damages = store.survey()
     assert not damages, damages[0]
-    found = {}
+    found: dict[str, tuple[object, ...]] = {}
     for record in records:
         folder = store.runs / record.run_id
         for name in read_sums(folder) or {}:
@@ -214,7 +214,7 @@ def import_libraries() -> None:
     import evaluate  # noqa: F401
     import pandas as pd
     import pyarrow.parquet  # noqa: F401
-    from transformers import BertForSequenceClassification, BertTokenizerFast  # noqa: F401
+    from transformers import BertForSequenceClassification, BertTokenizer  # noqa: F401
 
     import spafit_bench.cli
     import spafit_bench.commands.training
