@@ -25,8 +25,6 @@ class Average:
     mean: float
     sd: float | None
     """Over the seeds' averages; None for one seed, or unlike seeds on the tasks."""
-    num_seeds: int
-    """On the task that has fewest."""
     sound: bool
     """Whether no run of it collapsed: what did is shown, but never the best."""
 
@@ -67,11 +65,11 @@ class Scene:
             return None
         mean = statistics.fmean(statistics.fmean(sample.values()) for sample in samples)
         sound = not any(run.collapsed for run in self.runs([row], self.averaged))
-        seeds, fewest = {frozenset(sample) for sample in samples}, min(map(len, samples))
-        if len(seeds) > 1 or fewest < 2:
-            return Average(mean, None, fewest, sound)
+        seeds = {frozenset(sample) for sample in samples}
+        if len(seeds) > 1 or len(samples[0]) < 2:
+            return Average(mean, None, sound)
         by_seed = [statistics.fmean(sample[seed] for sample in samples) for seed in samples[0]]
-        return Average(mean, statistics.stdev(by_seed), fewest, sound)
+        return Average(mean, statistics.stdev(by_seed), sound)
 
     @cached_property
     def shown(self) -> tuple[Setting, ...]:
