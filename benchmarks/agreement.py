@@ -3,11 +3,12 @@
     python -m benchmarks.agreement run --results results/minilm-l6 --model FOLDER --data FOLDER
     python -m benchmarks.agreement table --results results/minilm-l6
 
-Every finished run on official data is repeated with its own settings by other people's code:
-peft's adapters, Trainer's loop, optimizer and schedule, bf16 autocast where ours was in bf16,
-scores by scikit-learn and scipy. Batches are drawn as docs/speed.md says that ours are, by a
-sampler of this module's own. What trains must be the same number of parameters. Finished ones are
-lines of a file, and are not repeated; several processes may share it, with other seeds each.
+Finished runs on official data (CoLA, MRPC, STS-B, RTE; WNLI where --tasks names it) are repeated
+with their own settings by other people's code: peft's adapters, Trainer's loop, optimizer and
+schedule, bf16 autocast where ours was in bf16, scores by scikit-learn and scipy. Batches are drawn
+as docs/speed.md says that ours are, by a sampler of this module's own. Weights, rows and the number
+of parameters that train must be the same. Finished ones are lines of a file, and are not repeated;
+several processes may share it, with other seeds each.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -34,17 +34,15 @@ from scipy import stats
 from sklearn import metrics
 from torch.utils.data import Sampler
 
+from benchmarks.agreement_table import Both, Cell, table
 from benchmarks.cases import TEXTS, Case
 from benchmarks.peers import build_model
+from spafit_bench.checkpoint import find_checkpoint, fingerprint
 from spafit_bench.record import RunRecord
 from spafit_bench.store import Store
 
 Line = dict[str, Any]
-Cell = tuple[str, str]
-"""Task and method."""
 POOL_BATCHES = 32
-MARGIN = 1.0
-"""Points, set before the first run: agreement is an overall interval within this of zero."""
 
 
 class SimilarLengths(Sampler[int]):
@@ -140,6 +138,9 @@ def repeat(record: RunRecord, model: str, data: str) -> Line:
         seed=record.seed,
         pooler=record.config["head"]["pooler"] == "full",
     )
+    weights_sha256, _ = fingerprint(find_checkpoint(model))
+    if weights_sha256 != record.weights.weights_sha256:
+        raise SystemExit(f"{record.run_id}: made with other weights than {model}")
     transformers.set_seed(record.seed)  # the classifier is drawn before Trainer sets it
     network = build_model(case)
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
@@ -156,6 +157,7 @@ def repeat(record: RunRecord, model: str, data: str) -> Line:
         case.rows(split, 10**9).map(encode, batched=True).select_columns(columns)
         for split in ("train", "validation")
     )
+    assert record.data.rows["train"] == len(train)
     steps = math.ceil(settings["epochs"] * math.ceil(len(train) / case.batch_size))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -246,23 +248,6 @@ def _train_loss(record: RunRecord) -> float:
     return total / ends[-1]
 
 
-@dataclass
-class Both:
-    """Runs of one task and method, ours and the repetitions, seed by seed."""
-
-    scores: list[float] = field(default_factory=list)
-    """Ours, times 100."""
-    their_scores: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    """Our mean training losses."""
-    their_losses: list[float] = field(default_factory=list)
-
-    @property
-    def difference(self) -> float:
-        """Our mean score less theirs."""
-        return statistics.fmean(self.scores) - statistics.fmean(self.their_scores)
-
-
 def pairs(results: Path, path: Path) -> dict[Cell, Both]:
     """Return what there is of every task and method."""
     found: dict[Cell, Both] = defaultdict(Both)
@@ -275,53 +260,6 @@ def pairs(results: Path, path: Path) -> dict[Cell, Both]:
             cell.losses.append(_train_loss(record))
             cell.their_losses.append(line["train_loss"])
     return dict(sorted(found.items()))
-
-
-def table(results: Path, path: Path) -> str:
-    """Return a Markdown table: mean and sample sd of either side, difference, 95 % interval.
-
-    The interval of a cell is Welch's; that of all cells is Student's over the cells' differences.
-    """
-    found = pairs(results, path)
-    head = ["task", "method", "seeds", "ours", "Trainer + peft", "difference", "95 % interval"]
-    head += ["training loss", "Trainer + peft"]
-    rows = [
-        f"| {task} | {method} | {len(cell.scores)} "
-        f"| {_spread(cell.scores, 1)} | {_spread(cell.their_scores, 1)} "
-        f"| {cell.difference:+.1f} | {_interval(cell.scores, cell.their_scores)} "
-        f"| {_spread(cell.losses, 3)} | {_spread(cell.their_losses, 3)} |"
-        for (task, method), cell in found.items()
-    ]
-    text = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head), *rows, ""]
-    return "\n".join([*text, *_overall([cell.difference for cell in found.values()])]) + "\n"
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
-
-
-def _interval(here: Sequence[float], there: Sequence[float]) -> str:
-    if len(here) < 2 or statistics.stdev(here) == statistics.stdev(there) == 0:
-        return "—"
-    found: Any = stats.ttest_ind(here, there, equal_var=False).confidence_interval()
-    return f"{found.low:+.1f} to {found.high:+.1f}"
-
-
-def _overall(differences: Sequence[float]) -> Iterator[str]:
-    if len(differences) < 2:
-        return
-    interval: Any = stats.ttest_1samp(differences, 0.0).confidence_interval()
-    inside = "within" if max(abs(interval.low), abs(interval.high)) <= MARGIN else "not within"
-    yield (
-        f"Mean difference of {len(differences)} cells: {statistics.fmean(differences):+.2f}, 95 % "
-        f"interval {interval.low:+.2f} to {interval.high:+.2f}: {inside} the margin of {MARGIN:g} "
-        "point that was set beforehand."
-    )
-    yield (
-        f"The cells' intervals are uncorrected: of {len(differences)}, one in twenty leaves zero "
-        "out by chance. Learning rates were chosen with our code, on held-out train."
-    )
 
 
 def main() -> None:
@@ -339,7 +277,7 @@ def main() -> None:
     if given.command == "run":
         repeat_all(given)
     else:
-        print(table(given.results, given.out), end="")
+        print(table(pairs(given.results, given.out)), end="")
 
 
 if __name__ == "__main__":
