@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench --model FOLDER --data FOLDER --out benchmarks/results/NAME
 
-Every measurement is a process of its own. The systems of one case take turns, round after round,
-so that what else the machine does falls on all of them; a ratio is the median over the rounds.
+Every measurement is a process of its own. Cases and their systems take turns, round after round, so
+that what else the machine does falls on all of them; a ratio is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def row(case: Case, rounds: list[dict[str, Measurement]]) -> dict[str, str]:
     def shown(value: float | None, pattern: str = "{:.2f}") -> str:
         return "—" if value is None else pattern.format(value)
 
-    def rate(system: str) -> str:
-        found = [r[system]["train_tokens_per_s"] for r in rounds if system in r]
+    def median(system: str, key: str = "train_tokens_per_s", unit: float = 1.0) -> str:
+        found = [r[system][key] / unit for r in rounds if key in r.get(system, {})]
         return shown(statistics.median(found) if found else None, "{:,.0f}")
 
     key = "train_tokens_per_s"
@@ -86,15 +86,17 @@ def row(case: Case, rounds: list[dict[str, Measurement]]) -> dict[str, str]:
         "task": case.task,
         "method": case.method,
         "batch": str(case.batch_size),
-        "ours": rate("fast"),
-        "tuned": rate("tuned"),
-        "stock": rate("stock"),
-        "floor": rate("floor"),
+        "ours": median("fast"),
+        "tuned": median("tuned"),
+        "stock": median("stock"),
+        "floor": median("floor"),
         "ours / tuned": shown(ratio(rounds, key, "fast", "tuned")),
         "ours / stock": shown(ratio(rounds, key, "fast", "stock")),
         "ours / floor": shown(ratio(rounds, key, "fast", "floor"), "{:.0%}"),
+        "our evaluation": median("fast", "eval_tokens_per_s"),
         "evaluation / tuned": shown(ratio(rounds, "eval_tokens_per_s", "fast", "tuned")),
         "memory / tuned": shown(ratio(rounds, "peak_memory_bytes", "fast", "tuned"), "{:.0%}"),
+        "our own memory, MB": median("fast", "own_bytes", 1e6),
         "own memory / tuned": shown(ratio(rounds, "own_bytes", "fast", "tuned"), "{:.0%}"),
         "whole time / tuned": shown(ratio(rounds, "whole_s", "fast", "tuned"), "{:.0%}"),
     }
@@ -104,7 +106,8 @@ def markdown(rows: list[dict[str, str]], facts: dict[str, Any]) -> str:
     """Write the table and what it was measured on."""
     head = list(rows[0])
     lines = [
-        f"Training in real tokens per second; {facts['rounds']} rounds of {facts['steps']} steps. "
+        f"Training and evaluation in real tokens per second; {facts['rounds']} rounds of "
+        f"{facts['steps']} steps. "
         f"{facts['model']}, {facts['machine']}, {facts['threads']} threads, torch "
         f"{facts['torch']}, transformers {facts['transformers']}, peft {facts['peft']}; "
         f"{facts['date']}.",
@@ -131,6 +134,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--eval-examples", type=int, default=400)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pooler", action="store_true", help="every method trains the pooler")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
@@ -153,28 +157,38 @@ def main() -> None:
                 given.steps,
                 eval_examples=given.eval_examples,
                 device=given.device,
+                pooler=given.pooler,
             )
             for task in given.tasks.split(",")
             for method in given.methods.split(",")
             for size in given.batch_sizes.split(",")
         ]
-        rows, everything = [], []
-        for case in cases:
-            rounds = []
-            for number in range(given.rounds):
-                rounds.append({system: measure(system, case) for system in systems})
+        rounds: list[list[dict[str, Measurement]]] = [[] for _ in cases]
+        for number in range(given.rounds):
+            for case, found in zip(cases, rounds, strict=True):
+                found.append({system: measure(system, case) for system in systems})
                 print(
-                    f"{case.task} {case.method} {case.batch_size}: round {number + 1}", flush=True
+                    f"round {number + 1}: {case.task} {case.method} {case.batch_size}", flush=True
                 )
-            rows.append(row(case, rounds))
-            everything += [found for round_ in rounds for found in round_.values()]
-            facts = _facts(given, everything[0]["threads"])
-            body = {"facts": facts, "measurements": everything}
-            given.out.with_suffix(".json").write_text(
-                _without_paths(json.dumps(body), given, model)
-            )
-            given.out.with_suffix(".md").write_text(markdown(rows, facts))
-    print(markdown(rows, facts))
+                text = _write(given, model, cases, rounds)
+    print(text)
+
+
+def _write(
+    given: argparse.Namespace,
+    model: str,
+    cases: list[Case],
+    rounds: list[list[dict[str, Measurement]]],
+) -> str:
+    """Write what has been measured so far; return the table."""
+    measured = [(case, found) for case, found in zip(cases, rounds, strict=True) if found]
+    everything = [one for _, found in measured for round_ in found for one in round_.values()]
+    facts = _facts(given, everything[0]["threads"])
+    body = json.dumps({"facts": facts, "measurements": everything})
+    text = markdown([row(case, found) for case, found in measured], facts)
+    given.out.with_suffix(".json").write_text(_without_paths(body, given, model))
+    given.out.with_suffix(".md").write_text(text)
+    return text
 
 
 def _without_paths(text: str, given: argparse.Namespace, model: str) -> str:

@@ -54,7 +54,7 @@ def measure_ours(case: Case, engine: str) -> dict[str, Any]:
         "limit": case.num_examples,
         "predict_test": False,
         "train": settings | {"epochs": 1},
-    }
+    } | ({"head": {"pooler": "full"}} if case.pooler else {})
     (config,) = run_configs(
         RunRequest(task=case.task, method=case.method, seed=str(case.seed), flags=flags)
     )
