@@ -20,7 +20,9 @@ from spafit_bench.checkpoint import (
 from spafit_bench.methods import Method, get_method
 from spafit_bench.numerics import Numerics
 from spafit_bench.plan import Plan, make_plan
+from spafit_bench.record import Evaluation
 from spafit_bench.tasks import get_task
+from spafit_bench.train import Progress
 
 HIDDEN, FEED_FORWARD, POSITIONS = 32, 48, 64
 _TEXT = (
@@ -81,6 +83,16 @@ _FORMS = {
     "pretraining": transformers.AutoModelForPreTraining,
     "classification": transformers.AutoModelForSequenceClassification,
 }
+
+
+class Silent:
+    """Hears of training, and says nothing."""
+
+    def on_step(self, progress: Progress) -> None:
+        """Ignore it."""
+
+    def on_evaluation(self, evaluation: Evaluation) -> None:
+        """Ignore it."""
 
 
 def tiny_config(

@@ -20,14 +20,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import Answer, Cli, call_main, clean_environment, write_checkpoint
+from models import Silent
 
 from spafit_bench import distributed, numerics
 from spafit_bench.errors import UserError
 from spafit_bench.execute import Outcome, Session, execute
 from spafit_bench.prepare import PreparedRun, Preparer
-from spafit_bench.record import Evaluation
 from spafit_bench.requests import RunRequest, run_configs
-from spafit_bench.train import Progress
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(  # imported once, not by every process
@@ -88,16 +87,6 @@ class Processes:
         return (self.folder / f"{rank}.err").read_text()
 
 
-class Deaf:
-    """Hears nothing."""
-
-    def on_step(self, progress: Progress) -> None:
-        """Ignore."""
-
-    def on_evaluation(self, evaluation: Evaluation) -> None:
-        """Ignore."""
-
-
 def prepared(model: Path, data: Path, engine: str, method: str, batch_size: int) -> PreparedRun:
     """Return a run of a few steps that moves what it trains far."""
     train = {"epochs": 3, "batch_size": batch_size, "max_length": 32, "learning_rate": 1e-2}
@@ -118,7 +107,7 @@ def numbers(outcome: Outcome) -> dict[str, np.ndarray]:
 def compute(rank: int, *arguments: Any) -> None:
     """Carry a run out and leave its outcome."""
     distributed.join()
-    outcome = execute(prepared(*arguments), Session(observer=Deaf()))
+    outcome = execute(prepared(*arguments), Session(observer=Silent()))
     record = outcome.record
     facts = (record.train_tokens, record.environment.world_size, record.run_id, record.metrics)
     assert (record.movement is None) == (rank > 0)
@@ -149,7 +138,7 @@ def test_several_processes_equal_one(
     arguments = (without_dropout, data, engine, method, batch_size)
     processes = Processes(size, tmp_path, compute, *arguments)
     run = prepared(*arguments)
-    alone = execute(run, Session(observer=Deaf()))
+    alone = execute(run, Session(observer=Silent()))
     assert processes.end() == [0] * size, processes.err(0)
     expected = numbers(alone)
     results = [pickle.loads((tmp_path / f"{rank}.pickle").read_bytes()) for rank in range(size)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import SPECIAL, VOCABULARY, build, plan_checkpoint, save_checkpoint
+from models import SPECIAL, VOCABULARY, Silent, build, plan_checkpoint, save_checkpoint
 from torch import Tensor
 
 from spafit_bench.adapt import AdaptedModel
@@ -20,8 +20,7 @@ from spafit_bench.evaluation import predict
 from spafit_bench.fused.dropout import Dropout, keep
 from spafit_bench.lora import LoraLinear
 from spafit_bench.methods import get_method
-from spafit_bench.record import Evaluation
-from spafit_bench.train import Hooks, Progress, TrainResult, loss_sum, train
+from spafit_bench.train import Hooks, TrainResult, loss_sum, train
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 DISTILBERT_NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
@@ -351,16 +350,6 @@ class SmallDevice:
         if batch.size > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return self.inner.logits(batch)
-
-
-class Silent:
-    """Hears nothing."""
-
-    def on_step(self, progress: Progress) -> None:
-        """Ignore it."""
-
-    def on_evaluation(self, evaluation: Evaluation) -> None:
-        """Ignore it."""
 
 
 def settings() -> TrainSettings:

@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
-from models import MODEL_TYPES, SPECIAL, VOCABULARY, build, random_inputs, save_checkpoint
+from models import MODEL_TYPES, SPECIAL, VOCABULARY, Silent, build, random_inputs, save_checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -21,9 +21,8 @@ from spafit_bench.checkpoint import find_checkpoint, load_model
 from spafit_bench.config import TrainSettings
 from spafit_bench.encoding import EncodedSplit, training_batches
 from spafit_bench.methods import method_names
-from spafit_bench.record import Evaluation
 from spafit_bench.tasks import get_task
-from spafit_bench.train import Hooks, Progress, learning_rate_factor, make_optimizer, train
+from spafit_bench.train import Hooks, learning_rate_factor, make_optimizer, train
 
 DEPTH = 6  # SPAFIT's groups: layer 0 frozen, layer 1 biases, layers 2-5 LoRA
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -192,16 +191,6 @@ def test_the_optimizer_has_what_trains_and_nothing_else(method: str, bert: Path)
     for name, parameter in adapted.trainable().items():
         is_vector = name.endswith(("bias", "LayerNorm.weight", "lora_magnitude"))
         assert rates[id(parameter)] == (0.0 if is_vector else 0.1), name
-
-
-class Silent:
-    """Hears nothing."""
-
-    def on_step(self, progress: Progress) -> None:
-        """Ignore a step."""
-
-    def on_evaluation(self, evaluation: Evaluation) -> None:
-        """Ignore an evaluation."""
 
 
 def random_split(num_examples: int, *, longest: int = 14) -> EncodedSplit:
