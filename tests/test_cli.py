@@ -49,11 +49,11 @@ Run = Callable[..., Answer]
 
 @pytest.fixture
 def run(call: Cli, checkpoint: Path, data: Path) -> Run:
-    """`run` with a tiny LoRA in two epochs on mrpc; further flags come last and win."""
+    """`run` with a tiny LoRA in two epochs on mrpc; further flags come last and win or add."""
 
-    def go(*args: object, method: str = "lora") -> Answer:
+    def go(*args: object, method: str = "lora", task: str = "mrpc") -> Answer:
         small = SMALL if "lora" in method else SMALL[-2:]
-        inputs = ("--task", "mrpc", "--model", checkpoint, "--data", data, "--epochs", 2)
+        inputs = ("--task", task, "--model", checkpoint, "--data", data, "--epochs", 2)
         return call("run", "--method", method, *inputs, *small, *args)
 
     return go
@@ -379,7 +379,7 @@ def test_test_labels_are_never_read(
 @pytest.mark.parametrize("task", ["cola", "stsb", "mnli"])
 def test_other_kinds_of_task(run: Run, task: str) -> None:
     """One sentence, a regression, and two dev splits, with their metrics; no NaN anywhere."""
-    answer = run("--task", task, "--json", "--epochs", 1)
+    answer = run("--json", "--epochs", 1, task=task)
     assert answer.code == 0, answer.err
     assert "NaN" not in answer.out
     facts = get_task(task)
