@@ -135,6 +135,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--eval-examples", type=int, default=400)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--pooler", action="store_true", help="every method trains the pooler")
+    parser.add_argument("--cuda-graphs", action="store_true", help="of our fast engine, on a GPU")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
@@ -158,6 +159,7 @@ def main() -> None:
                 eval_examples=given.eval_examples,
                 device=given.device,
                 pooler=given.pooler,
+                cuda_graphs=given.cuda_graphs,
             )
             for task in given.tasks.split(",")
             for method in given.methods.split(",")

@@ -41,6 +41,8 @@ class Case:
     device: str = "cpu"
     pooler: bool = False
     """Whether every method trains the pooler, weights and bias."""
+    cuda_graphs: bool = False
+    """Whether our fast engine replays its launches."""
 
     @property
     def num_examples(self) -> int:

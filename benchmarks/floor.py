@@ -52,7 +52,7 @@ def _block(block: Block, layout: Ragged, *, backward: bool, to_input: bool) -> N
         if block.first_token_only and fused is block.qkv:
             spans = ((layout.size, 0, 1), (layout.num_rows, 1, None))
         for rows, first, last in spans:
-            x = torch.ones(rows, fused.weight.shape[1], dtype=fused.weight.dtype)
+            x = fused.weight.new_ones(rows, fused.weight.shape[1])
             y = fused.product(x, first, last)
             if backward and (to_input or fused is not block.qkv):
                 fused.input_gradient(y, first, last)
@@ -63,9 +63,9 @@ def _block(block: Block, layout: Ragged, *, backward: bool, to_input: bool) -> N
 
 def _attention(block: Block, layout: Ragged, *, backward: bool) -> None:
     asking = 1 if block.first_token_only else layout.length
-    heads, dtype = layout.size * block.num_heads, block.qkv.weight.dtype
-    queries = torch.ones(heads, asking, block.head_size, dtype=dtype)
-    keys = torch.ones(heads, layout.length, block.head_size, dtype=dtype)
+    heads = layout.size * block.num_heads
+    queries = block.qkv.weight.new_ones(heads, asking, block.head_size)
+    keys = block.qkv.weight.new_ones(heads, layout.length, block.head_size)
     scores = torch.bmm(queries, keys.transpose(1, 2))
     context = torch.bmm(scores, keys)
     if backward:

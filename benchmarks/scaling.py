@@ -60,10 +60,10 @@ def measure(point: Point) -> dict[str, float]:
     from spafit_bench.architectures import get_architecture
     from spafit_bench.encoding import EncodedSplit, collate
     from spafit_bench.estimate import Pass, Shape, activation_bytes, training_flops_per_token
+    from spafit_bench.gradients import loss_sum
     from spafit_bench.methods import get_method
     from spafit_bench.numerics import choose_numerics
     from spafit_bench.plan import make_plan
-    from spafit_bench.train import loss_sum
 
     config = transformers.BertConfig(
         vocab_size=2000, hidden_size=384, intermediate_size=1536, num_attention_heads=12,

@@ -24,13 +24,20 @@ from benchmarks.cases import LEARNING_RATE, Case  # noqa: E402
 
 @dataclass
 class Clock:
-    """Notes when each training step ends."""
+    """Notes when training steps end; on a GPU only of some, where the host waits for it."""
 
-    ends_s: list[float] = field(default_factory=list)
+    ends: list[tuple[int, float]] = field(default_factory=list)
+    """Steps done, and the time."""
 
-    def on_step(self, _: Any) -> None:
+    def on_step(self, progress: Any) -> None:
         """Note the time."""
-        self.ends_s.append(time.perf_counter())
+        self.ends.append((progress.step, time.perf_counter()))
+
+    def after(self, warm_up: int, tokens: list[int]) -> tuple[list[float], list[int]]:
+        """Return the times between notes, and the tokens of those steps, past the warm-up."""
+        spans = [(a, b) for a, b in pairwise(self.ends) if a[0] >= warm_up]
+        times = [end - start for (_, start), (_, end) in spans]
+        return times, [sum(tokens[first:last]) for (first, _), (last, _) in spans]
 
     def on_evaluation(self, _: Any) -> None:
         """Ignore it."""
@@ -39,7 +46,7 @@ class Clock:
 def measure_ours(case: Case, engine: str) -> dict[str, Any]:
     """Train and evaluate with spafit-bench's own functions; or time the products of that alone."""
     from spafit_bench.evaluation import predict
-    from spafit_bench.execute import build_model
+    from spafit_bench.execute import build_model, make_graphs
     from spafit_bench.prepare import Preparer
     from spafit_bench.requests import RunRequest, run_configs
     from spafit_bench.token_cache import encode_task
@@ -54,22 +61,24 @@ def measure_ours(case: Case, engine: str) -> dict[str, Any]:
         "limit": case.num_examples,
         "predict_test": False,
         "train": settings | {"epochs": 1},
+        "cuda_graphs": case.cuda_graphs and engine == "fast",
     } | ({"head": {"pooler": "full"}} if case.pooler else {})
     (config,) = run_configs(
         RunRequest(task=case.task, method=case.method, seed=str(case.seed), flags=flags)
     )
     prepared = Preparer().prepare(config)
     splits = encode_task(prepared)
-    loaded = memory_bytes()
+    loaded = memory_bytes(case)
     adapted = build_model(prepared)
-    tokens = _tokens_of(splits["train"], case)[case.warm_up :]
+    tokens = _tokens_of(splits["train"], case)
     if engine == "floor":
         from benchmarks.floor import step_times
         from spafit_bench.fused import FusedEncoder
 
         assert isinstance(adapted.engine, FusedEncoder)
         times = step_times(adapted.engine, splits["train"], case.batch_size, case.seed)
-        return {"times_s": times[case.warm_up :], "tokens": tokens, "loaded_bytes": loaded}
+        times, tokens = times[case.warm_up :], tokens[case.warm_up :]
+        return {"times_s": times, "tokens": tokens, "loaded_bytes": loaded}
     clock = Clock()
     train(
         adapted,
@@ -77,13 +86,14 @@ def measure_ours(case: Case, engine: str) -> dict[str, Any]:
         config.train,
         seed=case.seed,
         hooks=Hooks(evaluate=dict, observer=clock),
+        graphs=make_graphs(prepared),
     )
-    times = [after - before for before, after in pairwise(clock.ends_s)]
+    times, tokens = clock.after(case.warm_up, tokens)
     dev = next(name for name in splits if name != "train")
     rows = min(case.eval_examples, len(splits[dev]))
     evaluated = predict(adapted, _first(splits[dev], rows), batch_size=64)
     return {
-        "times_s": times[case.warm_up - 1 :],
+        "times_s": times,
         "tokens": tokens,
         "eval_tokens": evaluated.num_tokens,
         "eval_time_s": evaluated.time_s,
@@ -91,8 +101,10 @@ def measure_ours(case: Case, engine: str) -> dict[str, Any]:
     }
 
 
-def memory_bytes() -> int:
-    """Return what this process has in memory now."""
+def memory_bytes(case: Case) -> int:
+    """Return what this process has in the memory that is measured, before there is a model."""
+    if case.device != "cpu":
+        return 0
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
@@ -129,7 +141,7 @@ def measure_peer(case: Case, *, tuned: bool) -> dict[str, Any]:
     clock = Timer()
     with tempfile.TemporaryDirectory() as folder:
         rows = encoded_rows(case, clock, tuned=tuned)
-        loaded = memory_bytes()
+        loaded = memory_bytes(case)
         trainer = make_trainer(case, clock, rows, folder, tuned=tuned)
         trainer.train()
         tokens = clock.tokens[: case.steps + case.warm_up]

@@ -122,8 +122,9 @@ class RunConfig(Frozen):
     cache: bool = True
     """Keep tokenised text for later runs; see `array_cache.user_cache` for where and how much."""
     cache_prefix: bool = False
-    """Keep the output of the frozen first layers, too. Nothing is dropped in them in training then,
-    which changes the result; see `prefix_cache`."""
+    """Keep the frozen first layers' output; nothing is dropped in them then (`prefix_cache`)."""
+    cuda_graphs: bool = False
+    """Replay the launches of shapes that come again; see `graphs`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     device: Annotated[str, AfterValidator(_known_device)] = "auto"

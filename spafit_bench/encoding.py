@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from spafit_bench.checkpoint import Checkpoint
 from spafit_bench.data import Split
 from spafit_bench.errors import UserError
-from spafit_bench.ragged import Ragged
+from spafit_bench.ragged import Ragged, positions, to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,6 +102,23 @@ class Batch:
         """Number of examples."""
         return self.layout.size
 
+    @property
+    def shape(self) -> tuple[int, int, int, bool]:
+        """All of a batch that decides what is launched; the rest is in its tensors."""
+        layout = self.layout
+        return layout.size, layout.num_rows, layout.length, layout.places is None
+
+    def clone(self) -> Batch:
+        """Copy every tensor."""
+        layout = replace(self.layout, **_clones(self.layout))
+        return replace(self, layout=layout, **_clones(self))
+
+    def copy_(self, other: Batch) -> None:
+        """Overwrite every tensor with that of a batch of the same `shape`."""
+        for part, source in ((self, other), (self.layout, other.layout)):
+            for name, tensor in _tensors(part).items():
+                tensor.copy_(getattr(source, name))
+
     def padded(self) -> dict[str, Tensor]:
         """Return what a transformers model takes: each (size, longest) int64."""
         inputs = {
@@ -111,6 +128,14 @@ class Batch:
         if self.token_type_ids is not None:
             inputs["token_type_ids"] = self.layout.pad(self.token_type_ids, 0)
         return inputs
+
+
+def _tensors(part: Batch | Ragged) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(part).items() if isinstance(value, Tensor)}
+
+
+def _clones(part: Batch | Ragged) -> dict[str, Any]:
+    return {name: tensor.clone() for name, tensor in _tensors(part).items()}
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -169,34 +194,26 @@ def collate(split: EncodedSplit, indices: np.ndarray, device: torch.device) -> B
         indices: (batch,) example numbers.
         device: where the batch goes.
     """
-    layout = Ragged(split.lengths[indices], device)
-    source = np.repeat(split.offsets[indices], layout.lengths) + layout.positions
+    lengths = split.lengths[indices]
+    layout, within = Ragged.of(lengths, device), positions(lengths)
+    source = np.repeat(split.offsets[indices], lengths) + within
 
     def filled(values: np.ndarray) -> np.ndarray:
         found = np.full(layout.num_rows, values[0], dtype=np.int64)
         found[: len(values)] = values
         return found
 
-    def on_device(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(device, non_blocking=True)
-
-    def rows(values: np.ndarray) -> Tensor:
-        return on_device(filled(values))
-
     kinds, labels, prefix = split.token_type_ids, split.labels, None
     if split.prefix is not None:
-        kept = np.repeat(split.prefix.starts[indices], layout.lengths) + layout.positions
-        prefix = torch.from_numpy(split.prefix.values[filled(kept)])
+        kept = np.repeat(split.prefix.starts[indices], lengths) + within
+        prefix = to_device(split.prefix.values[filled(kept)], device)
         prefix = prefix.view(torch.bfloat16) if prefix.dtype == torch.int16 else prefix
-        if device.type == "cuda":  # else the copy waits for the device
-            prefix = prefix.pin_memory()
-        prefix = prefix.to(device, non_blocking=True)
     return Batch(
-        input_ids=rows(split.input_ids[source]),
-        token_type_ids=None if kinds is None else rows(kinds[source]),
-        position_ids=rows(layout.positions),
+        input_ids=to_device(filled(split.input_ids[source]), device),
+        token_type_ids=None if kinds is None else to_device(filled(kinds[source]), device),
+        position_ids=to_device(filled(within), device),
         layout=layout,
-        labels=None if labels is None else on_device(labels[indices]),
+        labels=None if labels is None else to_device(labels[indices], device),
         pad_token_id=split.pad_token_id,
         prefix=prefix,
     )

@@ -84,6 +84,23 @@ def check_prefix(wanted: str, config: Mapping[str, Any], plan: Plan) -> None:
         )
 
 
+def check_graphs(wanted: str, config: Mapping[str, Any], plan: Plan, numerics: Numerics) -> None:
+    """Refuse `--cuda-graphs` where there can be none; see `engine_name`.
+
+    Raises:
+        UserError: the plain engine, or no GPU.
+    """
+    reason = "--engine plain was asked for" if wanted == "plain" else why_not_fused(config, plan)
+    if reason is not None:
+        raise UserError(
+            f"--cuda-graphs: only the fast engine never waits for the GPU, and {reason}"
+        )
+    if numerics.device.type != "cuda":
+        raise UserError(
+            f"--cuda-graphs: needs a CUDA GPU, and this run's device is {numerics.device}"
+        )
+
+
 def make_engine(
     name: str, model: PreTrainedModel, numerics: Numerics, prefix_layers: int = 0
 ) -> Engine:

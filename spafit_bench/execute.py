@@ -27,6 +27,7 @@ from spafit_bench.evaluation import (
     score_splits,
 )
 from spafit_bench.forgetting import measure_forgetting
+from spafit_bench.graphs import CudaRecorder, Graphs
 from spafit_bench.movement import measure_movement
 from spafit_bench.numerics import seed_everything
 from spafit_bench.plan import stratum_counts
@@ -232,7 +233,14 @@ def _train(session: Session, scores: _DevScores, clock: float, started_at: str) 
             stop=session.stop,
         ),
         resume=session.resume,
+        graphs=make_graphs(scores.prepared),
     )
+
+
+def make_graphs(prepared: PreparedRun) -> Graphs | None:
+    """Return what replays launches, if that was asked for."""
+    wanted, device = prepared.config.cuda_graphs, prepared.numerics.device
+    return Graphs(CudaRecorder(device)) if wanted else None
 
 
 def _finish(
@@ -302,6 +310,7 @@ def _training_facts(result: TrainResult, scores: _DevScores) -> dict[str, Any]:
         "train_time_s": round(result.train_time_s, 3),
         "train_tokens": result.train_tokens,
         "micro_batch_size": result.micro_batch_size,
+        "graph_time_s": None if result.graph_time_s is None else round(result.graph_time_s, 3),
         "train_tokens_per_s": round(result.train_tokens / result.train_time_s, 1),
         "eval_tokens_per_s": round(scores.tokens / scores.time_s, 1) if scores.time_s else None,
         "stored_bytes": stored,

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from spafit_bench import command_line
 from spafit_bench.claims import Claims
-from spafit_bench.events import Busy, Ended, Event, Hear, Lost, Reporter, parse_event
+from spafit_bench.events import Busy, Ended, Event, Hear, Lost, Refused, Reporter, parse_event
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.run import Options, Series
 from spafit_bench.store import Store
@@ -232,10 +232,9 @@ class Processes:
     def _read_events(self, number: int, worker: _Worker) -> None:
         assert worker.process.stdout is not None
         for line in worker.process.stdout:
-            try:
-                self._heard.put((number, worker, parse_event(line)))
-            except ValueError:  # cut short by its death
-                continue
+            if not line.endswith(b"\n"):  # cut short by its death
+                break
+            self._heard.put((number, worker, _event(line)))
         worker.process.wait()
         self._heard.put((number, worker, None))
 
@@ -283,6 +282,17 @@ class Processes:
             except subprocess.TimeoutExpired:
                 worker.process.kill()
                 worker.process.wait()
+
+
+def _event(line: bytes) -> Event:
+    try:
+        return parse_event(line)
+    except ValueError:
+        message = (
+            "a worker process is of another version of spafit-bench than this one, or prints to "
+            "where its events go; what it has finished is kept: start this command again"
+        )
+        return Refused(message=message)
 
 
 def _read_words(worker: _Worker) -> None:

@@ -25,7 +25,7 @@ from spafit_bench.checkpoint import (
 from spafit_bench.config import RunConfig
 from spafit_bench.data import TaskData, hold_out, limited, load_task_data
 from spafit_bench.encoding import load_tokenizer
-from spafit_bench.engines import check_prefix, engine_name
+from spafit_bench.engines import check_graphs, check_prefix, engine_name
 from spafit_bench.errors import UserError
 from spafit_bench.methods import Method
 from spafit_bench.numerics import Numerics, choose_numerics
@@ -34,7 +34,7 @@ from spafit_bench.task_files import TaskDefinition, find_task
 from spafit_bench.tasks import Task
 
 _NOT_IN_RUN_ID = {"model", "revision", "data", "offline", "device", "predict_test", "save_weights"}
-_NOT_IN_RUN_ID |= {"measure_forgetting", "cache"}
+_NOT_IN_RUN_ID |= {"measure_forgetting", "cache", "cuda_graphs"}
 """Settings that do not change the result: places, and what is written down of it."""
 _VOCABULARIES = (
     "vocab.txt",
@@ -138,6 +138,8 @@ class Preparer:
         plan, warnings = self._plan(config, task, method, checkpoint)
         if config.cache_prefix:
             check_prefix(config.engine, checkpoint.config, plan)
+        if config.cuda_graphs:
+            check_graphs(config.engine, checkpoint.config, plan, numerics)
         data = limited(self._data(config, task), config.limit)
         if config.holdout is not None:
             data = hold_out(data, config.holdout)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,117 +22,93 @@ class Ragged:
     Only attention needs sequences apart: `spread` pads them to one length, `gather` undoes it.
     """
 
-    lengths: np.ndarray
-    """(size,) int64, on the host: shapes must be known without waiting for a device."""
-    device: torch.device
+    size: int
+    """Number of sequences."""
+    num_tokens: int
+    """Tokens of all sequences."""
+    num_rows: int
+    """Tokens, rounded up."""
+    longest: int
+    """Tokens of the longest sequence."""
+    length: int
+    """Tokens of a sequence when they are apart: of the longest, rounded up."""
+    starts: Tensor
+    """Row of each sequence's first token, (size,) int64."""
+    key_mask: Tensor | None
+    """What is added to attention scores, (size, 1, 1, length) fp32; None where nothing is padded,
+    so that end to end and apart are the same."""
+    places: Tensor | None
+    """Where each row is when sequences are apart, (num_rows,) int64; of no sequence: at the end of
+    a shorter one. None with `key_mask`."""
+    sources: Tensor | None
+    """Row at each place, (size * length,) int64; where there is none, the sequence's last. None
+    with `key_mask`."""
 
-    @property
-    def size(self) -> int:
-        """Number of sequences."""
-        return len(self.lengths)
-
-    @cached_property
-    def num_tokens(self) -> int:
-        """Tokens of all sequences."""
-        return int(self.lengths.sum())
-
-    @cached_property
-    def num_rows(self) -> int:
-        """Tokens, rounded up."""
-        if self.is_dense:
-            return self.num_tokens
-        next_power = 1 << (self.num_tokens - 1).bit_length()
-        return _round_up(self.num_tokens, max(next_power // 16, 8))
-
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest sequence."""
-        return int(self.lengths.max())
-
-    @cached_property
-    def length(self) -> int:
-        """Tokens of a sequence when they are apart: of the longest, rounded up."""
-        return _round_up(self.longest, LENGTH_MULTIPLE)
-
-    @cached_property
-    def is_dense(self) -> bool:
-        """Whether end to end and apart are the same."""
-        return bool((self.lengths == self.length).all())
-
-    @cached_property
-    def starts(self) -> Tensor:
-        """Row of each sequence's first token, (size,) int64."""
-        return self._on_device(self._host_starts)
-
-    @cached_property
-    def key_mask(self) -> Tensor | None:
-        """What is added to attention scores, (size, 1, 1, length) fp32; None if nothing is."""
-        if self.is_dense:
-            return None
-        is_padding = np.arange(self.length) >= self.lengths[:, None]
-        mask = np.where(is_padding, np.float32(-np.inf), np.float32(0))
-        return self._on_device(mask[:, None, None])
+    @classmethod
+    def of(cls, lengths: np.ndarray, device: torch.device) -> Ragged:
+        """Lay out sequences of these lengths, (size,) int64."""
+        size, num_tokens, longest = len(lengths), int(lengths.sum()), int(lengths.max())
+        length = _round_up(longest, LENGTH_MULTIPLE)
+        starts = _starts(lengths)
+        is_padding = np.arange(length) >= lengths[:, None]
+        on_device = to_device(starts, device)
+        if not is_padding.any():
+            return cls(size, num_tokens, num_tokens, longest, length, on_device, None, None, None)
+        next_power = 1 << (num_tokens - 1).bit_length()
+        num_rows = _round_up(num_tokens, max(next_power // 16, 8))
+        places = np.full(num_rows, is_padding.argmax(), dtype=np.int64)
+        places[:num_tokens] = np.repeat(np.arange(size) * length, lengths) + positions(lengths)
+        sources = np.minimum(np.arange(length), lengths[:, None] - 1) + starts[:, None]
+        mask = np.where(is_padding, np.float32(-np.inf), np.float32(0))[:, None, None]
+        host = (mask, places, sources.ravel())
+        rest = (to_device(values, device) for values in host)
+        return cls(size, num_tokens, num_rows, longest, length, on_device, *rest)
 
     def spread(self, x: Tensor, *, zeros: bool) -> Tensor:
         """Set sequences apart: (num_rows, width) -> (size * length, width).
 
         Args:
-            x: one row a token.
+            x: one row a token; with `zeros`, zero in the rows of no sequence, as gradients are.
             zeros: fill with zeros; else with any of the values, which is cheaper.
         """
-        if self.is_dense:
+        if self.places is None or self.sources is None:
             return x
         if not zeros:
-            return x.index_select(0, self._sources)
+            return x.index_select(0, self.sources)
         apart = x.new_zeros(self.size * self.length, x.shape[1])
-        return apart.index_copy_(0, self._places[: self.num_tokens], x[: self.num_tokens])
+        return apart.index_copy_(0, self.places, x)
 
-    def gather(self, x: Tensor, *, zeros: bool) -> Tensor:
+    def gather(self, x: Tensor) -> Tensor:
         """Put sequences end to end: (size * length, width) -> (num_rows, width).
 
-        Args:
-            x: as `spread` returns it.
-            zeros: fill the rows of no sequence with zeros; else with any of the values.
+        Rows of no sequence get what stands at a place of padding: zero where that is.
         """
-        if self.is_dense:
-            return x
-        together = x.index_select(0, self._places)
-        if zeros:
-            together[self.num_tokens :] = 0
-        return together
+        return x if self.places is None else x.index_select(0, self.places)
 
     def pad(self, x: Tensor, value: int) -> Tensor:
         """Pad one number a token, up to the longest: (num_rows,) -> (size, longest)."""
-        x = x[: self.num_tokens]
+        if self.places is None:
+            return x.view(self.size, self.length)
         padded = x.new_full((self.size * self.length,), value)
-        padded.index_copy_(0, self._places[: self.num_tokens], x)
+        padded.index_copy_(0, self.places[: self.num_tokens], x[: self.num_tokens])
         return padded.view(self.size, self.length)[:, : self.longest]
 
-    @cached_property
-    def positions(self) -> np.ndarray:
-        """Position of each token in its sequence, (num_tokens,), on the host."""
-        return np.arange(self.num_tokens) - np.repeat(self._host_starts, self.lengths)
 
-    @cached_property
-    def _host_starts(self) -> np.ndarray:
-        return np.cumsum(self.lengths) - self.lengths
+def positions(lengths: np.ndarray) -> np.ndarray:
+    """Return the position of each token in its sequence, (num_tokens,) int64."""
+    return np.arange(lengths.sum()) - np.repeat(_starts(lengths), lengths)
 
-    @cached_property
-    def _places(self) -> Tensor:
-        """Where each row is when sequences are apart, (num_rows,); anywhere if of no sequence."""
-        places = np.zeros(self.num_rows, dtype=np.int64)
-        first = np.repeat(np.arange(self.size) * self.length, self.lengths)
-        places[: self.num_tokens] = first + self.positions
-        return self._on_device(places)
 
-    @cached_property
-    def _sources(self) -> Tensor:
-        """Row at each place; of the sequence's last token where there is none."""
-        within = np.minimum(np.arange(self.length), self.lengths[:, None] - 1)
-        return self._on_device((within + self._host_starts[:, None]).ravel())
+def to_device(values: np.ndarray, device: torch.device) -> Tensor:
+    """Copy an array to a device without waiting for it."""
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":  # from other memory the copy would wait for what the GPU has to do
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
-    def _on_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.device, non_blocking=True)
+
+def _starts(lengths: np.ndarray) -> np.ndarray:
+    return np.cumsum(lengths) - lengths
 
 
 def _round_up(number: int, multiple: int) -> int:

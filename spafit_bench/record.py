@@ -162,6 +162,8 @@ class RunRecord(Frozen):
     """Training steps only: no evaluation, no set-up."""
     train_tokens: int | None = None
     """Real (unpadded) tokens trained on, the first step included."""
+    graph_time_s: float | None = None
+    """Recording CUDA graphs, a part of `train_time_s`; None where there are none."""
     train_tokens_per_s: float | None = None
     micro_batch_size: int | None = None
     """Examples of one forward pass in training; None: all of a batch. Less than the configuration

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
 from spafit_bench import distributed
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.config import TrainSettings
-from spafit_bench.encoding import Batch, EncodedSplit, collate, num_batches, training_batches
-from spafit_bench.errors import UserError
+from spafit_bench.encoding import EncodedSplit, num_batches, training_batches
+from spafit_bench.gradients import Gradients
+from spafit_bench.graphs import Graphs
 from spafit_bench.record import Evaluation, SplitMetrics
 from spafit_bench.snapshot import Snapshot
-
-log = logging.getLogger(__name__)
 
 LOOK_EVERY = 20
 """Steps between looks at the loss on a GPU, where each look waits for the device."""
@@ -73,6 +69,8 @@ class TrainResult:
     """Real tokens, the first step included."""
     micro_batch_size: int | None
     """Examples of one forward pass; None: all of a batch."""
+    graph_time_s: float | None
+    """Recording of `graphs`, by this process; a part of `train_time_s`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,12 +99,11 @@ class _Loop:
     hooks: Hooks
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
+    gradients: Gradients
     evaluations: list[Evaluation] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     unread: list[Tensor] = field(default_factory=list)
     """Losses still on the device."""
-    micro_batch_size: int | None = None
-    """Examples of one forward pass; fewer than was asked once the device was out of memory."""
     train_tokens: int = 0
     train_time_s: float = 0.0
     kept_at_s: float = field(default_factory=time.monotonic)
@@ -150,59 +147,20 @@ class _Loop:
             self.train_time_s += time.perf_counter() - start
         self._evaluate(float(np.mean(self.losses[first:])))
 
-    def _collate(self, indices: np.ndarray) -> list[Batch]:
-        """Collate this process's share of a batch in pieces that fit one forward pass."""
-        indices = indices[distributed.my_share()]
-        size = self.micro_batch_size or max(1, len(indices))
-        device = self.adapted.numerics.device
-        pieces = [indices[at : at + size] for at in range(0, len(indices), size)]
-        return [collate(self.split, piece, device) for piece in pieces]
-
     def step(self, indices: np.ndarray) -> Tensor:
         """Take one optimizer step; return the mean loss over its examples, on the device."""
         distributed.seed_step(self.seed, self.steps)
         factor = learning_rate_factor(self.steps, self.total_steps, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate * factor
-        total = self._accumulate(indices)
+        total = self.gradients.add(indices)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         total = distributed.sum_gradients(parameters, total)
         self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad()
-        return total
-
-    def _accumulate(self, indices: np.ndarray) -> Tensor:
-        """Do `_backward` in pieces small enough for the device's memory."""
-        while True:
-            micro_batches = self._collate(indices)
-            with suppress(torch.OutOfMemoryError):
-                return self._backward(micro_batches, len(indices))
-            size = max(batch.size for batch in micro_batches)
-            where = f"{self.adapted.numerics.device} is out of memory"
-            if size == 1:
-                raise UserError(f"{where} with a single example; use a shorter --max-length")
-            self.optimizer.zero_grad()
-            del micro_batches
-            torch.cuda.empty_cache()
-            self.micro_batch_size = (size + 1) // 2
-            log.warning(
-                "%s: batches stay as they are, in forward passes of %d",
-                where,
-                self.micro_batch_size,
-            )
-
-    def _backward(self, micro_batches: list[Batch], num_examples: int) -> Tensor:
-        """Add up these examples' part of the mean loss over all, and its gradients; return it."""
-        total = torch.zeros((), device=self.adapted.numerics.device)
-        self.scaler.scale(total)  # it must have a scale where no example falls to this process
-        self.adapted.engine.refresh()
-        for batch in micro_batches:
-            loss = loss_sum(self.adapted.engine.logits(batch), batch) / num_examples
-            self.scaler.scale(loss).backward()
-            total += loss.detach()
+        self.gradients.clear()
         return total
 
     def look(self, first: int, start: float) -> None:
@@ -264,7 +222,7 @@ class _Loop:
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         facts = {
             "train_tokens": self.train_tokens,
-            "micro_batch_size": self.micro_batch_size,
+            "micro_batch_size": self.gradients.micro_batch_size,
             "train_time_s": self.train_time_s,
             "scaler": self.scaler.state_dict(),
             "evaluations": [e.model_dump(mode="json") for e in self.evaluations],
@@ -286,13 +244,13 @@ class _Loop:
             torch.cuda.set_rng_state(snapshot.tensors["random/cuda"], self.adapted.numerics.device)
         self.losses = snapshot.tensors["losses"].tolist()
         self.train_tokens = snapshot.facts["train_tokens"]
-        self.micro_batch_size = snapshot.facts["micro_batch_size"]
+        self.gradients.micro_batch_size = snapshot.facts["micro_batch_size"]
         self.train_time_s = snapshot.facts["train_time_s"]
         self.scaler.load_state_dict(snapshot.facts["scaler"])
         self.evaluations = [Evaluation.model_validate(e) for e in snapshot.facts["evaluations"]]
 
 
-def train(
+def train(  # noqa: PLR0913 (each a different thing)
     adapted: AdaptedModel,
     split: EncodedSplit,
     settings: TrainSettings,
@@ -300,6 +258,7 @@ def train(
     seed: int,
     hooks: Hooks,
     resume: Snapshot | None = None,
+    graphs: Graphs | None = None,
 ) -> TrainResult:
     """Train what the plan of `adapted` says, evaluating after every epoch.
 
@@ -316,20 +275,25 @@ def train(
         hooks: evaluation, progress, and keeping of state.
         resume: where an earlier call was; on a CPU with the same number of threads the result is
             bit-identical to one that was not interrupted.
+        graphs: replays what is the same from step to step; for the fast engine.
 
     Raises:
         KeyboardInterrupt: `hooks.stop` said so; the state has been kept.
     """
-    precision = adapted.numerics.precision
+    numerics = adapted.numerics
+    optimizer = make_optimizer(adapted, settings)
+    scaler = torch.amp.GradScaler(numerics.device.type, enabled=numerics.precision == "fp16")
+    size = settings.micro_batch_size
+    gradients = Gradients(adapted, split, optimizer, scaler, size, graphs)
     loop = _Loop(
         adapted=adapted,
         split=split,
         settings=settings,
         seed=seed,
         hooks=hooks,
-        optimizer=make_optimizer(adapted, settings),
-        micro_batch_size=settings.micro_batch_size,
-        scaler=torch.amp.GradScaler(adapted.numerics.device.type, enabled=precision == "fp16"),
+        optimizer=optimizer,
+        scaler=scaler,
+        gradients=gradients,
     )
     if resume is not None:
         loop.restore(resume)
@@ -345,7 +309,8 @@ def train(
         losses=tuple(loop.losses),
         train_time_s=loop.train_time_s,
         train_tokens=loop.train_tokens,
-        micro_batch_size=loop.micro_batch_size,
+        micro_batch_size=gradients.micro_batch_size,
+        graph_time_s=graphs.time_s if graphs else None,
     )
 
 
@@ -381,16 +346,3 @@ def learning_rate_factor(step: int, total_steps: int, settings: TrainSettings) -
     if settings.schedule == "constant":
         return 1.0
     return (total_steps - step) / max(1, total_steps - warmup_steps)
-
-
-def loss_sum(logits: Tensor, batch: Batch) -> Tensor:
-    """Sum the loss over the examples: cross-entropy, or squared error for a regression.
-
-    Args:
-        logits: (batch, num_outputs) float32.
-        batch: with labels.
-    """
-    assert batch.labels is not None
-    if batch.labels.is_floating_point():
-        return F.mse_loss(logits.squeeze(-1), batch.labels, reduction="sum")
-    return F.cross_entropy(logits, batch.labels, reduction="sum")

@@ -18,9 +18,10 @@ from spafit_bench.engines import engine_name
 from spafit_bench.errors import UserError
 from spafit_bench.evaluation import predict
 from spafit_bench.fused.dropout import Dropout, keep
+from spafit_bench.gradients import loss_sum
 from spafit_bench.lora import LoraLinear
 from spafit_bench.methods import get_method
-from spafit_bench.train import Hooks, TrainResult, loss_sum, train
+from spafit_bench.train import Hooks, TrainResult, train
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 DISTILBERT_NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}

@@ -32,7 +32,7 @@ from spafit_bench.events import (
     parse_event,
 )
 from spafit_bench.execute import blank_record
-from spafit_bench.executors import Processes, visible_gpus, worker_environments
+from spafit_bench.executors import Executor, Processes, visible_gpus, worker_environments
 from spafit_bench.matrix import MOST_LOSSES, Agenda, MatrixResult, run_sweep
 from spafit_bench.prepare import PreparedRun
 from spafit_bench.record import RunRecord, Status
@@ -110,7 +110,7 @@ class World:
         path.write_text(yaml.safe_dump(whole | body))
         return Agenda(read_sweep(path, {}))
 
-    def run(self, executor: Scripted, agenda: Agenda, **options: Any) -> MatrixResult:
+    def run(self, executor: Executor, agenda: Agenda, **options: Any) -> MatrixResult:
         """Carry it out."""
         store = Store(self.folder / "results")
         stop = options.pop("stop", lambda: False)
@@ -336,6 +336,20 @@ def test_a_worker_refuses_a_run_that_would_be_another(world: World) -> None:
     assert f"not {run.run_id}" in refused.message
     assert isinstance(lost, Lost)
     assert lost.run_id == run.run_id
+
+
+def test_a_worker_of_another_version_is_not_waited_for(world: World, tmp_path: Path) -> None:
+    """The package was upgraded after the sweep had started: it hung, as no event could be read."""
+    package = tmp_path / "newer" / "spafit_bench"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    event = {"kind": "ended", "run_id": "x", "record": {"schema_version": 99}}
+    said = f"import sys\nprint({json.dumps(event)!r}, flush=True)\nsys.stdin.read()\n"
+    (package / "worker.py").write_text(said)
+    newer = [("cpu 1", {"PYTHONPATH": str(package.parent)})]
+    workers = Processes(Store(world.folder / "results"), Options(), newer)
+    with pytest.raises(UserError, match="another version of spafit-bench"):
+        world.run(workers, world.agenda())
 
 
 def test_a_signal_to_every_process_lets_each_run_keep_its_state(world: World) -> None:

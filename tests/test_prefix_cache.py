@@ -23,10 +23,10 @@ from spafit_bench.array_cache import ArrayCache
 from spafit_bench.encoding import Batch, EncodedSplit, collate
 from spafit_bench.evaluation import predict
 from spafit_bench.fused import FusedEncoder
+from spafit_bench.gradients import loss_sum
 from spafit_bench.prefix_cache import PrefixCache
 from spafit_bench.prepare import Preparer
 from spafit_bench.requests import RunRequest, run_configs
-from spafit_bench.train import loss_sum
 
 METHOD = "0-1:frozen;2:bias(ffn);3:lora(query+key+value,r=4,alpha=8)"
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -136,6 +136,14 @@ def run(
             rich_help_panel=HOW,
         ),
     ] = False,
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graphs",
+            help="On a GPU, replay the launches of a step whose shape has come before.",
+            rich_help_panel=WHERE,
+        ),
+    ] = False,
     device: Device = None,
     offline: Offline = False,
     results: Results = Path("results"),
@@ -204,6 +212,7 @@ def run(
         "precision": precision,
         "engine": engine,
         "cache_prefix": cache_prefix or None,
+        "cuda_graphs": cuda_graphs or None,
         "device": device,
         "predict_test": predict_test,
         "save_weights": save_weights,

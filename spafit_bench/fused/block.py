@@ -171,7 +171,7 @@ def _attend(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[Te
     if mask is not None:
         context.mul_(block.attention_dropout.scale)
     together = _join(block, layout.size, context[None])
-    together = together if block.first_token_only else layout.gather(together, zeros=False)
+    together = together if block.first_token_only else layout.gather(together)
     return together, _Attended(queries, keys, values, probabilities, mask)
 
 
@@ -284,10 +284,10 @@ def _attend_backward(
     queries = torch.bmm(scores, kept.keys).mul_(1 / math.sqrt(block.head_size))
     if block.first_token_only:
         of_queries = _Part(_join(block, layout.size, queries[None]), 0, 1, layout.starts)
-        others = layout.gather(_join(block, layout.size, found[1:]), zeros=True)
+        others = layout.gather(_join(block, layout.size, found[1:]))
         return of_queries, _Part(others, 1, 3, None)
     found[0] = queries
-    return (_Part(layout.gather(_join(block, layout.size, found), zeros=True), 0, 3, None),)
+    return (_Part(layout.gather(_join(block, layout.size, found)), 0, 3, None),)
 
 
 def _qkv_gradients(qkv: FusedMap, low_x: Tensor | None, parts: tuple[_Part, ...]) -> list[Tensor]:

@@ -25,7 +25,7 @@ Cells = Mapping[str, tuple[RunRecord, ...]]
 _WEIGHTS_AND_DATA = {"model", "model.name", "model.revision", "revision", "data", "data.source"}
 """Compared by their hashes, not by what they are called."""
 _WITHOUT_EFFECT = {"device", "num_threads", "results", "offline", "save_weights", "predict_test"}
-_WITHOUT_EFFECT |= {"measure_forgetting", "cache"}
+_WITHOUT_EFFECT |= {"measure_forgetting", "cache", "cuda_graphs"}
 _IGNORED = frozenset({"task", "seed"} | _WEIGHTS_AND_DATA | _WITHOUT_EFFECT)
 _RESOLVED = ("precision", "engine", "select", "limit")
 """Taken from the record, where `auto` has become what was used."""

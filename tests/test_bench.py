@@ -1,0 +1,56 @@
+"""What `make bench` counts: its clock, its floor, and one measurement of our own engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_data
+from models import SPECIAL, VOCABULARY, build, save_checkpoint
+
+from benchmarks.cases import Case
+from benchmarks.floor import step_times
+from benchmarks.worker import Clock, measure_ours
+from spafit_bench.encoding import EncodedSplit
+from spafit_bench.fused import FusedEncoder
+
+
+def test_times_and_tokens_are_of_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU tells of some steps only: what lies between two of them past the warm-up counts."""
+    now = iter([1.0, 4.0, 9.0])
+    monkeypatch.setattr("benchmarks.worker.time.perf_counter", lambda: next(now))
+    clock = Clock()
+    for step in (2, 4, 7):
+        clock.on_step(SimpleNamespace(step=step))
+    tokens = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000]
+    assert clock.after(2, tokens) == ([3.0, 5.0], [1100, 1_110_000])
+    assert clock.after(3, tokens) == ([5.0], [1_110_000])
+
+
+@pytest.mark.parametrize("engine", ["fast", "floor"])
+def test_our_own_measurement_is_of_the_steps_asked_for(
+    engine: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    """As many times as steps past the warm-up."""
+    data = write_data(tmp_path, "mrpc", train=24)
+    case = Case(str(checkpoint), str(data), "mrpc", "spafit", 4, 4, 2, eval_examples=5)
+    found = measure_ours(case, engine)
+    assert len(found["times_s"]) == len(found["tokens"]) == 4
+    assert all(time > 0 for time in found["times_s"])
+    assert all(4 * 3 < tokens < 4 * 128 for tokens in found["tokens"])
+
+
+def test_the_floor_is_computed_on_the_models_device(tmp_path: Path) -> None:
+    """Products of tensors on two devices would fail."""
+    folder = save_checkpoint(tmp_path, "bert", form="base", num_layers=4)
+    adapted = build(folder, "spafit", engine="fast", device="meta")
+    assert isinstance(adapted.engine, FusedEncoder)
+    rng = np.random.default_rng(0)
+    ids = rng.integers(len(SPECIAL), VOCABULARY, 40).astype(np.int32)
+    offsets = np.array([0, 5, 12, 20, 40])
+    split = EncodedSplit(ids, None, offsets, np.array([0, 1, 1, 0]), pad_token_id=0)
+    assert adapted.numerics.device == torch.device("meta")
+    assert len(step_times(adapted.engine, split, 2, 0)) == 2
