@@ -40,27 +40,26 @@ class Gradients:
             with suppress(torch.OutOfMemoryError):
                 return self._backward(micro_batches, len(indices))
             size = max(batch.size for batch in micro_batches)
-            where = f"{self.adapted.numerics.device} is out of memory"
-            if size == 1:
-                raise UserError(f"{where} with a single example; use a shorter --max-length")
-            self._start_again()
             del micro_batches
-            torch.cuda.empty_cache()
-            self.micro_batch_size = (size + 1) // 2
-            log.warning(
-                "%s: batches stay as they are, in forward passes of %d",
-                where,
-                self.micro_batch_size,
-            )
+            self._make_room(size)
 
     def clear(self) -> None:
         """Set gradients to zero; where graphs add to them, they stay where they are."""
         self.optimizer.zero_grad(set_to_none=self.graphs is None)
 
-    def _start_again(self) -> None:
+    def _make_room(self, size: int) -> None:
+        """Do without graphs, which hold memory, or go on in forward passes of half the size."""
+        where = f"{self.adapted.numerics.device} is out of memory"
+        if self.graphs is not None and self.graphs.end():
+            log.warning("%s: training goes on without CUDA graphs", where)
+        elif size == 1:
+            raise UserError(f"{where} with a single example; use a shorter --max-length")
+        else:
+            self.micro_batch_size = (size + 1) // 2
+            passes = f"forward passes of {self.micro_batch_size}"
+            log.warning("%s: batches stay as they are, in %s", where, passes)
         self.optimizer.zero_grad()
-        if self.graphs is not None:
-            self.graphs.forget()
+        torch.cuda.empty_cache()
 
     def _collate(self, indices: np.ndarray) -> list[Batch]:
         """Collate this process's share of a batch in pieces that fit one forward pass."""
@@ -74,24 +73,23 @@ class Gradients:
         total = torch.zeros((), device=self.adapted.numerics.device)
         self.scaler.scale(total)  # it must have a scale where no example falls to this process
         run = self.graphs.run if self.graphs else _at_once
-        run("refresh", self.adapted.engine.refresh)
-        of_part = partial(self._of_part, num_examples)
-        for batch in micro_batches:
-            loss = run(f"gradients of a part of {num_examples} examples", of_part, batch)
-            assert loss is not None
-            total += loss
+        for number, batch in enumerate(micro_batches):
+            name = f"part {min(number, 1)} of {num_examples} examples"
+            total += run(name, partial(self._of_part, number, num_examples), batch)
         return total
 
-    def _of_part(self, num_examples: int, batch: Batch) -> Tensor:
+    def _of_part(self, number: int, num_examples: int, batch: Batch) -> Tensor:
         """Add the gradients of a part of the mean loss over all examples; return the part."""
+        if number == 0:  # the optimizer has been here
+            self.adapted.engine.refresh()
         loss = loss_sum(self.adapted.engine.logits(batch), batch) / num_examples
         self.scaler.scale(loss).backward()
         return loss.detach()
 
 
-def _at_once(name: str, compute: Compute, *inputs: Batch) -> Tensor | None:
+def _at_once(name: str, compute: Compute, batch: Batch) -> Tensor:
     del name
-    return compute(*inputs)
+    return compute(batch)
 
 
 def loss_sum(logits: Tensor, batch: Batch) -> Tensor:

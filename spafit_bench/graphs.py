@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from spafit_bench.encoding import Batch
+from spafit_bench.errors import UserError
 
 log = logging.getLogger(__name__)
 
 MOST_GRAPHS = 64
 """Shapes beyond these are computed launch by launch: each graph takes some memory."""
 
-Compute = Callable[..., Tensor | None]
-"""Reads batches, writes to memory that stays where it is, and may return a tensor."""
-Record = Callable[[Callable[[], Tensor | None]], tuple[Tensor | None, Callable[[], object]]]
+Compute = Callable[[Batch], Tensor]
+"""Reads a batch, writes to memory that stays where it is, and returns a tensor."""
+Key = tuple[str, tuple[int, int, int, bool]]
+Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], object]]]
 """Records a computation without carrying it out; returns its result's place and what replays it."""
 
 
@@ -36,81 +38,87 @@ class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self.device, self.pool = device, torch.cuda.graph_pool_handle()
 
-    def __call__(
-        self, compute: Callable[[], Tensor | None]
-    ) -> tuple[Tensor | None, Callable[[], object]]:
+    def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
         """Record."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool):
-            output = compute()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool):
+                output = compute()
+        finally:
+            torch.cuda.set_stream(stream)  # which torch forgets where recording fails
         return output, graph.replay
 
 
 @dataclass(frozen=True)
 class _Graph:
-    inputs: tuple[Batch, ...]
-    output: Tensor | None
+    batch: Batch
+    output: Tensor
     replay: Callable[[], object]
 
 
 @dataclass
 class Graphs:
-    """Carries out computations, from a recording where there is one."""
+    """Carries out computations, from a recording where there is one.
+
+    Recordings go all at once: in some versions of torch the end of one spoils the others.
+    """
 
     record: Record
-    recorded: dict[tuple[object, ...], _Graph] = field(default_factory=dict)
-    met: set[tuple[object, ...]] = field(default_factory=set)
+    recorded: dict[Key, _Graph] = field(default_factory=dict)
+    met: set[Key] = field(default_factory=set)
     time_s: float = 0.0
     """Of recording."""
-    failed: bool = False
+    ended: bool = False
 
-    def run(self, name: str, compute: Compute, *inputs: Batch) -> Tensor | None:
-        """Carry out `compute(*inputs)`.
+    def run(self, name: str, compute: Compute, batch: Batch) -> Tensor:
+        """Carry out `compute(batch)`.
 
         Args:
-            name: of the computation; two of one name differ in nothing but their inputs.
+            name: of the computation; two of one name differ in nothing but the batch.
             compute: must not wait for the device, nor read anything else that changes on the host.
-            inputs: batches on the device.
+            batch: on the device.
 
         Returns:
             What `compute` does; it holds until the next call.
+
+        Raises:
+            UserError: it cannot be recorded.
         """
-        key = (name, *(batch.shape for batch in inputs))
+        key = (name, batch.shape)
         graph = self.recorded.get(key)
         if graph is None and key in self.met and self._has_room():
-            graph = self._record(key, compute, inputs)
+            graph = self._record(key, compute, batch)
         self.met.add(key)
         if graph is None:
-            return compute(*inputs)
-        for own, new in zip(graph.inputs, inputs, strict=True):
-            own.copy_(new)
+            return compute(batch)
+        graph.batch.copy_(batch)
         graph.replay()
         return graph.output
 
-    def forget(self) -> None:
-        """Drop all recordings: what they write to is no longer there, or the memory is wanted.
-
-        Every shape is then computed once launch by launch again, so that gradients have a place.
-        """
+    def end(self) -> bool:
+        """Drop all recordings and make no more; tell whether there were any."""
+        self.ended, had_any = True, bool(self.recorded)
         self.recorded.clear()
-        self.met.clear()
+        return had_any
 
     def _has_room(self) -> bool:
-        return not self.failed and len(self.recorded) < MOST_GRAPHS
+        return not self.ended and len(self.recorded) < MOST_GRAPHS
 
-    def _record(
-        self, key: tuple[object, ...], compute: Compute, inputs: tuple[Batch, ...]
-    ) -> _Graph | None:
+    def _record(self, key: Key, compute: Compute, batch: Batch) -> _Graph | None:
         start = time.perf_counter()
-        own = tuple(batch.clone() for batch in inputs)
+        own = batch.clone()
         try:
-            output, replay = self.record(lambda: compute(*own))
-        except RuntimeError as error:  # nothing has been computed yet, so nothing is lost
-            self.failed = True
-            self.forget()
-            reason = str(error).partition("\n")[0]
-            log.warning("cuda_graphs: given up, as recording failed (%s)", reason)
+            output, replay = self.record(lambda: compute(own))
+        except torch.OutOfMemoryError:  # nothing has been computed yet, so nothing is lost
+            self.end()
+            log.warning("cuda_graphs: no memory for them; training goes on without")
             return None
+        except RuntimeError as error:  # generator and allocator may be left in any state
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"--cuda-graphs: recording failed ({reason}); run this again without the flag, "
+                "and it goes on from its last snapshot"
+            ) from error
         self.time_s += time.perf_counter() - start
         self.recorded[key] = graph = _Graph(own, output, replay)
         return graph

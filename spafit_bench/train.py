@@ -303,6 +303,9 @@ def train(  # noqa: PLR0913 (each a different thing)
             loop.finish_epoch()
     except Diverged as reason:
         diverged = str(reason)
+    finally:
+        if graphs:
+            graphs.end()  # predictions may want their memory
     return TrainResult(
         diverged=diverged,
         evaluations=tuple(loop.evaluations),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,12 +61,8 @@ class Tape:
 
     recordings: int = 0
     replays: int = 0
-    sizes: list[int] = field(default_factory=list)
-    """Operations of each recording."""
 
-    def __call__(
-        self, compute: Callable[[], Tensor | None]
-    ) -> tuple[Tensor | None, Callable[[], object]]:
+    def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
         """Record."""
         recording = _Recording()
         with recording:
@@ -74,7 +70,6 @@ class Tape:
         for written, value in reversed(recording.before):
             written.detach().copy_(value)
         self.recordings += 1
-        self.sizes.append(len(recording.operations))
 
         @torch.no_grad()
         def replay() -> None:
