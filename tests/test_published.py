@@ -11,12 +11,18 @@ from spafit_bench.store import Store
 from spafit_bench.tables import build_tables
 from spafit_bench.tables.render import render, write_tables
 
-FOLDERS = [path.parent for path in sorted((REPOSITORY / "results").glob("*/README.md"))]
+EXPLAINED = [path.parent for path in sorted((REPOSITORY / "results").glob("*/README.md"))]
 """Published ones explain themselves; others, such as `make demo`'s, are their maker's own."""
+FOLDERS = [runs.parent for folder in EXPLAINED for runs in sorted(folder.glob("**/runs"))]
 pytestmark = pytest.mark.skipif(not FOLDERS, reason="this checkout has no results")
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def name_of(folder: Path) -> str:
+    """What a test of a folder is called."""
+    return str(folder.relative_to(REPOSITORY / "results"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 def test_records_are_sound_and_name_nobodys_folders(folder: Path) -> None:
     """Checksums hold, and model, data and command are named as anyone could."""
     records, damages = Store(folder).survey()
@@ -24,17 +30,27 @@ def test_records_are_sound_and_name_nobodys_folders(folder: Path) -> None:
     assert records
     for record in records:
         assert record.status == "done", record.run_id
-        assert record.holdout is not None or record.official_split, record.run_id
+        is_known = record.official_split or record.data.source == "glue-derived"  # marked: below
+        assert record.holdout is not None or is_known, record.run_id
         named = (record.config["model"], record.config["data"], record.environment.command)
         assert not any("/tmp" in text or text.startswith("/") for text in named), named
         assert record.environment.command.startswith("spafit-bench "), record.run_id
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 def test_tables_follow_from_the_records(folder: Path) -> None:
     """What `table` would write is what is there."""
     for name, content in write_tables(build_tables(Store(folder).records())).items():
         assert (folder / "tables" / name).read_text(encoding="utf-8") == content, name
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_what_is_not_glues_own_data_is_marked(folder: Path) -> None:
+    """In the table itself, not only in a text beside it."""
+    records = [run for run in Store(folder).records() if run.holdout is None]
+    unofficial = {run.task for run in records if not run.official_split}
+    table = (folder / "tables" / "scores.md").read_text(encoding="utf-8")
+    assert ("not the official GLUE data" in table) == bool(unofficial)
 
 
 def test_the_readme_shows_the_table_that_there_is() -> None:
