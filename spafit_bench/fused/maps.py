@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +24,10 @@ class FusedMap:
 
     def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype) -> None:
         self.linears = tuple(linears)
-        ends = torch.tensor([linear.out_features for linear in linears]).cumsum(0).tolist()
-        self.rows = [slice(a, b) for a, b in zip([0, *ends], ends, strict=False)]
-        device = linears[0].weight.device
-        self.weight = torch.empty(ends[-1], linears[0].in_features, dtype=dtype, device=device)
-        self.bias = torch.empty(ends[-1], dtype=dtype, device=device)
+        self.rows = _stacked([linear.out_features for linear in linears])
+        device, num_rows = linears[0].weight.device, self.rows[-1].stop
+        self.weight = torch.empty(num_rows, linears[0].in_features, dtype=dtype, device=device)
+        self.bias = torch.empty(num_rows, dtype=dtype, device=device)
         with torch.no_grad():
             for linear, rows in zip(self.linears, self.rows, strict=True):
                 self.weight[rows], self.bias[rows] = linear.weight, linear.bias
@@ -35,6 +36,16 @@ class FusedMap:
                     linear.weight.data = self.weight[rows]
         own = [parameter for linear in linears for parameter in linear.parameters()]
         self.parameters = [parameter for parameter in own if parameter.requires_grad]
+        ranks = [len(a.lora_A) if isinstance(a, LoraLinear) else 0 for a in self.linears]
+        self.ranks = _stacked(ranks)
+        self.factors_a = self.weight.new_empty(sum(ranks), self.weight.shape[1])
+        self.adapters = {
+            number: _Adapter(
+                linear, self.factors_a[rows], self.weight.new_empty(linear.lora_B.shape)
+            )
+            for number, (linear, rows) in enumerate(zip(self.linears, self.ranks, strict=True))
+            if isinstance(linear, LoraLinear)
+        }
 
     @property
     def needs_input(self) -> bool:
@@ -44,15 +55,14 @@ class FusedMap:
     @torch.no_grad()
     def refresh(self) -> None:
         """Bring `weight` and `bias` up to date with what has trained."""
-        if not self.parameters:
-            return
-        for linear, rows in zip(self.linears, self.rows, strict=True):
-            if isinstance(linear, LoraLinear):
-                update = linear.lora_B @ linear.lora_A
-                torch.add(linear.weight, update, alpha=linear.scaling, out=self.weight[rows])
-            elif linear.weight.data_ptr() != self.weight[rows].data_ptr():
-                self.weight[rows] = linear.weight
-            self.bias[rows] = linear.bias
+        for number, (linear, rows) in enumerate(zip(self.linears, self.rows, strict=True)):
+            own = self.weight[rows]
+            if linear.weight.requires_grad and linear.weight.data_ptr() != own.data_ptr():
+                own.copy_(linear.weight)
+            if linear.bias.requires_grad:
+                self.bias[rows] = linear.bias
+            if adapter := self.adapters.get(number):
+                adapter.merge(own)
 
     def product(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Apply the maps `first:last` at once: (num_tokens, in) -> (num_tokens, their rows)."""
@@ -82,8 +92,7 @@ class FusedMap:
         parts = {
             i: gradient[:, self.rows[i].start - start : self.rows[i].stop - start] for i in maps
         }
-        adapted = {i: a for i in maps if isinstance(a := self.linears[i], LoraLinear)}
-        of_factors = _factor_gradients(adapted, x, parts) if adapted else {}
+        of_factors = self._factor_gradients(x, parts)
         found: list[Tensor] = []
         for index in maps:
             linear, part = self.linears[index], parts[index]
@@ -95,18 +104,49 @@ class FusedMap:
             found += of_factors.get(index, ())
         return [tensor.float() for tensor in found]
 
+    def _factor_gradients(
+        self, x: Tensor | None, parts: dict[int, Tensor]
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Gradients of A and B of adapters; those of A, which read the same input, in one product.
 
-def _factor_gradients(
-    adapted: dict[int, LoraLinear], x: Tensor | None, parts: dict[int, Tensor]
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Gradients of A and B of every adapter; the A's, which read the same input, in one product."""
-    assert x is not None
-    ranks = [len(linear.lora_A) for linear in adapted.values()]
-    a = torch.cat([linear.lora_A for linear in adapted.values()]).to(x.dtype)
-    through_b = [parts[i] @ linear.lora_B.to(x.dtype) for i, linear in adapted.items()]
-    of_a = (torch.cat(through_b, 1).t() @ x).split(ranks)
-    through_a = (x @ a.t()).split(ranks, 1)
-    return {
-        index: (own * linear.scaling, parts[index].t() @ low * linear.scaling)
-        for (index, linear), own, low in zip(adapted.items(), of_a, through_a, strict=True)
-    }
+        Args:
+            x: (num_tokens, in) their input.
+            parts: map -> (num_tokens, out) the gradient of its output; maps in a row.
+        """
+        adapters = {number: self.adapters[number] for number in parts if number in self.adapters}
+        if not adapters:
+            return {}
+        assert x is not None
+        a = self.factors_a[self.ranks[min(parts)].start : self.ranks[max(parts)].stop]
+        ranks = [len(adapter.a) for adapter in adapters.values()]
+        through_b = [parts[number] @ adapter.b for number, adapter in adapters.items()]
+        of_a = (torch.cat(through_b, 1).t() @ x).split(ranks)
+        through_a = (x @ a.t()).split(ranks, 1)
+        scaling = [adapter.linear.scaling for adapter in adapters.values()]
+        return {
+            number: (own * s, parts[number].t() @ low * s)
+            for number, own, low, s in zip(adapters, of_a, through_a, scaling, strict=True)
+        }
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """A map with a low-rank update, and the factors in the compute precision."""
+
+    linear: LoraLinear
+    a: Tensor
+    """(rank, in), a part of the map's `factors_a`."""
+    b: Tensor
+    """(out, rank)."""
+
+    def merge(self, out: Tensor) -> None:
+        """Write W + s B A to `out`, (out, in), and the factors as they are now to `a` and `b`."""
+        linear = self.linear
+        a, b = self.a.copy_(linear.lora_A), self.b.copy_(linear.lora_B)
+        torch.addmm(linear.weight.to(out.dtype), b, a, alpha=linear.scaling, out=out)
+
+
+def _stacked(sizes: Sequence[int]) -> list[slice]:
+    """Return the rows of parts that lie below one another."""
+    ends = list(itertools.accumulate(sizes))
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
