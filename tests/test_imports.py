@@ -29,7 +29,8 @@ READS = {
     "checksums", "claims", "cleanup", "compare", "compare_inputs", "compare_measure",
     "compare_view", "damage", "durable", "errors", "events", "glue_server", "lookup", "merge",
     "owner", "ray_mailbox", "record", "references", "run_folder", "run_view", "seed_tests",
-    "shipped", "stats", "store", "submit", "task_files", "tasks", "units", "weighted_metrics",
+    "shipped", "stats", "store", "submit", "task_files", "tasks", "treatments", "units",
+    "weighted_metrics",
 }  # fmt: skip
 
 

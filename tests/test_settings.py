@@ -3,6 +3,7 @@
 import pytest
 from records import cell, make_record, notes, scores
 
+from spafit_bench.record import RunRecord, StratumCount
 from spafit_bench.tables import build_tables
 from spafit_bench.tasks import TASKS
 
@@ -65,6 +66,27 @@ def test_what_a_method_is_parts_rows_even_between_tasks() -> None:
     table = scores(records)
     assert [row.name for row in table.rows][:2] == ["spafit · rank 8", "spafit · rank 64"]
     assert cell(table, "spafit · rank 8", "avg").value is None
+
+
+def test_an_open_setting_has_the_value_it_had() -> None:
+    """Beside a rank of 8 the preset is its own rank; written out, that rank is the same row."""
+
+    def run(seed: int, rank: int | None, lora: str) -> RunRecord:
+        strata = (
+            StratumCount(stratum="0", treatment="frozen", parameters=9, trainable=0),
+            StratumCount(stratum="1", treatment=lora, parameters=9, trainable=4),
+        )
+        given = {"method.rank": rank, "method.alpha_per_rank": rank and 2.0}
+        return make_record(seed=seed, config=given, strata=strata)
+
+    preset, small = "lora(query,r=64,alpha=128)+bias(ffn)", "lora(query,r=8,alpha=16)"
+    table = scores([run(0, None, preset), run(1, 64, preset), run(0, 8, small)])
+    assert [row.name for row in table.rows][:2] == ["spafit · rank 8", "spafit · rank 64"]
+    assert cell(table, "spafit · rank 64", "mrpc").n == 2
+    two = scores([run(0, None, f"{small}+{preset}"), run(0, 8, small)])
+    assert "spafit · alpha per rank unset, rank unset" in {row.name for row in two.rows}
+    later = scores([run(0, None, "hadamard(query)"), run(0, 8, small)])
+    assert "spafit · alpha per rank unset, rank unset" in {row.name for row in later.rows}
 
 
 def test_what_cannot_change_a_result_does_not_part_rows() -> None:

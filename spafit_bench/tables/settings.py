@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import PurePath
 from typing import Any
 
+from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
 from spafit_bench.tasks import TASKS, Task
+from spafit_bench.treatments import parse_treatment
 
 OFFICIAL = "official GLUE"
 
@@ -214,7 +217,7 @@ def _group(
             if earlier := latest.get((setting, run.task, run.seed)):
                 repeated.append(earlier)
             latest[setting, run.task, run.seed] = run
-            values = _facts(run)
+            values = _all_facts(run)
             rank[setting] = (-size, method, [_sort_key(values.get(key, _UNSET)) for key in keys])
     rows: dict[Setting, dict[str, tuple[RunRecord, ...]]] = {
         setting: {} for setting in sorted(rank, key=lambda setting: rank[setting])
@@ -245,6 +248,26 @@ def _facts(run: RunRecord) -> dict[str, Scalar]:
     return absent | facts | used | {"select": run.select, "limit": run.train_limit}
 
 
+def _all_facts(run: RunRecord) -> dict[str, Scalar]:
+    """List the facts, with what LoRA was in the run where its configuration left that open."""
+    return _lora_facts(tuple(stratum.treatment for stratum in run.strata)) | _facts(run)
+
+
+@cache
+def _lora_facts(treatments: tuple[str, ...]) -> dict[str, Scalar]:
+    """Say in settings of a method what LoRA is, if it is the same wherever it is."""
+    try:
+        parsed = [parse_treatment(text) for text in treatments]
+    except UserError:  # of another version
+        return {}
+    loras = {replace(lora, matrices=()) for treatment in parsed for lora in treatment.loras}
+    if len(loras) != 1:
+        return {}
+    (lora,) = loras
+    fields = {f"method.{name}": value for name, value in asdict(lora).items()}
+    return fields | {"method.alpha_per_rank": lora.alpha / lora.rank}
+
+
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
     """Walk a nested configuration: dotted key, scalar."""
     if isinstance(value, Mapping):
@@ -259,10 +282,11 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
 
 
 def _varying_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
-    """Find the keys whose values part one method's runs into rows."""
-    facts = [(run.task, _facts(run)) for run in runs]
+    """Find the keys that some run sets and whose values part one method's runs into rows."""
+    given = {key for run in runs for key in _facts(run)}
+    facts = [(run.task, _all_facts(run)) for run in runs]
     varying = []
-    for key in sorted({key for _, values in facts for key in values}):
+    for key in sorted(given):
         everywhere = key.partition(".")[0] in _IDENTITY
         seen: dict[str, set[Scalar]] = defaultdict(set)
         for task, values in facts:
@@ -295,7 +319,7 @@ def _explained(keys: Sequence[str], facts: Sequence[tuple[str, Mapping[str, Scal
 
 
 def _difference(run: RunRecord, keys: Sequence[str]) -> str:
-    facts = _facts(run)
+    facts = _all_facts(run)
     return ", ".join(f"{_key_text(key)} {_value_text(facts.get(key, _UNSET))}" for key in keys)
 
 
