@@ -10,6 +10,8 @@ from datasets import Dataset, load_dataset
 SYSTEMS = ("fast", "plain", "tuned", "stock", "floor")
 """Ours with either engine; Trainer + peft tuned and as in `run_glue.py`; matrix products alone."""
 
+PEERS = ("tuned", "stock")
+
 TEXTS = {
     "cola": ("sentence",),
     "mrpc": ("sentence1", "sentence2"),

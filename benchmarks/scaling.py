@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from spafit_bench import native_settings
+
 STEPS, WARM_UP = 12, 3
 
 
@@ -175,7 +177,7 @@ def main() -> None:
 def _in_a_process(point: Point) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scaling", "--point", json.dumps(asdict(point))],
-        env=os.environ | {"GOMP_SPINCOUNT": "20000"},
+        env=os.environ | native_settings.OPENMP | native_settings.KERNELS,
         stdout=subprocess.PIPE,
         text=True,
         check=True,

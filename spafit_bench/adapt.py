@@ -69,7 +69,8 @@ def adapt(
     parameters = dict(model.named_parameters())
     for tensor in plan.tensors:
         parameters[tensor.name].requires_grad_(tensor.trains)
-    _cast_frozen(model, numerics.dtype)  # before DoRA measures the matrices it will compute with
+    for name in frozen_matrices(model, plan):  # before DoRA measures the matrices it computes with
+        parameters[name].data = parameters[name].data.to(numerics.dtype)
     for tensor in plan.tensors:
         if tensor.lora is not None:
             path = tensor.name.removesuffix(".weight")
@@ -85,11 +86,11 @@ def adapt(
     return adapted
 
 
-def _cast_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Keep frozen matrices in the compute precision, once, instead of casting them each step.
+def frozen_matrices(model: nn.Module, plan: Plan) -> tuple[str, ...]:
+    """Name what is kept in the compute precision, once, instead of cast in each step.
 
     Only linear maps: embeddings and vectors stay fp32, and so does everything that trains.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-            module.weight.data = module.weight.data.to(dtype)
+    trained = {tensor.name for tensor in plan.tensors if tensor.trains}
+    linears = (path for path, module in model.named_modules() if isinstance(module, nn.Linear))
+    return tuple(name for path in linears if (name := f"{path}.weight") not in trained)

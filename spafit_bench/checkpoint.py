@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -210,67 +209,6 @@ def parameter_shapes(checkpoint: Checkpoint, task: Task) -> dict[str, tuple[int,
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
-def fresh_parameters(checkpoint: Checkpoint, names: list[str]) -> tuple[str, ...]:
-    """Return the parameters without pretrained values, reading no weights.
-
-    The classifier always is: one that is stored has learnt some other task, and methods can be
-    compared only if they start alike. Anything else is where the stored weights lack it; in a
-    folder without weights (a bare `config.json`), where published encoders lack it.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    row = checkpoint.architecture
-    components = {name: locate(name, row).component for name in names}
-    always = {"classifier"}
-    files = weight_files(checkpoint.path)
-    if not files:
-        always |= set() if row.pooler_is_pretrained else {"pooler"}
-        return tuple(name for name in names if components[name] in always)
-    stored: set[str] = set()
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                stored |= {_modern(key) for key in tensors.keys()}  # noqa: SIM118 (not a dict)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a readable safetensors file ({error})") from None
-    # A bare encoder is stored without the prefix of its own name (`bert.`, `model.`, ...).
-    return tuple(
-        n
-        for n in names
-        if components[n] in always or (n not in stored and n.partition(".")[2] not in stored)
-    )
-
-
-def stored_tensors(
-    checkpoint: Checkpoint, names: Sequence[str]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Read pretrained values one by one, in fp32 on the CPU.
-
-    Args:
-        checkpoint: where the weights are.
-        names: parameters of the model that are not fresh.
-
-    Raises:
-        OSError, SafetensorError: a file cannot be read.
-    """
-    from safetensors import safe_open
-
-    # A bare encoder is stored without the prefix of its own name (`bert.`, `model.`, ...).
-    wanted = {name.partition(".")[2]: name for name in names} | {name: name for name in names}
-    for file in weight_files(checkpoint.path):
-        with safe_open(file, framework="pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (not a dict)
-                if name := wanted.get(_modern(key)):
-                    yield name, tensors.get_tensor(key).float()
-
-
-def _modern(key: str) -> str:
-    """Translate LayerNorm tensors of old checkpoints, as transformers does on loading."""
-    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-        "LayerNorm.beta", "LayerNorm.bias"
-    )
-
-
 def load_model(
     checkpoint: Checkpoint, task: Task, *, seed: int, fresh_pooler: bool, attention: str
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
@@ -356,21 +294,6 @@ def generator(seed: int, name: str) -> torch.Generator:
 
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-def untrained_pooler(checkpoint: Checkpoint) -> bool:
-    """Tell whether the stored pooler was never trained: its bias is exactly zero.
-
-    Behind a frozen random projection a classifier can hardly learn, so the caller warns.
-    """
-    from safetensors import safe_open
-
-    for file in weight_files(checkpoint.path):
-        with safe_open(file, framework="np") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (not a dict)
-                if key.endswith("pooler.dense.bias"):
-                    return not tensors.get_tensor(key).any()
-    return False
 
 
 def quiet_transformers() -> None:

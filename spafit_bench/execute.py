@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spafit_bench import distributed, memory
-from spafit_bench.adapt import AdaptedModel, adapt
+from spafit_bench.adapt import AdaptedModel, adapt, frozen_matrices
 from spafit_bench.checkpoint import load_model
 from spafit_bench.encoding import EncodedSplit
 from spafit_bench.energy import EnergyMeter
@@ -42,6 +42,7 @@ from spafit_bench.record import (
     Status,
 )
 from spafit_bench.snapshot import Snapshot
+from spafit_bench.stored_weights import read_again
 from spafit_bench.token_cache import encode_task, test_splits
 from spafit_bench.train import Diverged, Hooks, Observer, TrainResult, train
 
@@ -272,6 +273,9 @@ def build_model(prepared: PreparedRun) -> AdaptedModel:
         attention="sdpa" if numerics.device.type == "cuda" else "eager",
     )
     assert fresh == prepared.plan.fresh, (fresh, prepared.plan.fresh)
+    frozen = [name for name in frozen_matrices(model, prepared.plan) if name not in fresh]
+    if numerics.dtype != torch.float32:
+        read_again(model, prepared.checkpoint, frozen, numerics.dtype)
     adapted = adapt(
         model,
         prepared.plan,

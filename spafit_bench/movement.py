@@ -15,9 +15,10 @@ from torch import Tensor
 
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.architectures import Architecture, Place
-from spafit_bench.checkpoint import Checkpoint, stored_tensors
+from spafit_bench.checkpoint import Checkpoint
 from spafit_bench.lora import LoraLinear
 from spafit_bench.record import Movement
+from spafit_bench.stored_weights import stored_tensors
 
 Movements = dict[str, dict[str, Movement]]
 

@@ -17,9 +17,7 @@ from spafit_bench.checkpoint import (
     Checkpoint,
     find_checkpoint,
     fingerprint,
-    fresh_parameters,
     parameter_shapes,
-    untrained_pooler,
     weight_files,
 )
 from spafit_bench.config import RunConfig
@@ -30,6 +28,7 @@ from spafit_bench.errors import UserError
 from spafit_bench.methods import Method
 from spafit_bench.numerics import Numerics, choose_numerics
 from spafit_bench.plan import Plan, make_plan
+from spafit_bench.stored_weights import fresh_parameters, untrained_pooler
 from spafit_bench.task_files import TaskDefinition, find_task
 from spafit_bench.tasks import Task
 

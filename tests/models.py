@@ -12,7 +12,6 @@ from torch import Tensor
 from spafit_bench.adapt import AdaptedModel, adapt
 from spafit_bench.checkpoint import (
     find_checkpoint,
-    fresh_parameters,
     load_model,
     parameter_shapes,
     quiet_transformers,
@@ -21,6 +20,7 @@ from spafit_bench.methods import Method, get_method
 from spafit_bench.numerics import Numerics
 from spafit_bench.plan import Plan, make_plan
 from spafit_bench.record import Evaluation
+from spafit_bench.stored_weights import fresh_parameters
 from spafit_bench.tasks import get_task
 from spafit_bench.train import Progress
 

@@ -18,15 +18,14 @@ from spafit_bench.architectures import get_architecture, locate
 from spafit_bench.checkpoint import (
     find_checkpoint,
     fingerprint,
-    fresh_parameters,
     load_model,
     model_config,
     parameter_shapes,
-    untrained_pooler,
 )
 from spafit_bench.config import TrainSettings
 from spafit_bench.errors import UserError
 from spafit_bench.methods import method_names
+from spafit_bench.stored_weights import fresh_parameters, untrained_pooler
 from spafit_bench.tasks import get_task
 from spafit_bench.train import make_optimizer
 

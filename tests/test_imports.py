@@ -20,10 +20,10 @@ COMPUTES = {
     "adapt", "architectures", "array_cache", "budget", "checkpoint", "config", "data",
     "data_check", "distributed", "doctor", "encoding", "energy", "engines", "environment",
     "estimate", "evaluation", "execute", "forgetting", "fused", "glue_metric", "hub",
-    "layer_groups", "libraries", "lora", "memory", "methods", "movement", "numerics", "plan",
-    "prefix_cache", "prepare", "ragged", "readers", "snapshot", "sources", "sweep",
-    "sweep_values", "task_files", "tasks", "tensorboard_log", "token_cache", "train",
-    "treatments",
+    "layer_groups", "libraries", "lora", "memory", "methods", "movement", "native_settings",
+    "numerics", "plan", "prefix_cache", "prepare", "ragged", "readers", "snapshot", "sources",
+    "stored_weights", "sweep", "sweep_values", "task_files", "tasks", "tensorboard_log",
+    "token_cache", "train", "treatments",
 }  # fmt: skip
 READS = {
     "checksums", "claims", "cleanup", "compare", "compare_inputs", "compare_measure",
@@ -111,8 +111,8 @@ def test_what_reads_results_knows_no_model(forbidden: str) -> None:
 def test_the_command_line_is_thin() -> None:
     """It imports commands and the values that they take; and nothing imports it."""
     allowed = {
-        "__version__", "cli", "commands", "config", "errors", "methods", "requests", "restore",
-        "submit", "task_files", "tasks", "text_input",
+        "__version__", "cli", "commands", "config", "errors", "methods", "native_settings",
+        "requests", "restore", "submit", "task_files", "tasks", "text_input",
     }  # fmt: skip
     for name in modules():
         if name.partition(".")[0] != "cli":

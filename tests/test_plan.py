@@ -22,11 +22,12 @@ from models import (
 )
 
 from spafit_bench.architectures import get_architecture
-from spafit_bench.checkpoint import find_checkpoint, fresh_parameters, parameter_shapes
+from spafit_bench.checkpoint import find_checkpoint, parameter_shapes
 from spafit_bench.errors import UserError
 from spafit_bench.methods import get_method, method_names, parse_method
 from spafit_bench.plan import Plan, make_plan
 from spafit_bench.prepare import plan_method
+from spafit_bench.stored_weights import fresh_parameters
 from spafit_bench.tasks import get_task
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "models" / "bert-large-cased-meta"

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import io
 import logging
-import os
 import sys
 import traceback
 
 import typer
+
+from spafit_bench import native_settings
 
 from spafit_bench.cli import training  # isort: skip (registered in the order of --help)
 from spafit_bench.cli import results, planning, models, upkeep, checks  # isort: skip
@@ -31,9 +32,7 @@ class _Warnings(logging.Handler):
 
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
-    # OpenMP's waiting threads spin for long by default: two processes on one machine then stop each
-    # other almost entirely. This many turns cost an undisturbed run nothing (LOG.md).
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    native_settings.set_defaults()
     debug = "--debug" in sys.argv
     log = logging.getLogger("spafit_bench")
     if not log.handlers:
