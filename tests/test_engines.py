@@ -17,7 +17,9 @@ from spafit_bench.encoding import Batch, EncodedSplit, Prefix, collate, evaluati
 from spafit_bench.engines import engine_name
 from spafit_bench.errors import UserError
 from spafit_bench.evaluation import predict
+from spafit_bench.fused import maps
 from spafit_bench.fused.dropout import Dropout, keep
+from spafit_bench.fused.packing import can_pack
 from spafit_bench.gradients import loss_sum
 from spafit_bench.lora import LoraLinear
 from spafit_bench.methods import get_method
@@ -128,6 +130,32 @@ def test_fast_in_bf16_is_as_close_to_fp32_as_plain_is(
         off[engine] = logits - exact
         assert all(gradient.isfinite().all() for gradient in gradients.values())
     assert off["fast"].abs().max() < 2 * off["plain"].abs().max() + 1e-3
+
+
+@pytest.mark.skipif(not can_pack(), reason="this processor has no layout of its own in bf16")
+def test_evaluation_with_matrices_laid_out_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after a step: what was laid out for one evaluation is not there in the next."""
+    adapted = build(checkpoint_of(tmp_path, "bert"), "lora", precision="bf16", engine="fast")
+    batch = batch_of(split_of([5, 9, 4]))
+    optimizer = torch.optim.AdamW(adapted.trainable().values(), lr=0.05)
+    found = []
+    for _ in range(2):
+        adapted.model.eval()
+        for laid_out in (True, False):
+            with monkeypatch.context() as patch, torch.no_grad():
+                if not laid_out:
+                    patch.setattr(maps, "pack", lambda _: None)
+                adapted.engine.refresh()
+                found.append(adapted.engine.logits(batch))
+        adapted.model.train()
+        adapted.engine.refresh()
+        loss_sum(adapted.engine.logits(batch), batch).backward()
+        optimizer.step()
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[3])
+    assert (found[2] - found[0]).abs().max() > 1e-2
 
 
 @torch.no_grad()

@@ -135,7 +135,7 @@ class FusedEncoder:
         """Form merged weights and the like anew from the parameters."""
         for block in self.blocks:
             for fused in block.maps:
-                fused.refresh()
+                fused.refresh(training=self.model.training)
 
     def logits(self, batch: Batch) -> Tensor:
         """Apply the model: (size, num_outputs) fp32; dropout as the model's mode says."""

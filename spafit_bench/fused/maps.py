@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from spafit_bench.fused.packing import pack, packed_product
 from spafit_bench.lora import LoraLinear
 
 
@@ -47,14 +48,21 @@ class FusedMap:
             if isinstance(linear, LoraLinear)
         }
 
+        self.is_training = True
+        self.packed: dict[tuple[int, int], Tensor | None] = {}
+        """Rows of `weight`, first and past the last, as `packed_product` takes them; kept until
+        training goes on, which has better uses for the memory."""
+
     @property
     def needs_input(self) -> bool:
         """Whether gradients need the input: a matrix or an adapter trains."""
         return any(parameter.dim() > 1 for parameter in self.parameters)
 
     @torch.no_grad()
-    def refresh(self) -> None:
-        """Bring `weight` and `bias` up to date with what has trained."""
+    def refresh(self, *, training: bool) -> None:
+        """Bring `weight` and `bias` up to date with what has trained: for a step, or to evaluate."""
+        self.is_training = training
+        self.packed.clear()
         for number, (linear, rows) in enumerate(zip(self.linears, self.rows, strict=True)):
             own = self.weight[rows]
             if linear.weight.requires_grad and linear.weight.data_ptr() != own.data_ptr():
@@ -67,11 +75,20 @@ class FusedMap:
     def product(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Apply the maps `first:last` at once: (num_tokens, in) -> (num_tokens, their rows)."""
         rows = self._span(first, last)
-        return torch.addmm(self.bias[rows], x, self.weight[rows].t())
+        packed = None if self.is_training else self._packed(rows)
+        if packed is None:
+            return torch.addmm(self.bias[rows], x, self.weight[rows].t())
+        return packed_product(x, packed, self.bias[rows])
 
     def input_gradient(self, gradient: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Pull a gradient of `product` back to its input."""
         return gradient @ self.weight[self._span(first, last)]
+
+    def _packed(self, rows: slice) -> Tensor | None:
+        key = (rows.start, rows.stop)
+        if key not in self.packed:
+            self.packed[key] = pack(self.weight[rows])
+        return self.packed[key]
 
     def _span(self, first: int, last: int | None) -> slice:
         return slice(self.rows[first].start, self.rows[last - 1 if last else -1].stop)
