@@ -230,7 +230,8 @@ def test_only_pairs_with_the_baseline_are_tested(store: Store) -> None:
         ((("0-9", "bias"), ("10-23", "lora(query,r=8,alpha=8)")), (-1, 9)),
         ((("0-9", "lora(query,r=8,alpha=8)"), ("10-23", "frozen")), None),
         ((("0-4", "bias"), ("5-9", "frozen"), ("10-23", "lora(query,r=8,alpha=8)")), None),
-        ((("0-23", "lora(query,r=8,alpha=8)"),), None),
+        ((("0-23", "lora(query,r=8,alpha=8)"),), (-1, -1)),
+        ((("0-3", "frozen"), ("5-23", "lora(query,r=8,alpha=8)")), None),
         ((("0-23", "full"),), None),
     ],
 )
@@ -244,7 +245,7 @@ def test_boundaries(layers: tuple[tuple[str, str], ...], expected: tuple[int, in
 def grid_run(n1: int, n2: int, seed: int = 0, task: str = "rte") -> RunRecord:
     """Make a run of one choice of boundaries; the score tells which."""
     late = "lora(query,r=8,alpha=8)"
-    layers = (("0" if n1 == 0 else f"0-{n1}", "frozen"),)
+    layers = (("0" if n1 == 0 else f"0-{n1}", "frozen"),) if n1 >= 0 else ()
     layers += ((f"{n1 + 1}-{n2}" if n2 > n1 + 1 else f"{n2}", "bias"),) if n2 > n1 else ()
     layers += ((f"{n2 + 1}-23", late),)
     return finished(task, f"spafit-{n1}-{n2}-i", seed, strata=strata(*layers),
@@ -260,6 +261,12 @@ def test_the_map_has_every_choice_in_its_place() -> None:
         assert average.mean == pytest.approx(50 + n1 + 0.1 * n2)
     assert "best 52.30 at N1 2, N2 3" in shown(boundary_map(scene_of(*records))).alt
     assert "3 or more choices" in why(boundary_map(scene_of(*records[:2])))
+    everywhere = finished(
+        "rte", "mine", 0, final=0.9, strata=strata(("0-23", "lora(query,r=8,alpha=8)"))
+    )
+    assert (
+        "best 90.00 at N1 none, N2 none" in shown(boundary_map(scene_of(*records, everywhere))).alt
+    )
 
 
 def test_adaptation_averages_relative_changes() -> None:

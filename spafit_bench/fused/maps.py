@@ -60,7 +60,7 @@ class FusedMap:
 
     @torch.no_grad()
     def refresh(self, *, training: bool) -> None:
-        """Bring `weight` and `bias` up to date with what has trained: for a step, or to evaluate."""
+        """Bring `weight` and `bias` up to date with what has trained, for a step or to evaluate."""
         self.is_training = training
         self.packed.clear()
         for number, (linear, rows) in enumerate(zip(self.linears, self.rows, strict=True)):

@@ -27,7 +27,10 @@ _FEWEST = 3
 
 @dataclass(frozen=True)
 class Boundaries:
-    """Last layer that is frozen, last one whose biases alone train, and what the rest gets."""
+    """Last layer that is frozen, last one whose biases alone train, and what the rest gets.
+
+    -1 stands for none: no frozen layer; N2 = N1, no layer of biases alone.
+    """
 
     n1: int
     n2: int
@@ -54,13 +57,13 @@ class Grid:
         if self.best is None:
             return f"{text}, each with a collapsed run"
         n1, n2 = self.best
-        return f"{text}, best {self.averages[self.best].mean:.2f} at N1 {n1}, N2 {n2}"
+        return f"{text}, best {self.averages[self.best].mean:.2f} at N1 {_end(n1)}, N2 {_end(n2)}"
 
 
 def boundaries_of(run: RunRecord) -> Boundaries | None:
     """Read the boundaries of a run whose layers are frozen, then bias-only, then adapted.
 
-    -1 stands for no frozen layer; N2 = N1 for no layer of biases alone. None for other methods.
+    None for other methods. One that adapts every layer alike has them, too: before the first.
     """
     layers = [s for s in run.strata if re.fullmatch(r"\d+(-\d+)?", s.stratum)]
     ends = {"frozen": -1, "bias": -1}
@@ -71,7 +74,7 @@ def boundaries_of(run: RunRecord) -> Boundaries | None:
         elif number == len(layers) - 1 and "lora(" in stratum.treatment:
             in_order = ends["bias"] == -1 or ends["bias"] > ends["frozen"]
             n2 = max(ends.values())
-            ok = in_order and n2 >= 0 and n2 + 1 == int(first)
+            ok = in_order and n2 + 1 == int(first)
             return Boundaries(ends["frozen"], n2, stratum.treatment) if ok else None
         else:
             return None
@@ -94,7 +97,7 @@ def boundary_map(scene: Scene) -> Plot | Skipped:
     spreads = [average.sd for average in averages if average.sd is not None]
     caption = joined(
         "Layers 0 to N1 are frozen, up to N2 only biases train, the rest is adapted as each map's "
-        "title says; -1: no layer is frozen. Numbers: dev scores times 100, mean over "
+        "title says; none: there are no such layers. Numbers: dev scores times 100, mean over "
         f"{'seeds' if len(tasks) == 1 else f'{len(tasks)} tasks and seeds'}; framed: the best, "
         "chosen on the dev set, which flatters it. Empty: not run, or N2 below N1.",
         f"Standard deviation over seeds: {statistics.median(spreads):.1f} (median of the choices)."
@@ -147,8 +150,8 @@ def _draw(figure: FigureBase, grids: Sequence[Grid]) -> None:
             matrix[firsts.index(n1), seconds.index(n2)] = average.mean
         axes.set_title(grid.title, fontsize=8)
         axes.pcolormesh(matrix, cmap=sequential_map(), vmin=low, vmax=high)
-        axes.set_xticks(np.arange(len(seconds)) + 0.5, [str(n) for n in seconds])
-        axes.set_yticks(np.arange(len(firsts)) + 0.5, [str(n) for n in firsts])
+        axes.set_xticks(np.arange(len(seconds)) + 0.5, [_end(n) for n in seconds])
+        axes.set_yticks(np.arange(len(firsts)) + 0.5, [_end(n) for n in firsts])
         axes.set_xlabel("N2: last layer of biases alone")
         axes.set_ylabel("N1: last frozen layer")
         axes.tick_params(length=0)
@@ -169,6 +172,10 @@ def _draw(figure: FigureBase, grids: Sequence[Grid]) -> None:
             )
             if is_best:
                 axes.add_patch(_frame(x, y))
+
+
+def _end(layer: int) -> str:
+    return "none" if layer < 0 else str(layer)
 
 
 def _frame(x: int, y: int) -> object:
