@@ -116,7 +116,7 @@ def untrained_pooler(checkpoint: Checkpoint) -> bool:
     from safetensors import safe_open
 
     for file in weight_files(checkpoint.path):
-        with safe_open(file, framework="np") as tensors:
+        with safe_open(file, framework="pt") as tensors:  # numpy has no bf16
             for key in tensors.keys():  # noqa: SIM118 (not a dict)
                 if key.endswith("pooler.dense.bias"):
                     return not tensors.get_tensor(key).any()

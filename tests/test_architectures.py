@@ -377,12 +377,15 @@ def test_shards_are_read_and_strangers_are_not(tmp_path: Path) -> None:
         find_checkpoint(str(cut))
 
 
-def test_an_untrained_pooler_is_noticed(tmp_path: Path) -> None:
-    """A bias of exactly zero betrays a pooler that nothing ever trained."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_untrained_pooler_is_noticed(tmp_path: Path, dtype: torch.dtype) -> None:
+    """A bias of exactly zero betrays a pooler that nothing ever trained, however it is stored."""
     save_checkpoint(tmp_path, form="base")
     assert not untrained_pooler(find_checkpoint(str(tmp_path)))
     file = tmp_path / "model.safetensors"
-    tensors = load_file(file)
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert not untrained_pooler(find_checkpoint(str(tmp_path)))
     tensors["pooler.dense.bias"].zero_()
     save_file(tensors, file, metadata={"format": "pt"})
     assert untrained_pooler(find_checkpoint(str(tmp_path)))

@@ -69,7 +69,10 @@ def test_what_a_method_is_parts_rows_even_between_tasks() -> None:
 
 
 def test_an_open_setting_has_the_value_it_had() -> None:
-    """Beside a rank of 8 the preset is its own rank; written out, that rank is the same row."""
+    """Beside a rank of 8 the preset is its own rank; written out, that rank is the same row.
+
+    A rank that was solved for is what came out, not what was written.
+    """
 
     def run(seed: int, rank: int | None, lora: str) -> RunRecord:
         strata = (
@@ -83,6 +86,8 @@ def test_an_open_setting_has_the_value_it_had() -> None:
     table = scores([run(0, None, preset), run(1, 64, preset), run(0, 8, small)])
     assert [row.name for row in table.rows][:2] == ["spafit · rank 8", "spafit · rank 64"]
     assert cell(table, "spafit · rank 64", "mrpc").n == 2
+    solved = scores([run(0, 16, "lora(query,r=11,alpha=22)"), run(0, 8, small)])
+    assert [row.name for row in solved.rows][:2] == ["spafit · rank 8", "spafit · rank 11"]
     two = scores([run(0, None, f"{small}+{preset}"), run(0, 8, small)])
     assert "spafit · alpha per rank unset, rank unset" in {row.name for row in two.rows}
     later = scores([run(0, None, "hadamard(query)"), run(0, 8, small)])

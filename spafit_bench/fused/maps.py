@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from spafit_bench.fused.packing import pack, packed_product
+from spafit_bench.fused.packing import PACKING_ROWS, pack, packed_product
 from spafit_bench.lora import LoraLinear
 
 
@@ -75,7 +75,7 @@ class FusedMap:
     def product(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Apply the maps `first:last` at once: (num_tokens, in) -> (num_tokens, their rows)."""
         rows = self._span(first, last)
-        packed = None if self.is_training else self._packed(rows)
+        packed = None if self.is_training or len(x) < PACKING_ROWS else self._packed(rows)
         if packed is None:
             return torch.addmm(self.bias[rows], x, self.weight[rows].t())
         return packed_product(x, packed, self.bias[rows])

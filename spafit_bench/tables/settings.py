@@ -37,6 +37,7 @@ _IDENTITY = frozenset({"method", "head", "precision", "engine", "select", "cache
 follows the task, and parts rows only where one task has several."""
 
 _SPEC = "method.spec"
+_RATIO = "method.alpha_per_rank"
 _ABBREVIATIONS = {"learning_rate": "lr"}
 _UNSET = "unset"
 
@@ -249,8 +250,8 @@ def _facts(run: RunRecord) -> dict[str, Scalar]:
 
 
 def _all_facts(run: RunRecord) -> dict[str, Scalar]:
-    """List the facts, with what LoRA was in the run where its configuration left that open."""
-    return _lora_facts(tuple(stratum.treatment for stratum in run.strata)) | _facts(run)
+    """List the facts, with what LoRA was in the run; a configuration may leave it to be solved."""
+    return _facts(run) | _lora_facts(tuple(stratum.treatment for stratum in run.strata))
 
 
 @cache
@@ -265,7 +266,7 @@ def _lora_facts(treatments: tuple[str, ...]) -> dict[str, Scalar]:
         return {}
     (lora,) = loras
     fields = {f"method.{name}": value for name, value in asdict(lora).items()}
-    return fields | {"method.alpha_per_rank": lora.alpha / lora.rank}
+    return fields | {_RATIO: lora.alpha / lora.rank}
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
@@ -294,6 +295,8 @@ def _varying_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
         if any(len(values) > 1 for values in seen.values()):
             varying.append(key)
     kept = [key for key in varying if not _restated(key, varying, facts)]
+    if {"method.alpha", "method.rank", _RATIO} <= set(kept):
+        kept.remove(_RATIO)
     return tuple(key for key in kept if key != _SPEC or not _explained(kept, facts))
 
 
