@@ -94,7 +94,7 @@ def _memory_bytes(prepared: PreparedRun, batch_size: int, length: int) -> int:
     state = state_bytes(prepared.plan, at)
     own = max(
         state + activation_bytes(prepared.plan, shape, at),
-        4 * prepared.plan.base_parameters,  # loaded in fp32 if it is stored in neither
+        4 * prepared.plan.base_parameters,  # stored in fp16, it is loaded in fp32 first
     )
     if prepared.numerics.device.type == "cuda":
         return own
