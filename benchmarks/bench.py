@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import SYSTEMS, Case
+from benchmarks.cases import PEERS, SYSTEMS, Case
 from spafit_bench import native_settings
 
 Measurement = dict[str, Any]
@@ -33,9 +33,10 @@ def measure(system: str, case: Case) -> Measurement:
     """Measure one system on one case in a process of its own."""
     if system == "stock":
         case = replace(case, steps=min(case.steps, STOCK_STEPS))
+    ours = native_settings.KERNELS if system not in PEERS else {}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.worker", system, json.dumps(asdict(case))],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"} | native_settings.OPENMP,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | native_settings.OPENMP | ours,
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -177,7 +177,7 @@ def main() -> None:
 def _in_a_process(point: Point) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scaling", "--point", json.dumps(asdict(point))],
-        env=os.environ | native_settings.OPENMP,
+        env=os.environ | native_settings.OPENMP | native_settings.KERNELS,
         stdout=subprocess.PIPE,
         text=True,
         check=True,
