@@ -69,7 +69,7 @@ weight = torch.zeros(384, 1152, dtype=torch.bfloat16)
 texts = torch.zeros(2240, 384, dtype=torch.bfloat16)
 texts @ weight
 before = mallinfo()
-for rows in range(16, 1616, 16):
+for rows in range(4, 1604, 4):
     texts[:rows] @ weight
 after = mallinfo()
 print(after.used + after.mapped - before.used - before.mapped)
@@ -77,8 +77,8 @@ print(after.used + after.mapped - before.used - before.mapped)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks GNU's C library")
-def test_a_prepared_product_is_kept_once(monkeypatch) -> None:
-    """A hundred shapes take a process of the command line less memory than any other."""
+def test_few_prepared_products_are_kept_twice(monkeypatch) -> None:
+    """Four hundred shapes take a process of the command line less memory than any other."""
 
     def used() -> int:
         done = subprocess.run(
@@ -87,11 +87,11 @@ def test_a_prepared_product_is_kept_once(monkeypatch) -> None:
         return int(done.stdout)
 
     monkeypatch.delenv("LRU_CACHE_CAPACITY", raising=False)
-    once = used()
+    few = used()
     monkeypatch.setenv("LRU_CACHE_CAPACITY", "1024")
-    if (twice := used()) < 20e6:
+    if (every := used()) < 20e6:
         pytest.skip("this processor's products keep little")
-    assert once < 0.7 * twice
+    assert few < 0.8 * every
 
 
 _LOADING = """
