@@ -2,10 +2,10 @@
 
     python scripts/derive_glue.py GLUE_FOLDER glue-derived
 
-For machines that have no train files of these tasks. GLUE_FOLDER and what is written have the hub's
-layout. The text is GLUE's, the splits are not: a score on them is no GLUE score, and tables mark it.
-MNLI trains on rows of mismatched dev and keeps matched dev whole; no question of QNLI is in both train
-and dev. `idx` is a row's number in the file that it is from.
+For machines that have no train files of these tasks. GLUE_FOLDER and what is written have the
+hub's layout. The text is GLUE's, the splits are not: a score on them is no GLUE score, and tables
+mark it. MNLI trains on rows of mismatched dev and keeps matched dev whole; no question of QNLI is
+in both train and dev. `idx` is a row's number in the file that it is from.
 """
 
 from __future__ import annotations
