@@ -87,7 +87,7 @@ def _packages() -> Check:
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} {version} is not {requirement.specifier}")
     if wrong:
-        return Check("packages", "broken", "; ".join(wrong), "pip install --upgrade spafit-bench")
+        return Check("packages", "broken", "; ".join(wrong), "install spafit-bench again")
     return Check("packages", "ok", f"{len(needed)} needed, all there")
 
 
@@ -197,6 +197,6 @@ def _extras() -> list[Check]:
             version = importlib.metadata.version(package)
             checks.append(Check(package, "ok", f"{version}, for {use}"))
         except importlib.metadata.PackageNotFoundError:
-            fix = f"for {use}: pip install 'spafit-bench[{package}]'"
+            fix = f"for {use}: pip install '.[{package}]' in a checkout"
             checks.append(Check(package, "note", "not installed", fix))
     return checks

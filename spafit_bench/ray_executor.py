@@ -91,7 +91,7 @@ def connect(address: str | None, resources: Resources) -> Cluster:
         import ray as installed
     except ImportError:
         raise UserError(
-            "--executor ray: Ray is not installed; pip install 'spafit-bench[ray]'"
+            "--executor ray: Ray is not installed; pip install '.[ray]' in a checkout"
         ) from None
     ray: Any = installed  # its own types are incomplete
     _check_reachable(address)

@@ -91,6 +91,11 @@ class Group:
     """Grid keys and their values."""
 
 
+def sweep_names() -> list[str]:
+    """Return the names of the shipped sweeps."""
+    return sorted(file.stem for file in config_folder().glob("*.yaml") if file.stem != "defaults")
+
+
 def sweep_path(name: str) -> Path:
     """Find a sweep file: a path, or the name of a shipped one such as `paper`.
 
@@ -101,9 +106,8 @@ def sweep_path(name: str) -> Path:
     if path.suffix in (".yaml", ".yml"):
         shipped = config_folder() / path
         return shipped if not path.exists() and shipped.exists() else path
-    names = sorted(file.stem for file in config_folder().glob("*.yaml") if file.stem != "defaults")
-    if name not in names:
-        raise UserError(f"no sweep {name!r}: {nearest(name, names)}, or give a YAML file")
+    if name not in sweep_names():
+        raise UserError(f"no sweep {name!r}: {nearest(name, sweep_names())}, or give a YAML file")
     return config_folder() / f"{name}.yaml"
 
 

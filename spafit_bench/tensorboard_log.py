@@ -36,7 +36,7 @@ def check_log(name: str | None) -> None:
     except ImportError as error:
         raise UserError(
             f"--log tensorboard: TensorBoard is not installed ({error}); "
-            "pip install 'spafit-bench[tensorboard]'"
+            "pip install '.[tensorboard]' in a checkout"
         ) from None
 
 

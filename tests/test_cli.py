@@ -31,6 +31,7 @@ from glue_files import write_hub, write_plain, write_tsv
 from hub_server import COMMIT, HubServer
 from safetensors.numpy import load_file, save_file
 
+from spafit_bench.cli.options import complete_sweeps
 from spafit_bench.tasks import TASKS, get_task
 
 NUMBER = (int, float)
@@ -448,7 +449,7 @@ def test_counts_of_a_plan(call: Cli, checkpoint: Path, finished: tuple[Path, Ans
 
 
 def test_listings(call: Cli, finished: tuple[Path, Answer]) -> None:
-    """Tasks, methods, models and runs, as text and as JSON with native-scale scores."""
+    """Tasks, methods, models, sweeps and runs, as text and as JSON with native-scale scores."""
     results, answer = finished
     tasks = call("list", "tasks", "--json").json["tasks"]
     assert [row["task"] for row in tasks].count("mnli") == 1
@@ -456,6 +457,12 @@ def test_listings(call: Cli, finished: tuple[Path, Answer]) -> None:
     methods = {row["method"] for row in call("list", "methods", "--json").json["methods"]}
     assert {"full", "bitfit", "lora", "spafit"} <= methods
     assert any(r["model"] == "tiny-bert" for r in call("list", "models", "--json").json["models"])
+    sweeps = {
+        row["sweep"]: row["description"] for row in call("list", "sweeps", "--json").json["sweeps"]
+    }
+    assert {"paper", "smoke", "ablation-rank"} <= set(sweeps)
+    assert all(sweeps.values())
+    assert complete_sweeps("ablation-p") == ["ablation-pooler", "ablation-prefix"]
     assert call("list", "runs", "--json", "--results", results).json == {"runs": [answer.json]}
     line = call("list", "runs", "--results", results).out.splitlines()[1].split()
     assert line[:2] == [answer.json["run_id"], "done"]

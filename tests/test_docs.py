@@ -1,6 +1,6 @@
 """The documentation is true: what can be run is run, and what cannot is at least well formed.
 
-Fences of README.md, ARCHITECTURE.md and docs/*.md:
+Fences of README.md, ARCHITECTURE.md, docs/*.md and what explains benchmarks and results:
 
 - `console`: lines after `$ ` are run in order, in one folder per page; the lines below a command
   are its output, numbers aside (`...` leaves lines out).
@@ -38,8 +38,17 @@ PAGES = sorted(
         *(REPOSITORY / "docs").glob("*.md"),
         REPOSITORY / "README.md",
         REPOSITORY / "ARCHITECTURE.md",
+        REPOSITORY / "benchmarks" / "README.md",
+        *(REPOSITORY / "results").glob("*/README.md"),
     ]
 )
+
+
+def page_name(page: Path) -> str:
+    """What a test of a page is called."""
+    return str(page.relative_to(REPOSITORY))
+
+
 MARK = r"(?:<!-- (?P<mark>[^>]*?) -->\n\n?)?"
 FENCE = re.compile(MARK + r"^( *)```(?P<kind>\w*)\n(?P<body>.*?)^ *```$", re.M | re.S)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
@@ -110,7 +119,7 @@ def parse(words: list[str]) -> None:
         context = command.make_context(name, rest, parent=context)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_every_block_says_what_it_is(page: Path) -> None:
     """Runnable, parsed, a file, or not run with a reason; flags exist."""
     for block in blocks(page):
@@ -128,7 +137,7 @@ def test_every_block_says_what_it_is(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [p for p in PAGES if any(b.kind == "console" for b in blocks(p))], ids=lambda p: p.name
+    "page", [p for p in PAGES if any(b.kind == "console" for b in blocks(p))], ids=page_name
 )
 def test_what_can_be_run_is_run(page: Path, call: Cli, tmp_path: Path) -> None:
     """In order; each command ends well and prints what the page shows."""
@@ -203,7 +212,7 @@ def test_every_command_and_flag_is_documented() -> None:
             assert all(f"`{flag}" in section for flag in parameter.opts if flag.startswith("-"))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_lead_somewhere(page: Path) -> None:
     """To files of the repository, and to headings that exist."""
     for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
@@ -243,8 +252,8 @@ def test_the_shell_completes(cli: Cli, line: str, expected: str) -> None:
 def test_completing_imports_nothing_heavy(cli: Cli) -> None:
     """It must answer while the user looks at the prompt."""
     code = (
-        "import sys; from spafit_bench.cli.options import complete_tasks, complete_methods; "
-        "assert complete_tasks('') and complete_methods(''); "
+        "import sys; import spafit_bench.cli.options as o; "
+        "assert o.complete_tasks('') and o.complete_methods('') and o.complete_sweeps(''); "
         "print(sorted({'torch', 'transformers', 'pandas', 'scipy'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -172,7 +172,7 @@ def test_ray_that_is_not_there_is_one_message(
         assert "nobody answers there" in call(*flags, "--address", "127.0.0.1:1").error
         assert "nobody answers there" in call(*flags, "--address", "127.0.0.1:x").error
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert "spafit-bench[ray]" in call(*flags).error
+    assert "pip install '.[ray]'" in call(*flags).error
 
 
 def test_resources_fit_nodes_whole() -> None:

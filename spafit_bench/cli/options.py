@@ -40,6 +40,13 @@ def complete_methods(incomplete: str) -> list[str]:
     return complete_list(incomplete, (*method_names(), *ablation_names(), "all"))
 
 
+def complete_sweeps(incomplete: str) -> list[str]:
+    """Complete the name of a shipped sweep."""
+    from spafit_bench.sweep import sweep_names
+
+    return [name for name in sweep_names() if name.startswith(incomplete)]
+
+
 def complete_presets(incomplete: str) -> list[str]:
     """Complete a preset's name."""
     from spafit_bench.config import preset_names

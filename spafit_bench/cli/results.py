@@ -155,11 +155,13 @@ def report(
 
 @app.command(name="list", epilog="Example: `spafit-bench list runs --json`")
 def list_(
-    what: Annotated[str, typer.Argument(help="tasks, methods, models or runs.", metavar="WHAT")],
+    what: Annotated[
+        str, typer.Argument(help="tasks, methods, models, sweeps or runs.", metavar="WHAT")
+    ],
     results: Results = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """List tasks, methods, models or runs."""
+    """List tasks, methods, models, sweeps or runs."""
     from spafit_bench.commands import results as commands
 
     print_text(commands.list_things(what, results, as_json=as_json))

@@ -28,6 +28,7 @@ from spafit_bench.cli.options import (
     Revision,
     Set,
     complete_methods,
+    complete_sweeps,
     complete_tasks,
     exit_unless,
     given,
@@ -71,7 +72,7 @@ def run(
         ),
     ] = None,
     seed: Annotated[
-        list[str] | None, typer.Option(help="Seed or comma list. \\[0]", rich_help_panel=WHAT)
+        list[str] | None, typer.Option(help="Seeds: 0, 0,2 or 0-4. \\[0]", rich_help_panel=WHAT)
     ] = None,
     limit: Annotated[
         int | None,
@@ -260,7 +261,12 @@ def demo(
 @app.command(epilog="Example: `spafit-bench sweep paper --dry-run`, then without")
 def sweep(
     config: Annotated[
-        str, typer.Argument(help="YAML file, or a shipped one: paper, smoke.", metavar="CONFIG")
+        str,
+        typer.Argument(
+            help="YAML file, or a shipped one of `list sweeps`, such as paper.",
+            autocompletion=complete_sweeps,
+            metavar="CONFIG",
+        ),
     ],
     results: Results = Path("results"),
     task: Annotated[

@@ -179,11 +179,12 @@ def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def list_things(what: str, results: Path, *, as_json: bool) -> str:
-    """List tasks, methods, models or runs."""
+    """List tasks, methods, models, sweeps or runs."""
     kinds: dict[str, Callable[[], Listing]] = {
         "tasks": _list_tasks,
         "methods": _list_methods,
         "models": _list_models,
+        "sweeps": _list_sweeps,
         "runs": partial(_list_runs, results),
     }
     if what not in kinds:
@@ -233,6 +234,17 @@ def _list_models() -> Listing:
         for kind in sorted(ARCHITECTURES)
     ]
     return Listing(("model", "where"), rows)
+
+
+def _list_sweeps() -> Listing:
+    from spafit_bench.shipped import read_yaml
+    from spafit_bench.sweep import sweep_names, sweep_path
+
+    rows = [
+        {"sweep": name, "description": read_yaml(sweep_path(name))["description"]}
+        for name in sweep_names()
+    ]
+    return Listing(("sweep", "description"), rows)
 
 
 def _list_runs(results: Path) -> Listing:
