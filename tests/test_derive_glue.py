@@ -31,7 +31,7 @@ def derive(glue: Path, out: Path) -> None:
 
 @pytest.fixture
 def glue(tmp_path: Path) -> Path:
-    """Dev files of the three tasks: 4,500 rows, each first text in one to three of them."""
+    """Dev files of the three tasks: 4,500 rows each, with first texts that come again."""
     for task, (columns, splits) in LARGE.items():
         (tmp_path / task).mkdir()
         for split in splits:
