@@ -7,7 +7,7 @@ pooled. *Over tasks* asks whether the order would hold on other tasks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import factorial
 from typing import TypeVar
@@ -38,6 +38,7 @@ from spafit_bench.seed_tests import (
 )
 from spafit_bench.store import Store
 from spafit_bench.tables.cells import Sample, mean_of
+from spafit_bench.tables.score_notes import left_out_notes
 from spafit_bench.tables.settings import Group, Setting, group_runs
 from spafit_bench.tasks import Task
 
@@ -93,6 +94,8 @@ class Comparison:
     """Draws of each bootstrap and randomisation."""
     families: Mapping[str, int]
     """Family -> number of tests that Holm's correction is for."""
+    notes: tuple[str, ...] = ()
+    """Tables that were not compared, and runs without a result."""
     alpha: float = ALPHA
     seed: int = SEED
     confidence: float = 0.95
@@ -186,7 +189,14 @@ def _compare(bench: Bench) -> Comparison:
         ranking=_ranking(bench),
         resamples=bench.resamples,
         families=_families(pairs),
+        notes=(*bench.chosen.notes, *_left_out(bench.chosen)),
     )
+
+
+def _left_out(chosen: Chosen) -> Iterator[str]:
+    """Count runs of the compared methods that ended without a result: means are of the others."""
+    methods = {row.method for row in chosen.rows}
+    return left_out_notes([run for run in chosen.group.left_out if run.method in methods])
 
 
 def _overall(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ class Chosen:
 
     group: Group
     rows: tuple[Setting, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader must know of the choice."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def choose_rows(groups: Sequence[Group], names: Sequence[str]) -> tuple[Chosen, 
     """Find the tables that have every named row.
 
     A name is a row's label as tables print it (the dot may be left out), or that of a method with a
-    single row.
+    single row. A table in which a name stands for several rows is left out, and the notes say so.
 
     Raises:
         UserError: fewer than two rows; no table has them all; or a name stands for several rows.
@@ -61,22 +63,29 @@ def choose_rows(groups: Sequence[Group], names: Sequence[str]) -> tuple[Chosen, 
         if all(len(rows) == 1 for rows in matches):
             found.append(Chosen(group, tuple(rows[0] for rows in matches)))
         elif all(matches):
-            ambiguous += [(n, rows) for n, rows in zip(names, matches, strict=True) if rows[1:]]
+            several = zip(names, matches, strict=True)
+            ambiguous += [(group, name, rows) for name, rows in several if len(rows) > 1]
     if not found:
         raise _not_found(groups, names, ambiguous)
     for chosen in found:
         if len(set(chosen.rows)) < len(names):
             raise UserError(f"compare {' '.join(names)}: a method is named twice; name each once")
-    return tuple(found)
+    skipped = tuple(
+        f"Not compared: {group.model}, {group.data}, where {name!r} is {len(rows)} rows "
+        f"({', '.join(repr(row.label) for row in rows)}); name one of them."
+        for group, name, rows in ambiguous
+    )
+    first, *others = found
+    return (replace(first, notes=skipped), *others)
 
 
 def _not_found(
     groups: Sequence[Group],
     names: Sequence[str],
-    ambiguous: Sequence[tuple[str, Sequence[Setting]]],
+    ambiguous: Sequence[tuple[Group, str, Sequence[Setting]]],
 ) -> UserError:
     if ambiguous:
-        name, rows = ambiguous[0]
+        _, name, rows = ambiguous[0]
         listed = "".join(f"\n  {row.label!r}" for row in rows)
         return UserError(f"{name!r} is {len(rows)} rows of the table; name one of them:{listed}")
     if not groups:

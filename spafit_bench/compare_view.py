@@ -248,6 +248,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         f"signs cannot give p below 2/2^n. {comparison.resamples} resamples, seed "
         f"{comparison.seed}."
     )
+    yield from comparison.notes
     yield from _mark_notes(comparison)
 
 

@@ -412,6 +412,34 @@ def test_methods_meet_only_within_a_table(store: Store) -> None:
         compare(store, ["spafit", "bitfit"])
 
 
+def test_a_table_that_is_not_compared_is_named(store: Store) -> None:
+    """A name that is several rows of one table and one row of another answers for the other."""
+    for seed in range(3):
+        for rate in (1e-3, 2e-3):
+            add_run(store, "rte", "lora", seed, config={"train.learning_rate": rate})
+        add_run(store, "rte", "spafit", seed)
+        for method in ("lora", "spafit"):
+            add_run(store, "mrpc", method, seed, official_split=False, weights="beef" * 16)
+    found = only(store, "spafit", "lora")
+    assert [task.task for task in found.pairs[0].tasks] == ["mrpc"]
+    (note,) = found.notes
+    assert "official GLUE, where 'lora' is 2 rows" in note
+    assert "'lora · lr 1e-3', 'lora · lr 2e-3'" in note
+    assert note in " ".join(comparison_text([found]).split())
+    assert json.loads(comparison_json([found]))["comparisons"][0]["notes"] == [note]
+
+
+def test_runs_without_a_result_are_counted(store: Store) -> None:
+    """A mean over the seeds that survived says so; other methods' losses are no matter here."""
+    add_scores(store, {"lora": (0.7, 0.71, 0.72), "full": (0.6, 0.61, 0.62)})
+    for method, status in (("lora", "diverged"), ("bitfit", "failed")):
+        for seed in (3, 4):
+            save(store, make_record("rte", method, seed, {}, status=status))
+    found = only(store, "lora", "full")
+    assert found.notes == ("Left out: 2 diverged runs of lora on RTE.",)
+    assert "Left out: 2 diverged runs of lora on RTE." in comparison_text([found])
+
+
 def test_user_mistakes_are_one_message(store: Store) -> None:
     """Too few, unknown or repeated names, and methods without a common task."""
     with pytest.raises(UserError, match="no such folder"):

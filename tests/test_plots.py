@@ -13,19 +13,23 @@ import pytest
 from conftest import Cli
 from finished_runs import finished, save, strata, write_results
 from records import METHODS, scores
+from test_compare import add_run
 
 from spafit_bench.compare import compare, compare_with
 from spafit_bench.errors import UserError
-from spafit_bench.plots import Gallery, Plot, Skipped, build_galleries, inline_svg
+from spafit_bench.plots import Gallery, Plot, Skipped, build_galleries, figure_files, inline_svg
 from spafit_bench.plots.adaptation import _moved, adaptation
 from spafit_bench.plots.boundaries import Boundaries, _grids, boundaries_of, boundary_map
 from spafit_bench.plots.curves import SCORES, _panel, learning_curves
 from spafit_bench.plots.differences import _panels, _reach
 from spafit_bench.plots.drawing import COLORS, DASHES, MARKERS, line_styles, spread_out
 from spafit_bench.plots.pareto import _points, score_parameters
+from spafit_bench.plots.ranks import critical_difference
 from spafit_bench.plots.scene import MOST_SHOWN, Scene
 from spafit_bench.record import Movement, RunRecord
 from spafit_bench.store import Store
+from spafit_bench.tables import build_tables
+from spafit_bench.tables.render import write_tables
 from spafit_bench.tables.settings import Setting, group_runs
 from spafit_bench.task_files import find_task
 from spafit_bench.tasks import get_task
@@ -180,6 +184,13 @@ def test_one_evaluation_is_no_curve() -> None:
     assert "without a curve: RTE." in shown(learning_curves(both, SCORES)).caption
 
 
+def test_a_method_without_a_curve_is_named() -> None:
+    """Beside one that was evaluated more often, one evaluation draws nothing."""
+    records = [*runs(methods=("lora",), tasks=("mrpc",)), finished("mrpc", "full", 0, epochs=1)]
+    plot = shown(learning_curves(scene_of(*records), SCORES))
+    assert "Evaluated only once, so without a curve: full on MRPC." in plot.caption
+
+
 def test_differences_are_those_of_compare(store: Store, gallery: Gallery) -> None:
     """Every point and interval is `compare`'s, method first and baseline second."""
     panels = {panel.title: panel for panel in _panels(gallery.scene, gallery.comparison)}
@@ -204,6 +215,25 @@ def test_one_far_difference_does_not_flatten_the_others(gallery: Gallery) -> Non
         for d, value in zip(panel.differences, (1.0, -1.0, 1.0, 90.0), strict=True)
     ))  # fmt: skip
     assert _reach([wild]) == 4.0
+
+
+def test_an_arrowhead_of_either_bar_is_explained(tmp_path: Path) -> None:
+    """With one seed only the bar on predictions can go beyond the axis."""
+    store = Store(tmp_path / "results")
+    tasks = ("cola", "mrpc", "rte", "sst2")
+    for method, skill in (("full", 0.85), ("lora", 0.85)):
+        for task in tasks:
+            add_run(store, task, method, skill=skill, spread=0.0, n=12 if task == "rte" else 4000)
+    (found,) = build_galleries(store, group_runs(store.records()))
+    (plot,) = [shown(f) for f in found.figures if f.name == "differences"]
+    svg = figure_files(plot)["differences.svg"].decode()
+    assert found.comparison is not None
+    bars = {t.title: t.on_predictions.interval for t in found.comparison.pairs[0].tasks}
+    assert bars["RTE"] is not None
+    widest = max(map(abs, (bars["RTE"].low, bars["RTE"].high)))
+    assert widest > _reach(_panels(found.scene, found.comparison)), "the test tests nothing"
+    assert "Arrowhead: goes on beyond the axis." in plot.caption
+    assert "Arrowhead" in svg
 
 
 def test_only_pairs_with_the_baseline_are_tested(store: Store) -> None:
@@ -322,6 +352,22 @@ def test_tasks_beyond_glue_have_figures_and_a_report(tmp_path: Path, call: Cli) 
     assert '<th scope="col" class="text">BoolQ</th>' in page
 
 
+def test_what_tables_average_figures_average() -> None:
+    """Tasks beyond GLUE alone: no average in tables, so none in figures, which say why."""
+    definition = find_task("boolq").definition
+    records = [
+        run.model_copy(update={"task": name, "task_definition": definition, "run_id": f"{name}{i}"})
+        for name in ("boolq", "cb")
+        for i, run in enumerate(runs(tasks=("rte",)))
+    ]
+    scene = scene_of(*records)
+    assert not scene.averaged
+    for skipped in (score_parameters(scene), critical_difference(scene, None)):
+        assert "tasks beyond GLUE not counted" in why(skipped)
+    alone = scene_of(*(run for run in records if run.task == "boolq"))
+    assert [task.name for task in alone.averaged] == ["boolq"]
+
+
 def test_the_critical_difference_is_nemenyis(gallery: Gallery) -> None:
     """Ranks in words; with too few tasks it says how many would allow a test."""
     (plot,) = [f for f in gallery.figures if f.name == "critical-difference"]
@@ -341,6 +387,10 @@ def test_many_methods_are_cut_to_the_best_and_the_baseline() -> None:
     assert f"{MOST_SHOWN} of 12 settings are shown" in caption
     assert "favours them" in caption
     assert "settings are shown" not in shown(score_parameters(scene)).caption
+    lacking = scene_of(*records, finished("mrpc", "m00", 0), finished("mrpc", "m01", 0))
+    points = shown(score_parameters(lacking))
+    assert "favours" not in points.caption, "what lacks a task is not there for its score"
+    assert "2 of 12 settings are shown, the others lack a task" in points.caption
 
 
 def test_methods_can_be_told_apart_in_grey() -> None:
@@ -397,6 +447,32 @@ def test_plot_without_runs_or_with_a_wrong_baseline(
     assert "lora" in error
 
 
+def test_a_baseline_is_named_as_everywhere(store: Store) -> None:
+    """The dot and capitals are as in `table` and `compare`; two rows of a name are refused."""
+    rates = [
+        finished("rte", "lora", seed, config={"train.learning_rate": rate})
+        for rate in (1e-3, 2e-3)
+        for seed in range(2)
+    ]
+    (gallery,) = build_galleries(store, group_runs(rates), "LORA lr 2e-3")
+    assert gallery.scene.baseline.label == "lora · lr 2e-3"
+    with pytest.raises(UserError, match="that is 2 rows of the table"):
+        build_galleries(store, group_runs(rates), "lora")
+
+
+def test_figures_of_two_models_have_names_of_their_own(store: Store) -> None:
+    """Folders that differ in signs alone are told apart by a hash, in tables as well."""
+    records = [
+        finished("rte", method, 0, model=model, weights=weights * 64)
+        for method in ("full", "lora")
+        for model, weights in (("run_a", "a"), ("run-a", "b"), ("RUN a", "c"))
+    ]
+    galleries = build_galleries(store, group_runs(records))
+    names = [figure.name for gallery in galleries for figure in gallery.figures]
+    assert len(set(names)) == len(names)
+    assert len(write_tables(build_tables(records))) == 3 * 3 * 2 + 1
+
+
 def test_an_unknown_baseline_is_an_error_only_if_no_table_has_it(store: Store) -> None:
     """A table without it is compared with its own default."""
     groups = group_runs([*store.records(), finished("rte", "spafit", 0, weights="a" * 64)])
@@ -406,6 +482,20 @@ def test_an_unknown_baseline_is_an_error_only_if_no_table_has_it(store: Store) -
     assert {figure.name for figure in first.figures}.isdisjoint(f.name for f in second.figures)
     with pytest.raises(UserError, match="spafit"):
         build_galleries(store, groups, "spafitt")
+
+
+def test_inline_svg_keeps_every_digit_of_its_text() -> None:
+    """Coordinates are cut to hundredths, labels are not: two rates stay two."""
+    records = [
+        finished("rte", "lora", seed, config={"train.learning_rate": rate})
+        for rate in (0.0125, 0.0126)
+        for seed in range(2)
+    ]
+    text = inline_svg(shown(learning_curves(scene_of(*records), SCORES)))
+    words = "".join(ET.fromstring(text).itertext())
+    assert "lora · lr 0.0125" in words
+    assert "lora · lr 0.0126" in words
+    assert not re.search(r' d="[^"]*\.\d{3}', text), "paths are short"
 
 
 def test_inline_svg_fetches_nothing_and_shares_no_identifier(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from spafit_bench.errors import UserError
 from spafit_bench.record import RunRecord
 from spafit_bench.tables import build_tables
 from spafit_bench.tables.render import render
+from spafit_bench.tables.score_notes import scores_notes
+from spafit_bench.tables.settings import group_runs
 from spafit_bench.tasks import TASKS, get_task
 
 
@@ -259,6 +262,15 @@ def test_sizes_come_first_and_are_not_ranked() -> None:
     assert [found.value for found in row(table, "majority class").cells[:2]] == [None, None]
 
 
+def test_a_score_of_three_metrics_is_not_said_to_be_of_two() -> None:
+    """Tasks beyond GLUE may have more."""
+    (group,) = group_runs([make_record("mrpc")])
+    three = replace(get_task("mrpc"), metrics=("accuracy", "f1", "matthews_correlation"))
+    for task, said in ((three, "Acc/F1/MCC: the mean of the metrics."),
+                       (get_task("mrpc"), "F1/Acc: the mean of the two metrics.")):  # fmt: skip
+        assert said in list(scores_notes(group, [], [], [task]))
+
+
 def test_wnli_note_only_with_wnli() -> None:
     """The note on WNLI's dev set is shown where WNLI is."""
     assert get_task("wnli").note in notes(scores([make_record("wnli")]))
@@ -373,6 +385,14 @@ def test_cost_of_several_devices_is_not_averaged_with_that_of_one() -> None:
     said = "Memory: of the first process, where several shared a run (×)."
     assert said in table.notes
     assert said not in build_tables([alone])[2].notes
+
+
+def test_cost_with_cuda_graphs_is_not_averaged_with_that_without() -> None:
+    """They change times and memory, not scores: two rows of the cost table, one of scores."""
+    records = [make_record(seed=0), make_record(seed=1, config={"cuda_graphs": True})]
+    names = {row.name for row in build_tables(records)[2].rows}
+    assert names == {"spafit · NVIDIA H100", "spafit · NVIDIA H100, CUDA graphs"}
+    assert cell(scores(records), "spafit", "mrpc").n == 2
 
 
 @pytest.mark.parametrize("records", [[], [make_record(status="failed")]])

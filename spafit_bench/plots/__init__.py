@@ -5,12 +5,10 @@ Each module is one kind of figure; `drawing` makes files of them, `scene` is wha
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from spafit_bench.compare import Comparison, compare_with
-from spafit_bench.errors import UserError, nearest
 from spafit_bench.plots.adaptation import adaptation
 from spafit_bench.plots.boundaries import boundary_map
 from spafit_bench.plots.curves import LOSSES, SCORES, learning_curves
@@ -20,7 +18,8 @@ from spafit_bench.plots.pareto import score_parameters
 from spafit_bench.plots.ranks import critical_difference
 from spafit_bench.plots.scene import Scene
 from spafit_bench.store import Store
-from spafit_bench.tables.settings import Group, Setting
+from spafit_bench.tables.baseline import find_baselines
+from spafit_bench.tables.settings import Group, Setting, matching_rows, slug
 
 __all__ = ["Gallery", "Plot", "Skipped", "build_galleries", "figure_files", "inline_svg"]
 
@@ -47,21 +46,18 @@ def build_galleries(
             that trains most, where it is not given.
 
     Raises:
-        UserError: no group has such a row.
+        UserError: no group has such a row, or one has several.
     """
-    chosen = [_named(group, baseline) for group in groups]
-    if baseline is not None and not any(chosen):
-        labels = sorted({row.label for group in groups for row in group.rows})
-        raise UserError(f"--baseline: no finished run of {baseline!r}: {nearest(baseline, labels)}")
+    chosen = find_baselines(groups, baseline)
     galleries = [
-        _gallery(store, Scene(group, row or _named(group, "full") or next(iter(group.rows))))
+        _gallery(store, Scene(group, row or _usual_baseline(group)))
         for group, row in zip(groups, chosen, strict=True)
     ]
     return tuple(_named_apart(gallery, len(galleries)) for gallery in galleries)
 
 
-def _named(group: Group, name: str | None) -> Setting | None:
-    return next((row for row in group.rows if name in (row.label, row.method)), None)
+def _usual_baseline(group: Group) -> Setting:
+    return next(iter([*matching_rows(group, "full"), *group.rows]))
 
 
 def _gallery(store: Store, scene: Scene) -> Gallery:
@@ -84,6 +80,6 @@ def _named_apart(gallery: Gallery, count: int) -> Gallery:
     if count == 1:
         return gallery
     group = gallery.scene.group
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{group.model} {group.data}").strip("-").lower()
-    figures = tuple(replace(figure, name=f"{figure.name}-{slug}") for figure in gallery.figures)
+    place = slug(f"{group.model} {group.data}")
+    figures = tuple(replace(figure, name=f"{figure.name}-{place}") for figure in gallery.figures)
     return replace(gallery, figures=figures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -92,7 +92,7 @@ def learning_curves(scene: Scene, kind: Kind) -> Plot | Skipped:
         why = "no run was evaluated more than once; train for several epochs"
         return Skipped(kind.name, kind.title, why)
     rows, tasks = scene.shown, scene.tasks
-    single = [t.title for t in tasks if t.title not in {panel.title for panel in panels}]
+    single = list(_without_curve(scene, panels))
     caption = joined(
         kind.caption,
         f"Evaluated only once, so without a curve: {', '.join(single)}." * bool(single),
@@ -112,6 +112,20 @@ def learning_curves(scene: Scene, kind: Kind) -> Plot | Skipped:
         height=0.35 + 1.95 * math.ceil(len(panels) / _COLUMNS) + 1.0 * (len(panels) == 1),
         draw=lambda figure: _draw(figure, panels, kind),
     )
+
+
+def _without_curve(scene: Scene, panels: Sequence[Panel]) -> Iterator[str]:
+    """Name tasks that have no panel, and methods that a panel lacks though they have runs."""
+    drawn = {panel.title: {curve.label for curve in panel.curves} for panel in panels}
+    for task in scene.tasks:
+        have = [row for row in scene.shown if scene.group.rows[row].get(task.name)]
+        lacking = [
+            label for row in have if (label := scene.labels[row]) not in drawn.get(task.title, ())
+        ]
+        if task.title not in drawn:
+            yield task.title
+        elif lacking:
+            yield f"{' and '.join(lacking)} on {task.title}"
 
 
 def _panel(scene: Scene, task: Task, kind: Kind) -> Panel:

@@ -56,8 +56,7 @@ def differences(scene: Scene, comparison: Comparison | None) -> Plot | Skipped:
         t for t in scene.tasks if any(d.task == t.title for p in panels for d in p.differences)
     ]
     rows = [row for row in scene.shown if row.label in comparison.methods]
-    ends = [end for p in panels for d in p.differences for end in _ends(d.over_seeds, d.value)]
-    beyond = max(map(abs, ends)) > _reach(panels)
+    beyond = max(_farthest(d) for p in panels for d in p.differences) > _reach(panels)
     lacks = any(d.over_seeds is None for p in panels for d in p.differences)
     caption = joined(
         f"Dev score times 100, method minus {scene.labels[baseline]}: right of the line the method "
@@ -123,12 +122,12 @@ def _difference(title: str, found: TaskComparison | Overall) -> Difference:
 
 def _reach(panels: Sequence[Panel]) -> float:
     """Choose how far the axis goes: to the farthest end, but not far beyond the usual one."""
-    ends = [
-        max(abs(end) for bar in _bars(d) for end in _ends(bar, d.value))
-        for panel in panels
-        for d in panel.differences
-    ]
+    ends = [_farthest(d) for panel in panels for d in panel.differences]
     return min(max(ends), 4 * sorted(ends)[len(ends) // 2]) or 1.0
+
+
+def _farthest(found: Difference) -> float:
+    return max(abs(end) for bar in _bars(found) for end in _ends(bar, found.value))
 
 
 def _bars(found: Difference) -> tuple[Interval | None, Interval | None]:

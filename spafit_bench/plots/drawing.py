@@ -119,10 +119,15 @@ def inline_svg(plot: Plot) -> str:
     text = _own_ids(text, plot.name)
     for color, name in _VARIABLES.items():
         text = re.sub(color, f"var(--{name})", text, flags=re.I)
-    text = re.sub(r"(\d+\.\d\d)\d+", r"\1", re.sub(r"\s*\n\s*", " ", text))
+    text = re.sub(r"<[^>]+>", _short_numbers, re.sub(r"\s*\n\s*", " ", text))
     text = re.sub(r'(?<=<svg)[^>]*?viewBox="([^"]*)"[^>]*', r' viewBox="\1"', text, count=1)
     role = f' role="img" aria-label="{escape(plot.alt)}"'
     return text.replace("> <", "><").replace("<svg", f"<svg{role}", 1).strip()
+
+
+def _short_numbers(tag: re.Match[str]) -> str:
+    """Cut coordinates, which stand in tags, to hundredths of a point; text stays as it is."""
+    return re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0])
 
 
 def _own_ids(svg: str, name: str) -> str:

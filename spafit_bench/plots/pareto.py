@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from spafit_bench.plots.drawing import INK, MUTED, PAPER, LineStyle, Plot, Skipped
-from spafit_bench.plots.scene import Average, Scene, joined
+from spafit_bench.plots.scene import NOT_COUNTED, Average, Scene, joined
 from spafit_bench.tables.settings import Setting
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def score_parameters(scene: Scene) -> Plot | Skipped:
     """Plot each method's average score over what it trains, with the Pareto front."""
     points = _points(scene)
     if len(points) < 2:
-        return Skipped(NAME, TITLE, "fewer than two methods have a score on the same tasks")
+        return Skipped(
+            NAME, TITLE, f"fewer than two methods have a score on the same tasks {NOT_COUNTED}"
+        )
     rows = [row for row in scene.group.rows if scene.average(row)]
     front = [point for point in points if point.on_front]
     several = any(point.average.sd is not None for point in points)
@@ -49,7 +51,7 @@ def score_parameters(scene: Scene) -> Plot | Skipped:
         "Methods with a collapsed run are not on it."
         * (not all(point.average.sound for point in points)),
         "Only the front is named; the tables name all." * (len(points) > _MOST_LABELS),
-        *scene.left_out(rows),
+        *scene.without(rows, "the others lack a task"),
         *scene.caveats(rows, tasks),
     )
     listed = "; ".join(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from spafit_bench.compare import Comparison, Ranking
 from spafit_bench.plots.drawing import INK, MUTED, LineStyle, Plot, Skipped
-from spafit_bench.plots.scene import Scene, joined
+from spafit_bench.plots.scene import NOT_COUNTED, Scene, joined
 from spafit_bench.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def critical_difference(scene: Scene, comparison: Comparison | None) -> Plot | S
     """Plot the methods' mean ranks, and bars over those that Nemenyi's test does not part."""
     ranking = comparison.ranking if comparison else None
     if ranking is None:
-        why = "needs three methods or more that share two tasks or more (WNLI not counted)"
-        return Skipped(NAME, TITLE, why)
+        why = "needs three methods or more that share two tasks or more"
+        return Skipped(NAME, TITLE, f"{why} {NOT_COUNTED}")
     rows = [row for row in scene.shown if row.label in ranking.mean_ranks]
     tasks = [TASKS[name] for name in ranking.tasks]
     caption = joined(

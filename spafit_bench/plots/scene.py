@@ -15,6 +15,7 @@ from spafit_bench.tasks import Task
 
 MOST_SHOWN = 8
 """Rows of a figure: more cannot be told apart, and a table holds them better."""
+NOT_COUNTED = "(WNLI and tasks beyond GLUE not counted)"
 Rows = Mapping[Setting, Cells]
 
 
@@ -47,8 +48,10 @@ class Scene:
         """Tasks that averages are over: those that most rows have, without misleading dev sets.
 
         All of the table's where two rows or more have them all, else those that every row has.
+        A task that is in no average is all the same shown where it is alone.
         """
-        plain = [task for task in self.tasks if not task.note] or list(self.tasks)
+        alone = self.tasks if len(self.tasks) == 1 else ()
+        plain = [task for task in self.tasks if not task.note] or list(alone)
         complete = [
             cells for cells in self.group.rows.values() if all(t.name in cells for t in plain)
         ]
@@ -132,15 +135,20 @@ class Scene:
             yield f"{lost} run{'s' * (lost != 1)} without a result left out."
 
     def left_out(self, rows: Sequence[Setting]) -> Iterator[str]:
-        """Say which rows of the table a figure does not show."""
-        missing = [row for row in self.group.rows if row not in rows]
-        if len(missing) > 4 or (missing and len(self.group.rows) > MOST_SHOWN):
-            yield (
-                f"{len(rows)} of {len(self.group.rows)} settings are shown, those with the most "
-                "tasks and highest averages, which favours them; the tables have all."
-            )
+        """Say which rows of the table a figure of `shown` rows does not show."""
+        why = "the others have too few runs for it"
+        if len(self.group.rows) > MOST_SHOWN:
+            why = "those with the most tasks and highest averages, which favours them"
+        yield from self.without(rows, why, most_named=4 * (len(self.group.rows) <= MOST_SHOWN))
+
+    def without(self, rows: Sequence[Setting], why: str, *, most_named: int = 4) -> Iterator[str]:
+        """Name the rows of the table that are not among these, or count them and say why."""
+        missing = [self.labels[row] for row in self.group.rows if row not in rows]
+        if len(missing) > most_named:
+            count = f"{len(rows)} of {len(self.group.rows)} settings are shown"
+            yield f"{count}, {why}; the tables have all."
         elif missing:
-            yield f"Not shown: {', '.join(self.labels[row] for row in missing)}."
+            yield f"Not shown: {', '.join(missing)}."
 
 
 def scores_of(task: Task, runs: Iterable[RunRecord]) -> Mapping[int, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from spafit_bench.errors import UserError, nearest
@@ -50,7 +50,8 @@ class Against:
         label = self.baseline.label
         if made:
             averages = sum(column >= self.num_tasks for _, column in made)
-            families = [f"{len(made) - averages} tests of tasks"] if len(made) > averages else []
+            of_tasks = len(made) - averages
+            families = [f"{of_tasks} test{'s' * (of_tasks != 1)} of tasks"] if of_tasks else []
             families += [f"{averages} of averages"] if averages else []
             names = " or ".join(sorted({test.test for test in made.values()}))
             sizes = sorted({test.n for test in made.values()})
@@ -124,6 +125,7 @@ def compare_with(
     baseline: Setting,
     samples: Samples,
     shown: Mapping[Setting, Sequence[Cell]],
+    tested: Collection[int],
     num_tasks: int,
 ) -> Against:
     """Test every score against the baseline's in the same column.
@@ -132,6 +134,7 @@ def compare_with(
         baseline: a row.
         samples: of every row, the baseline included.
         shown: likewise, the cells of its columns.
+        tested: columns; single metrics, of which a task's score is the mean, are not.
         num_tasks: columns of tasks, before those of averages.
     """
     leads = {
@@ -139,7 +142,7 @@ def compare_with(
         for row, cells in shown.items()
         if row != baseline
         for column, (cell, base) in enumerate(zip(cells, shown[baseline], strict=True))
-        if cell.value is not None and base.value is not None
+        if column in tested and cell.value is not None and base.value is not None
     }
     pairs = {key: (samples[key[0]][key[1]], samples[baseline][key[1]]) for key in leads}
     found = {key: over_seeds(*pair) for key, pair in pairs.items() if all(pair)}

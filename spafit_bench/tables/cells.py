@@ -6,7 +6,6 @@ no spread.
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from spafit_bench.record import RunRecord
-from spafit_bench.tables.settings import Setting
+from spafit_bench.tables.settings import Setting, slug
 
 Kind = Literal["scores", "parameters", "cost", "trials"]
 MarkName = Literal["unofficial", "limited", "selected", "collapsed", "unlike", "better", "worse"]
@@ -157,7 +156,7 @@ class ResultTable:
     @property
     def slug(self) -> str:
         """Model and data as part of a file's name."""
-        return re.sub(r"[^A-Za-z0-9.]+", "-", f"{self.model} {self.data}").strip("-").lower()
+        return slug(f"{self.model} {self.data}")
 
     @property
     def lead_titles(self) -> tuple[str, ...]:

@@ -254,7 +254,7 @@ def _machine(run: RunRecord) -> str:
     several = f" ×{environment.world_size}" if environment.world_size > 1 else ""
     name = environment.device_name + several
     if environment.device.startswith("cuda"):
-        return name
+        return name + ", CUDA graphs" * bool(run.config.get("cuda_graphs"))
     threads = f"{environment.num_threads} thread{'s' * (environment.num_threads != 1)}"
     return f"{name}, {threads}"
 

@@ -65,7 +65,8 @@ def scores_notes(
         for metrics in dict.fromkeys(task.metrics for task in tasks if len(task.metrics) > 1)
     ]
     if pairs:
-        yield f"{' and '.join(pairs)}: the mean of the two metrics."
+        two = "two " * all(len(task.metrics) <= 2 for task in tasks)
+        yield f"{' and '.join(pairs)}: the mean of the {two}metrics."
     yield from _average_notes(tasks, rows, averages)
     official = {run.task for run in group.records if run.official_split}  # the note is about GLUE
     yield from (
@@ -76,7 +77,11 @@ def scores_notes(
         "Params: what trains, adapters and classifier included, in millions; %: of the base model, "
         "adapters not counted in it."
     )
-    yield from _left_out_notes(group)
+    yield from left_out_notes(group.left_out)
+    if group.repeated:
+        count = len(group.repeated)
+        runs = "1 earlier run" if count == 1 else f"{count} earlier runs"
+        yield f"Left out: {runs} of a seed that a later run of the same setting repeats."
 
 
 def _collapse_notes(group: Group) -> Iterator[str]:
@@ -130,13 +135,9 @@ def _other_tasks_notes(group: Group) -> Iterator[str]:
             yield f"{task.title} is in no average: {task.note}. Its data: {bases}."
 
 
-def _left_out_notes(group: Group) -> Iterator[str]:
-    """Count the runs that the table does not show."""
-    lost = Counter((run.status, run.method, run.task_facts.title) for run in group.left_out)
+def left_out_notes(left_out: Sequence[RunRecord]) -> Iterator[str]:
+    """Count runs that ended without a result."""
+    lost = Counter((run.status, run.method, run.task_facts.title) for run in left_out)
     for (status, method, title), count in sorted(lost.items()):
         runs = "run" if count == 1 else "runs"
         yield f"Left out: {count} {status} {runs} of {method} on {title}."
-    if group.repeated:
-        count = len(group.repeated)
-        runs = "1 earlier run" if count == 1 else f"{count} earlier runs"
-        yield f"Left out: {runs} of a seed that a later run of the same setting repeats."

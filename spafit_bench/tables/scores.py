@@ -179,7 +179,9 @@ def _against(
         for setting, cells in group.rows.items()
     }
     shown = {setting: row.cells for setting, row in zip(group.rows, rows, strict=True)}
-    return compare_with(baseline, samples, shown, len(heads))
+    whole = [head.is_task_score for head in heads] + [True] * len(averages)
+    tested = [column for column, is_whole in enumerate(whole) if is_whole]
+    return compare_with(baseline, samples, shown, tested, len(heads))
 
 
 def _places(heads: Sequence[Head], averages: Sequence[Average]) -> list[tuple[str, str, str]]:

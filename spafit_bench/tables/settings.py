@@ -7,6 +7,7 @@ runs of one setting on one task: one run per seed, alike in everything else.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -180,19 +181,29 @@ def _home(record: RunRecord, bundles: Sequence[Sequence[RunRecord]]) -> int:
 
 
 def _names(bundles: Sequence[Sequence[RunRecord]]) -> list[tuple[str, str]]:
-    """Name model and data of each bundle, unlike those of any other; never a folder's path."""
+    """Name model and data of each bundle, unlike those of any other; never a folder's path.
+
+    They are unlike as parts of file names, too.
+    """
     hashes: dict[str, set[str]] = defaultdict(set)
     for runs in bundles:
-        hashes[short_name(runs[0].model)].add(runs[0].weights.weights_sha256)
+        hashes[slug(short_name(runs[0].model))].add(runs[0].weights.weights_sha256)
     names: list[tuple[str, str]] = []
     for runs in bundles:
         model = short_name(runs[0].model)
-        if len(hashes[model]) > 1:
+        if len(hashes[slug(model)]) > 1:
             model += f" ({runs[0].weights.weights_sha256[:8]})"
         data = " and ".join(sorted({short_name(_origin([run])) for run in runs}))
-        edition = sum(1 for name in names if name[0] == model and name[1].split(", ")[0] == data)
+        edition = sum(
+            name[0] == model and slug(name[1].split(", ")[0]) == slug(data) for name in names
+        )
         names.append((model, f"{data}, edition {edition + 1}" if edition else data))
     return names
+
+
+def slug(text: str) -> str:
+    """Write a name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower()
 
 
 def short_name(name: str) -> str:
