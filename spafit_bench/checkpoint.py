@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +85,8 @@ def find_checkpoint(
             name, repo_type="model", revision=revision, patterns=wanted, offline=offline
         )
         path, revision = fetched.path, fetched.revision
+    elif revision is not None:
+        raise UserError(f"--revision {revision}: {name} is no hub repository, so it has none")
     config = _read_config(path)
     architecture = get_architecture(str(config.get("model_type")))
     if weights:
@@ -157,7 +159,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     return tuple(path / name for name in names)
 
 
-@lru_cache(maxsize=8)
+@cache  # a sweep over checkpoints asks for each again and again
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
     del size, mtime_ns  # part of the cache key only
     with path.open("rb") as file:

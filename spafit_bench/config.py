@@ -75,6 +75,13 @@ class HeadSettings(Frozen):
     pooler: HeadTreatment | None = None
     pooler_init: Literal["pretrained", "fresh"] = "pretrained"
 
+    @field_validator("pooler_init")
+    @classmethod
+    def _can_learn(cls, pooler_init: str, info: ValidationInfo) -> str:
+        if pooler_init == "fresh" and info.data.get("pooler") in ("frozen", "bias"):
+            raise ValueError("a pooler drawn anew trains in full; leave out head.pooler")
+        return pooler_init
+
 
 class TrainSettings(Frozen):
     """Optimisation of one run."""

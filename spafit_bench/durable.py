@@ -43,7 +43,7 @@ def make_durably(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def write_durably(path: Path, *pieces: bytes) -> None:
+def write_durably(path: Path, *pieces: bytes | memoryview) -> None:
     """Write a file that outlasts a power failure once its folder has been synced."""
     with path.open("wb") as file:
         file.writelines(pieces)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,14 +35,28 @@ class Predictions:
         return self.logits[:, 0] if task.is_regression else self.logits.argmax(axis=1)
 
 
+class Stopped(KeyboardInterrupt):
+    """Stopped between two batches, as was asked for: whoever trains can still keep its state."""
+
+
 @torch.no_grad()
-def predict(adapted: AdaptedModel, split: EncodedSplit, *, batch_size: int) -> Predictions:
+def predict(
+    adapted: AdaptedModel,
+    split: EncodedSplit,
+    *,
+    batch_size: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> Predictions:
     """Run the model over a split in evaluation mode; several processes share its batches.
 
     Args:
         adapted: the model.
         split: labels are not looked at.
         batch_size: examples per forward pass.
+        stop: asked after every batch; not of several processes, which would have to agree.
+
+    Raises:
+        Stopped: `stop` said so.
     """
     adapted.model.eval()
     adapted.engine.refresh()
@@ -63,6 +77,8 @@ def predict(adapted: AdaptedModel, split: EncodedSplit, *, batch_size: int) -> P
             waiting += np.array_split(indices, 2)[::-1]
         else:
             order.append(indices)
+        if distributed.size() == 1 and stop():
+            raise Stopped
     mine = (np.concatenate(order), torch.cat(pieces).cpu().numpy()) if order else None
     shares = [share for share in distributed.gather(mine) if share is not None]
     together = np.concatenate([share_logits for _, share_logits in shares])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -156,3 +158,25 @@ class Reporter:
     def on_evaluation(self, evaluation: Evaluation) -> None:
         """Pass an evaluation on."""
         self.emit(Evaluated(run_id=self.run_id, evaluation=evaluation))
+
+
+class WarningsAsEvents(logging.Handler):
+    """Passes on what this package logs as a warning, for whoever shows a run's events."""
+
+    def __init__(self, hear: Hear) -> None:
+        super().__init__(logging.WARNING)
+        self.hear = hear
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass a warning on."""
+        self.hear(Warned(message=record.getMessage()))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear of warnings within the block."""
+        package = logging.getLogger("spafit_bench")
+        package.addHandler(self)
+        try:
+            yield
+        finally:
+            package.removeHandler(self)

@@ -73,6 +73,7 @@ class _DevScores:
     adapted: AdaptedModel
     splits: Mapping[str, EncodedSplit]
     meter: EnergyMeter
+    stop: Callable[[], bool]
     predictions: dict[str, Predictions] = field(default_factory=dict)
     """Of the evaluation to report: the best so far, or the last."""
     best: float = -np.inf
@@ -86,8 +87,9 @@ class _DevScores:
 
     def __call__(self) -> SplitMetrics:
         config, task = self.prepared.config, self.prepared.task
+        size = config.train.eval_batch_size
         new = {
-            name: predict(self.adapted, self.splits[name], batch_size=config.train.eval_batch_size)
+            name: predict(self.adapted, self.splits[name], batch_size=size, stop=self.stop)
             for name in task.dev_splits
         }
         self.tokens += sum(p.num_tokens for p in new.values())
@@ -167,7 +169,8 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
     can_measure = memory.reset_peak_memory(prepared.numerics.device)
     adapted = build_model(prepared)
     splits = with_prefixes(prepared, adapted, encoded, session.stop)
-    scores = _DevScores(prepared, adapted, splits, EnergyMeter.of(prepared.numerics.device))
+    meter = EnergyMeter.of(prepared.numerics.device)
+    scores = _DevScores(prepared, adapted, splits, meter, session.stop)
     if session.resume is not None:
         scores.restore(session.resume)
         clock -= session.resume.facts["wall_time_s"]
@@ -251,7 +254,7 @@ def _finish(
     prepared, adapted = scores.prepared, scores.adapted
     if scores.best_state is not None:
         adapted.restore(scores.best_state)
-    predictions = scores.predictions | _test_predictions(prepared, adapted, scores.splits)
+    predictions = scores.predictions | _test_predictions(scores)
     reported = _chosen(prepared, result.evaluations)
     reported["collapsed"] = is_collapsed(prepared.task, predictions)
     return predictions, _states(prepared, adapted, scores), reported
@@ -288,11 +291,12 @@ def build_model(prepared: PreparedRun) -> AdaptedModel:
     return adapted
 
 
-def _test_predictions(
-    prepared: PreparedRun, adapted: AdaptedModel, splits: Mapping[str, EncodedSplit]
-) -> dict[str, Predictions]:
-    size = prepared.config.train.eval_batch_size
-    return {n: predict(adapted, splits[n], batch_size=size) for n in test_splits(prepared)}
+def _test_predictions(scores: _DevScores) -> dict[str, Predictions]:
+    size = scores.prepared.config.train.eval_batch_size
+    return {
+        name: predict(scores.adapted, scores.splits[name], batch_size=size, stop=scores.stop)
+        for name in test_splits(scores.prepared)
+    }
 
 
 def _chosen(prepared: PreparedRun, evaluations: tuple[Evaluation, ...]) -> dict[str, Any]:

@@ -98,8 +98,7 @@ def _memory_bytes(prepared: PreparedRun, batch_size: int, length: int) -> int:
     )
     if prepared.numerics.device.type == "cuda":
         return own
-    snapshot = 12 * prepared.plan.trainable_parameters
-    return max(own, state + snapshot) + resident_bytes() + KERNEL_BYTES
+    return own + resident_bytes() + KERNEL_BYTES
 
 
 _LENGTHS: dict[tuple[object, ...], np.ndarray] = {}

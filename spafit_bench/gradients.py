@@ -15,7 +15,6 @@ from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 from spafit_bench import distributed
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.encoding import Batch, EncodedSplit, collate
-from spafit_bench.errors import UserError
 from spafit_bench.graphs import Compute, Graphs
 
 log = logging.getLogger(__name__)
@@ -53,7 +52,9 @@ class Gradients:
         if self.graphs is not None and self.graphs.end():
             log.warning("%s: training goes on without CUDA graphs", where)
         elif size == 1:
-            raise UserError(f"{where} with a single example; use a shorter --max-length")
+            raise torch.OutOfMemoryError(
+                f"{where} with a single example; use a shorter --max-length, or fewer --jobs"
+            )
         else:
             self.micro_batch_size = (size + 1) // 2
             passes = f"forward passes of {self.micro_batch_size}"

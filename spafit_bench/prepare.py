@@ -20,7 +20,7 @@ from spafit_bench.checkpoint import (
     parameter_shapes,
     weight_files,
 )
-from spafit_bench.config import RunConfig
+from spafit_bench.config import HeadSettings, RunConfig
 from spafit_bench.data import TaskData, hold_out, limited, load_task_data
 from spafit_bench.encoding import load_tokenizer
 from spafit_bench.engines import check_graphs, check_prefix, engine_name
@@ -42,6 +42,9 @@ _VOCABULARIES = (
     "spm.model",
     "sentencepiece.bpe.model",
 )
+
+
+_AS_THE_METHOD_SAYS = HeadSettings()
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def _slug(text: str) -> str:
 class Preparer:
     """Prepares runs, finding each data set and checkpoint once."""
 
-    data: dict[tuple[str, str], TaskData] = field(default_factory=dict)
+    data: dict[tuple[str, str, int | None, float | None], TaskData] = field(default_factory=dict)
+    """Task, source, limit and held-out share -> rows."""
     checkpoints: dict[tuple[str, str | None], Checkpoint] = field(default_factory=dict)
     tokenizers: dict[Path, tuple[str, ...]] = field(default_factory=dict)
     """Checkpoint folder -> warnings about its tokenizer."""
@@ -139,9 +143,7 @@ class Preparer:
             check_prefix(config.engine, checkpoint.config, plan)
         if config.cuda_graphs:
             check_graphs(config.engine, checkpoint.config, plan, numerics)
-        data = limited(self._data(config, task), config.limit)
-        if config.holdout is not None:
-            data = hold_out(data, config.holdout)
+        data = self._data(config, task)
         weights_sha256, files_sha256 = fingerprint(checkpoint)
         return PreparedRun(
             config=config,
@@ -166,9 +168,13 @@ class Preparer:
         return self.checkpoints[key]
 
     def _data(self, config: RunConfig, task: Task) -> TaskData:
-        key = (config.task, config.data)
-        if key not in self.data:
-            self.data[key] = load_task_data(task, config.data, offline=config.offline)
+        whole = (config.task, config.data, None, None)
+        if whole not in self.data:
+            self.data[whole] = load_task_data(task, config.data, offline=config.offline)
+        key = (config.task, config.data, config.limit, config.holdout)
+        if key not in self.data:  # trials of a choice share one slice
+            data = limited(self.data[whole], config.limit)
+            self.data[key] = data if config.holdout is None else hold_out(data, config.holdout)
         return self.data[key]
 
     def _plan(
@@ -178,12 +184,7 @@ class Preparer:
         if key not in self.shapes:
             self.shapes[key] = model_shapes(checkpoint, task)
             _check_stored(checkpoint, self.shapes[key])
-        return plan_method(
-            method,
-            checkpoint,
-            self.shapes[key],
-            fresh_pooler=config.head.pooler_init == "fresh",
-        )
+        return plan_method(method, checkpoint, self.shapes[key], head=config.head)
 
 
 def plan_method(
@@ -191,7 +192,7 @@ def plan_method(
     checkpoint: Checkpoint,
     shapes: dict[str, tuple[int, ...]],
     *,
-    fresh_pooler: bool = False,
+    head: HeadSettings = _AS_THE_METHOD_SAYS,
 ) -> tuple[Plan, tuple[str, ...]]:
     """Plan a method on a checkpoint, and say what a user should know about its head.
 
@@ -199,12 +200,12 @@ def plan_method(
         method: not yet resolved for the depth.
         checkpoint: with or without weights.
         shapes: every parameter of the model with a task's head.
-        fresh_pooler: the pooler will be drawn anew, so it counts as fresh.
+        head: of the run; a pooler that will be drawn anew counts as fresh.
 
     Returns:
         The plan and warnings.
     """
-    architecture = checkpoint.architecture
+    architecture, fresh_pooler = checkpoint.architecture, head.pooler_init == "fresh"
     fresh = set(fresh_parameters(checkpoint, list(shapes)))
     pooler = [n for n in shapes if n.startswith(tuple(f"{p}." for p in architecture.pooler))]
     if fresh_pooler:
@@ -220,6 +221,8 @@ def plan_method(
         notes.append(note)
     plan = planned(method)
     warnings = [*notes, *plan.warnings]
+    if not pooler and head != HeadSettings() and not any(w.startswith("pooler:") for w in warnings):
+        warnings.append(f"settings of head.pooler change nothing: {checkpoint.name} has no pooler")
     if fresh & set(pooler) and not fresh_pooler:
         warnings.append(
             f"{checkpoint.name} has no pooler: it starts from the seed and trains in full, "

@@ -21,7 +21,7 @@ from spafit_bench import __version__
 from spafit_bench.claims import Claims
 from spafit_bench.config import RunConfig
 from spafit_bench.errors import UserError
-from spafit_bench.events import Event, Reporter
+from spafit_bench.events import Event, Reporter, WarningsAsEvents
 from spafit_bench.prepare import PreparedRun, Preparer
 from spafit_bench.record import RunRecord
 from spafit_bench.run import Options, Series
@@ -66,7 +66,7 @@ class _NodeStore(Store):
     send: Callable[[str, bytes], None]
     most_bytes: int
 
-    def keep_snapshot(self, run_id: str, *pieces: bytes) -> None:
+    def keep_snapshot(self, run_id: str, *pieces: bytes | memoryview) -> None:
         """Keep the state here, and at home unless it is too large to travel."""
         super().keep_snapshot(run_id, *pieces)
         if sum(map(len, pieces)) <= self.most_bytes:
@@ -98,7 +98,8 @@ def carry_out(order: Order, mailbox: Any) -> Delivery:
         where = f"{socket.gethostname()}/{node_id[:4]}"  # a machine may hold several nodes
         reporter = Reporter(_without_records(mailbox.post.remote), where)
         reporter.steps_every_s = _STEPS_EVERY_S
-        with Claims(store.root / "claims") as claims:
+        heard = WarningsAsEvents(reporter.emit).listening()
+        with heard, Claims(store.root / "claims") as claims:
             series = Series(store, reporter, order.options, stop.is_asked, claims)
             try:
                 record = series.attempt(prepared)

@@ -68,7 +68,7 @@ def run_configs(request: RunRequest) -> list[RunConfig]:
         for method in methods
         for seed in seeds
     ]
-    _check_lora_settings(configs)
+    check_lora_settings(configs)
     return configs
 
 
@@ -119,8 +119,12 @@ def _named(layers: Sequence[Layer], key: str) -> str | None:
     return found
 
 
-def _check_lora_settings(configs: Sequence[RunConfig]) -> None:
-    """Refuse LoRA settings that would change nothing: a silent no-op looks like a result."""
+def check_lora_settings(configs: Sequence[RunConfig]) -> None:
+    """Refuse LoRA settings that would change nothing: a silent no-op looks like a result.
+
+    Raises:
+        UserError: one is set, and no run has LoRA.
+    """
     keys = [
         key
         for key in ("rank", "alpha", "dropout", "rslora", "dora", "alpha_per_rank")

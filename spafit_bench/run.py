@@ -12,7 +12,7 @@ from functools import partial
 from typing import Protocol
 
 from spafit_bench import distributed
-from spafit_bench.claims import Claims
+from spafit_bench.claims import Claim, Claims
 from spafit_bench.damage import examine, set_damaged_aside
 from spafit_bench.errors import UserError
 from spafit_bench.execute import Outcome, Session, blank_record, execute, utc_now
@@ -185,7 +185,14 @@ class Series:
                 with self._logged(observer, prepared.run_id) as observer:
                     session = _session(prepared, self.store, self.view, observer, self.options)
                     session = replace(session, stop=self.stop)
-                    record = _run_one(prepared, self.store, session, self.view)
+                    try:
+                        record = _run_one(prepared, self.store, session, self.view, claim)
+                    except _TakenOver:
+                        self.view.warn(
+                            f"{prepared.run_id}: this process stood still and another took the "
+                            "run over; it is left to that one"
+                        )
+                        return None
                 self.view.finished(record)
             return record
 
@@ -269,18 +276,26 @@ def _set_snapshot_aside(store: Store, run_id: str, why: str, view: View) -> None
     view.warn(f"{why}: set aside as {place}; the run starts anew")
 
 
-def _run_one(prepared: PreparedRun, store: Store, session: Session, view: View) -> RunRecord:
+class _TakenOver(Exception):  # noqa: N818 (nothing is wrong with the run)
+    """Another process has the run now."""
+
+
+def _run_one(
+    prepared: PreparedRun, store: Store, session: Session, view: View, claim: Claim
+) -> RunRecord:
     started_at, goes_on = utc_now(), False
 
     def keep(snapshot: Snapshot) -> None:
         nonlocal goes_on
+        if distributed.size() == 1 and claim.lost:  # of several, the others would wait for this one
+            raise _TakenOver
         session.keep(snapshot)
         goes_on = True
 
     try:
         order = (prepared.run_id, session.resume)
         outcome = distributed.lead(order, partial(execute, prepared, replace(session, keep=keep)))
-    except UserError:
+    except (UserError, _TakenOver):
         raise
     except KeyboardInterrupt:
         record = blank_record(prepared, started_at, "interrupted", "stopped")
@@ -293,10 +308,12 @@ def _run_one(prepared: PreparedRun, store: Store, session: Session, view: View) 
             # another version of this package may have kept it: nothing came of it
             why = f"the run failed after it was resumed ({reason})"
             _set_snapshot_aside(store, prepared.run_id, why, view)
-            return _run_one(prepared, store, replace(session, resume=None), view)
+            return _run_one(prepared, store, replace(session, resume=None), view, claim)
         record = blank_record(prepared, started_at, "failed", reason)
         save_unfinished(store, record, view.warn)
         return record
+    if claim.lost:
+        raise _TakenOver
     if outcome.record.status == "done":
         store.save(outcome.record, _files(prepared, outcome))
     else:

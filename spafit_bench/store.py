@@ -228,7 +228,7 @@ class Store:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def keep_snapshot(self, run_id: str, *pieces: bytes) -> None:
+    def keep_snapshot(self, run_id: str, *pieces: bytes | memoryview) -> None:
         """Keep the state of an unfinished run, replacing an earlier one.
 
         Raises:

@@ -42,7 +42,7 @@ from spafit_bench.config import (
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.methods import get_method, method_names
 from spafit_bench.record import RunRecord
-from spafit_bench.requests import parse_seeds, split_list
+from spafit_bench.requests import check_lora_settings, parse_seeds, split_list
 from spafit_bench.shipped import config_folder, read_yaml
 from spafit_bench.sweep_values import Cells, Values
 from spafit_bench.task_files import find_task
@@ -143,7 +143,7 @@ def read_sweep(path: Path, flags: Mapping[str, Any], assignments: Sequence[str] 
     check_method_sections(layers, methods)
     cells = Cells(tasks, methods)
     grid = body.get("grid") or {}
-    if not isinstance(grid, dict):
+    if not isinstance(grid, dict) or not all(isinstance(key, str) for key in grid):
         raise UserError(f"{path}: grid must be a mapping from settings to values")
     _check_chosen_elsewhere(grid, f"{path}, grid")
     sweep = Sweep(
@@ -160,7 +160,20 @@ def read_sweep(path: Path, flags: Mapping[str, Any], assignments: Sequence[str] 
         _check_chosen_elsewhere({key.strip(): value}, f"--set {text}")
         if key.strip() in sweep.keys:
             raise UserError(f"--set {text}: the sweep itself goes through values of {key.strip()}")
+    for key in sweep.keys:
+        if (flag := _given(flags, key)) is not None:
+            raise UserError(
+                f"{key} = {flag} is given, and the sweep itself goes through its values"
+            )
+    check_lora_settings([_config(sweep, group, 0, {}) for group in _every_group(sweep)])
     return sweep
+
+
+def _given(settings: Any, key: str) -> Any | None:
+    """Look a dotted key up; None where it is not set."""
+    for part in key.split("."):
+        settings = settings.get(part) if isinstance(settings, Mapping) else None
+    return settings
 
 
 def narrowed(sweep: Sweep, tasks: str | None, methods: str | None, seeds: str | None) -> Sweep:

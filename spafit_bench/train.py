@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -16,10 +17,13 @@ from spafit_bench import distributed
 from spafit_bench.adapt import AdaptedModel
 from spafit_bench.config import TrainSettings
 from spafit_bench.encoding import EncodedSplit, num_batches, training_batches
+from spafit_bench.evaluation import Stopped
 from spafit_bench.gradients import Gradients
 from spafit_bench.graphs import Graphs
 from spafit_bench.record import Evaluation, SplitMetrics
 from spafit_bench.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
 
 LOOK_EVERY = 20
 """Steps between looks at the loss on a GPU, where each look waits for the device."""
@@ -78,7 +82,8 @@ class Hooks:
     """What training asks and tells while it goes."""
 
     evaluate: Callable[[], SplitMetrics]
-    """Returns dev metrics of the model as it is; may raise `Diverged`."""
+    """Returns dev metrics of the model as it is; may raise `Diverged`, or `Stopped`, after which
+    training keeps its state and ends."""
     observer: Observer
     keep: Callable[[Snapshot], None] = lambda _: None
     """Stores the state, before it returns: after every evaluation, every `keep_every_s`, and before
@@ -147,6 +152,13 @@ class _Loop:
             self.train_time_s += time.perf_counter() - start
         self._evaluate(float(np.mean(self.losses[first:])))
 
+    def make_up_for(self) -> None:
+        """Evaluate where an epoch ended and its evaluation was stopped."""
+        is_end = self.steps == self.total_steps or self.steps % self.steps_per_epoch == 0
+        if is_end and self.steps > max((e.step for e in self.evaluations), default=0):
+            first = (self.steps - 1) // self.steps_per_epoch * self.steps_per_epoch
+            self._evaluate(float(np.mean(self.losses[first:])))
+
     def step(self, indices: np.ndarray) -> Tensor:
         """Take one optimizer step; return the mean loss over its examples, on the device."""
         distributed.seed_step(self.seed, self.steps)
@@ -184,11 +196,16 @@ class _Loop:
         )
 
     def _evaluate(self, train_loss: float) -> None:
+        try:
+            metrics = self.hooks.evaluate()
+        except Stopped:
+            self.hooks.keep(self.snapshot())
+            raise
         evaluation = Evaluation(
             step=self.steps,
             epoch=self.steps / self.steps_per_epoch,
             train_loss=train_loss,
-            metrics=self.hooks.evaluate(),
+            metrics=metrics,
         )
         self.evaluations.append(evaluation)
         self.hooks.observer.on_evaluation(evaluation)
@@ -273,8 +290,8 @@ def train(  # noqa: PLR0913 (each a different thing)
         settings: optimisation.
         seed: of the data order.
         hooks: evaluation, progress, and keeping of state.
-        resume: where an earlier call was; on a CPU with the same number of threads the result is
-            bit-identical to one that was not interrupted.
+        resume: where an earlier call was, whose tensors are taken over; on a CPU with the same
+            number of threads the result is bit-identical to one that was not interrupted.
         graphs: replays what is the same from step to step; for the fast engine.
 
     Raises:
@@ -297,8 +314,16 @@ def train(  # noqa: PLR0913 (each a different thing)
     )
     if resume is not None:
         loop.restore(resume)
+        resume.release()
+    elif warmup_steps(loop.total_steps, settings) >= loop.total_steps:
+        log.warning(
+            "warm-up is at least as long as training, %d steps: the learning rate never reaches %g",
+            loop.total_steps,
+            settings.learning_rate,
+        )
     diverged = None
     try:
+        loop.make_up_for()
         while loop.steps < loop.total_steps:
             loop.finish_epoch()
     except Diverged as reason:
@@ -342,10 +367,15 @@ def learning_rate_factor(step: int, total_steps: int, settings: TrainSettings) -
     Rises linearly from 0 during warm-up, then falls linearly to 0 at `total_steps` (or stays 1), as
     in transformers' `get_linear_schedule_with_warmup`.
     """
-    warmup = settings.warmup
-    warmup_steps = math.ceil(warmup * total_steps) if warmup < 1 else int(warmup)
-    if step < warmup_steps:
-        return step / warmup_steps
+    rising = warmup_steps(total_steps, settings)
+    if step < rising:
+        return step / rising
     if settings.schedule == "constant":
         return 1.0
-    return (total_steps - step) / max(1, total_steps - warmup_steps)
+    return (total_steps - step) / max(1, total_steps - rising)
+
+
+def warmup_steps(total_steps: int, settings: TrainSettings) -> int:
+    """Return how long the learning rate rises."""
+    warmup = settings.warmup
+    return math.ceil(warmup * total_steps) if warmup < 1 else int(warmup)

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from spafit_bench.claims import Claims
 from spafit_bench.config import RunConfig
 from spafit_bench.errors import UserError
-from spafit_bench.events import Busy, Event, Refused, Reporter
+from spafit_bench.events import Busy, Event, Refused, Reporter, WarningsAsEvents
 from spafit_bench.prepare import PreparedRun, Preparer
 from spafit_bench.run import Options, Series
 from spafit_bench.stop import StopSignal
@@ -33,7 +33,8 @@ def main(results: str, options: str, name: str) -> int:
     orders: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders, orphaned), daemon=True).start()
     store, preparer = Store(Path(results)), Preparer()
-    with StopSignal() as stop, Claims(store.root / "claims") as claims:
+    heard = WarningsAsEvents(emit).listening()
+    with StopSignal() as stop, heard, Claims(store.root / "claims") as claims:
         series = Series(
             store,
             Reporter(emit, name),

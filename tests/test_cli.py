@@ -190,6 +190,67 @@ def test_weights_that_make_nan_diverge(run: Run, tmp_path: Path, checkpoint: Pat
     assert "not finite at step 1" in answer.json["reason"]
 
 
+def test_a_run_that_does_not_fit_a_gpu_is_failed_and_the_others_go_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even one example: this run's end, and no other's."""
+    import torch
+
+    from spafit_bench.gradients import Gradients
+
+    real = Gradients._backward
+
+    def full_card(self: Gradients, *batches: Any) -> Any:
+        if self.adapted.plan.method.name == "lora":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(self, *batches)
+
+    monkeypatch.setattr(Gradients, "_backward", full_card)
+    answer = run("--json", method="lora,bitfit")
+    assert answer.code == 1
+    lora, bitfit = answer.json["runs"]
+    assert (lora["status"], bitfit["status"]) == ("failed", "done")
+    assert "is out of memory with a single example; use a shorter --max-length" in lora["reason"]
+
+
+def test_a_run_that_another_process_took_over_is_left_to_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that stood still for a minute notices before it replaces the other's record."""
+    from spafit_bench.claims import Claim
+    from spafit_bench.store import Store
+
+    asked, real, saved = 0, Store.save, []
+
+    def lost(self: Claim) -> bool:
+        """Lose the claim when the first run is over: two evaluations, then the result."""
+        nonlocal asked
+        asked += 1
+        return asked == 3
+
+    def save(self: Store, *args: Any, **options: Any) -> Any:
+        saved.append(asked)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(Claim, "lost", property(lost))
+    monkeypatch.setattr(Store, "save", save)
+    answer = run()
+    assert answer.code == 0, answer.err
+    assert "another took the run over; it is left to that one" in answer.err
+    assert saved == [4], "only the second time, from the snapshot"
+
+
+def test_a_warm_up_without_end_is_said(run: Run) -> None:
+    """It is done, and has learned next to nothing."""
+    assert "the learning rate never reaches" in run("--warmup", "5000").err
+    assert "never reaches" not in run("--warmup", "0", "--seed", "1").err
+
+
+def test_only_the_hub_has_revisions(run: Run) -> None:
+    """A folder as it stands must not be recorded as a revision."""
+    assert "is no hub repository" in run("--revision", "v2").error
+
+
 def test_a_run_that_raises_is_failed_and_the_others_go_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import signal
 import time
@@ -29,6 +30,8 @@ from spafit_bench.events import (
     Refused,
     Started,
     Stepped,
+    Warned,
+    WarningsAsEvents,
     parse_event,
 )
 from spafit_bench.execute import blank_record
@@ -38,7 +41,7 @@ from spafit_bench.prepare import PreparedRun
 from spafit_bench.record import RunRecord, Status
 from spafit_bench.run import Options
 from spafit_bench.store import Store
-from spafit_bench.sweep import read_sweep
+from spafit_bench.sweep import narrowed, read_sweep
 from spafit_bench.sweep_view import SweepView
 
 
@@ -169,7 +172,8 @@ def test_a_cells_reported_runs_follow_its_trials(world: World, room: int) -> Non
 
 def test_runs_that_are_the_same_are_one(world: World) -> None:
     """A grid over the rank means nothing to BitFit; what is there already is not repeated."""
-    agenda = world.agenda(grid={"method.rank": [2, 4]})
+    agenda = world.agenda(methods=["bitfit", "lora"], grid={"method.rank": [2, 4]})
+    agenda = Agenda(narrowed(agenda.sweep, None, "bitfit", None))
     executor = Scripted(room=4)
     result = world.run(executor, agenda)
     assert len(executor.submitted) == 2
@@ -433,3 +437,15 @@ def test_the_view_tells_what_is_left(world: World, monkeypatch: pytest.MonkeyPat
         assert view.left_s() == pytest.approx(3 / 0.5 * 20.0)
         assert view.summary() == "s: 1 of 4 done · 0 running · 20 s · about 2 min left"
     assert max(len(line) for line in picture.splitlines()) <= 80
+
+
+def test_what_a_worker_warns_of_is_an_event() -> None:
+    """Else nobody would hear of it: a worker has no terminal."""
+    heard: list[Event] = []
+    log = logging.getLogger("spafit_bench.some.module")
+    with WarningsAsEvents(heard.append).listening():
+        log.warning("batches stay as they are, in forward passes of %d", 4)
+        log.info("of no interest")
+        logging.getLogger("torch").warning("not ours")
+    log.warning("nobody listens any more")
+    assert heard == [Warned(message="batches stay as they are, in forward passes of 4")]

@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+from conftest import Cli
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
@@ -23,6 +24,7 @@ from models import (
 
 from spafit_bench.architectures import get_architecture
 from spafit_bench.checkpoint import find_checkpoint, parameter_shapes
+from spafit_bench.config import HeadSettings
 from spafit_bench.errors import UserError
 from spafit_bench.methods import get_method, method_names, parse_method
 from spafit_bench.plan import Plan, make_plan
@@ -421,7 +423,8 @@ def test_a_pooler_drawn_anew_trains_in_full(bert: Path) -> None:
     for method, kept in (("spafit", HIDDEN), ("lora", 0), ("full", HIDDEN**2 + HIDDEN)):
         counts = []
         for fresh_pooler in (False, True):
-            plan, _ = plan_method(get_method(method), checkpoint, shapes, fresh_pooler=fresh_pooler)
+            head = HeadSettings(pooler_init="fresh" if fresh_pooler else "pretrained")
+            plan, _ = plan_method(get_method(method), checkpoint, shapes, head=head)
             counts.append(sum(t.num_trainable for t in plan.tensors if t.stratum == "pooler"))
         assert counts == [kept, HIDDEN**2 + HIDDEN]
 
@@ -464,3 +467,19 @@ def test_a_part_that_the_encoder_lacks_is_reported(tmp_path: Path) -> None:
     by_hand = plan_checkpoint(tmp_path, "all:bias;pooler:full")
     assert "pooler:full matches nothing: this encoder has no pooler" in by_hand.warnings
     assert plan_checkpoint(tmp_path, "spafit").warnings == ()
+
+
+@pytest.mark.parametrize("setting", ["head.pooler=full", "head.pooler_init=fresh"])
+def test_settings_of_a_missing_pooler_are_reported(call: Cli, tmp_path: Path, setting: str) -> None:
+    """They change nothing, and would stand in the record as if they did."""
+    save_checkpoint(tmp_path / "roberta", "roberta")
+    answer = call("plan", "--method", "lora", "--model", tmp_path / "roberta", "--set", setting)
+    said = "settings of head.pooler change nothing"
+    assert (answer.out + answer.err).count(said) == 1, (answer.out, answer.err)
+
+
+def test_a_pooler_drawn_anew_cannot_be_frozen(call: Cli) -> None:
+    """It would have to train to be of any use."""
+    settings = ("--set", "head.pooler=frozen", "--set", "head.pooler_init=fresh")
+    error = call("run", "--preset", "smoke", "--task", "rte", "--method", "lora", *settings).error
+    assert "a pooler drawn anew trains in full" in error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -124,6 +125,107 @@ def test_a_snapshot_is_whole_or_refused(checkpoint: Path, data: Path) -> None:
         for damaged in (changed, content[:at], rng.randbytes(at % 1000)):
             with pytest.raises(DamagedSnapshot):
                 Snapshot.from_bytes(damaged)
+
+
+def test_a_snapshot_is_safetensors_without_a_copy(tmp_path: Path) -> None:
+    """Its bytes are read by the library, and the library's by us; writing copies no tensor."""
+    from safetensors.torch import load, save
+
+    tensors = {
+        "a": torch.randn(5, 3),
+        "b": torch.arange(4, dtype=torch.float64),
+        "c": torch.tensor(2.5),
+        "d": torch.zeros(0, 7),
+        "e": torch.randn(4, 6).t(),
+        "f": torch.randn(3).bfloat16(),
+        "g": torch.arange(5, dtype=torch.uint8),
+    }
+    snapshot = Snapshot(dict(tensors), {"step": 3})
+    content = b"".join(snapshot.pieces())
+    theirs = save({n: t.contiguous() for n, t in tensors.items()}, {"facts": '{"step": 3}'})
+    again = hashlib.sha256(theirs).hexdigest().encode() + theirs
+    for found in (load(content[64:]), Snapshot.from_bytes(again).tensors):
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor), name
+    pieces = snapshot.pieces()
+    tensors["a"].zero_()
+    assert b"".join(pieces) != content, "a view, not a copy"
+
+
+def test_a_resumed_run_does_not_hold_its_snapshot(checkpoint: Path, data: Path) -> None:
+    """Its tensors would be in memory until the end."""
+    run = prepared(checkpoint, data)
+    resume = stopped_after(run, 2)
+    assert resume.tensors
+    execute(run, Session(observer=Counter(), resume=resume))
+    assert not resume.tensors
+
+
+@pytest.mark.parametrize("evaluation", [1, 3])
+def test_a_run_stopped_while_it_evaluates_ends_bit_identical(
+    checkpoint: Path, data: Path, evaluation: int
+) -> None:
+    """It stops between two batches of dev examples, and evaluates when it goes on."""
+    flags = {"train": {"epochs": 3, "batch_size": 8, "max_length": 32, "eval_batch_size": 2}}
+    run = prepared(checkpoint, data, **flags)
+    expected = essence(execute(run, Session(observer=Counter())))
+    kept, asked = list[bytes](), 0
+
+    class Counting(Counter):
+        """Knows how many evaluations have ended."""
+
+        evaluations = 0
+
+        def on_evaluation(self, evaluation: Evaluation) -> None:
+            self.evaluations += 1
+
+    counter = Counting()
+
+    def stop() -> bool:
+        """Ask to stop after the second batch of an evaluation."""
+        nonlocal asked
+        asked += counter.steps == 3 * evaluation and counter.evaluations == evaluation - 1
+        return asked >= 2
+
+    def keep(snapshot: Snapshot) -> None:
+        kept.append(b"".join(snapshot.pieces()))
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(run, Session(observer=counter, keep=keep, stop=stop))
+    assert counter.evaluations == evaluation - 1, "the evaluation did not end"
+    resume = Snapshot.from_bytes(kept[-1])
+    assert len(resume.tensors["losses"]) == 3 * evaluation
+    assert essence(execute(run, Session(observer=Counter(), resume=resume))) == expected
+
+
+def test_test_sets_are_not_predicted_to_the_end_once_stopped(
+    call: Cli, tmp_path: Path, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be the longest part of a run; the same command goes on with them."""
+    from spafit_bench import execute as execute_module
+
+    real, done = execute_module.predict, []
+
+    def interrupted(adapted: Any, split: Any, **options: Any) -> Any:
+        if done.count("dev") == 3 and "stopped" not in done:
+            done.append("stopped")
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            done.append("dev")
+        return real(adapted, split, **options)
+
+    monkeypatch.setattr(execute_module, "predict", interrupted)
+    command = (*NINE_STEPS, "--model", checkpoint, "--data", data)
+    assert call(*command).code == 130
+    assert done == ["dev", "dev", "dev", "stopped"]
+    assert call(*command).code == 0
+    (record,) = Store(tmp_path / "results").records()
+    assert (
+        record.evaluations
+        == execute(prepared(checkpoint, data), Session(observer=Counter())).record.evaluations
+    )
 
 
 ARGUMENTS = (

@@ -19,6 +19,7 @@ from conftest import MAIN, Answer, Cli, clean_environment
 from records import make_record
 
 from spafit_bench.errors import UserError
+from spafit_bench.prepare import Preparer
 from spafit_bench.store import Store
 from spafit_bench.sweep import (
     Group,
@@ -134,6 +135,33 @@ def trial(score: float, **changes: Any) -> Any:
 def test_the_best_mean_is_chosen(trials: Mapping[int, list[Any]], expected: int | None) -> None:
     """Over trial seeds; the first of equals; never a value that collapsed or diverged."""
     assert choose(trials) == expected
+
+
+def test_what_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    """LoRA's settings without LoRA, a flag over the sweep's own values, keys that are no text."""
+    with pytest.raises(UserError, match=r"method.rank has no effect: full, bitfit has no LoRA"):
+        sweep_of(tmp_path, methods=["full", "bitfit"], settings={"method": {"rank": 8}})
+    with pytest.raises(UserError, match=r"method.alpha has no effect"):
+        sweep_of(tmp_path, methods=["full"], grid={"method.alpha": [4, 8]})
+    with pytest.raises(UserError, match="grid must be a mapping from settings to values"):
+        sweep_of(tmp_path, grid={5: [1]})
+    path = tmp_path / "sweep.yaml"
+    sweep_of(tmp_path, grid={"model": ["a/b", "c/d"]})
+    with pytest.raises(UserError, match="model = tiny-bert is given, and the sweep itself"):
+        read_sweep(path, {"model": "tiny-bert"})
+    sweep_of(tmp_path, choose=CHOOSE)
+    with pytest.raises(UserError, match=r"train\.learning_rate = 0\.1 is given"):
+        read_sweep(path, {"train": {"learning_rate": 0.1}})
+
+
+def test_trials_share_their_rows(tmp_path: Path, data: Path) -> None:
+    """A matrix of trials holds one slice of a task's train split, not one for each."""
+    settings = {"model": "tiny-bert", "data": str(data)}
+    sweep = sweep_of(tmp_path, tasks=["mrpc"], settings=settings, choose=CHOOSE)
+    preparer = Preparer()
+    trials = [c for values in trial_configs(sweep).values() for cs in values.values() for c in cs]
+    assert len(trials) > 2
+    assert len({id(preparer.prepare(config).data) for config in trials}) == 1
 
 
 def test_shards_divide_the_cells(tmp_path: Path) -> None:

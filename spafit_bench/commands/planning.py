@@ -31,7 +31,7 @@ def plan(request: RunRequest, *, as_json: bool) -> str:
         config.resolved_method(),
         checkpoint,
         model_shapes(checkpoint, task),
-        fresh_pooler=config.head.pooler_init == "fresh",
+        head=config.head,
     )
     if as_json:
         body = plan_json(made, checkpoint, task.num_labels) | {"warnings": list(warnings)}
