@@ -85,6 +85,12 @@ def find_checkpoint(
             name, repo_type="model", revision=revision, patterns=wanted, offline=offline
         )
         path, revision = fetched.path, fetched.revision
+        if weights and not weight_files(path):
+            raise UserError(
+                f"{name} has no model.safetensors on the hub; pickled weights are refused, opening "
+                "them can run code: give --revision of a conversion, or convert it "
+                "(save_pretrained does) and give its folder"
+            )
     elif revision is not None:
         raise UserError(f"--revision {revision}: {name} is no hub repository, so it has none")
     config = _read_config(path)

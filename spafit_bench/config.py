@@ -346,6 +346,9 @@ def resolve(layers: Sequence[Layer], *, task: str, method: str, seed: int) -> Ru
     own = Layer(f"the file of {task}", {"train": find_task(task).train})
     check_settings(own.body, own.where)
     family = get_method(method).defaults
+    families = {name: None for layer in layers for name in layer.body.get("methods", {})}
+    if family not in families:
+        raise UserError(f"method {method}: defaults: {family}: {nearest(family, families)}")
     merged: dict[str, Any] = {}
     sources: dict[str, str] = {}
     sections = dict.fromkeys((("tasks", task), ("methods", family), ("methods", method)))

@@ -87,7 +87,10 @@ def load_task_data(task: Task, source: str, *, offline: bool = False) -> TaskDat
     """
     origin, tables = read_source(task, source, offline=offline)
     splits = {key: validated_split(task, key, shards) for key, shards in tables.items()}
-    fingerprints = {key: split_fingerprint(split) for key, split in splits.items()}
+    fingerprints = {
+        key: split_fingerprint(split, exact_scores=not task.in_glue)
+        for key, split in splits.items()
+    }
     official_split, official_basis = _officialness(task, splits, fingerprints)
     return TaskData(
         task=task,
@@ -148,12 +151,13 @@ def hold_out(data: TaskData, share: float) -> TaskData:
     )
 
 
-def split_fingerprint(split: Split) -> str:
+def split_fingerprint(split: Split, *, exact_scores: bool = False) -> str:
     """SHA-256 of one split's texts and labels, in row order; the same for every file format.
 
     Each text column is hashed as its byte lengths, then its UTF-8 bytes; scores as text with
-    three decimals, which is all that GLUE gives.
+    three decimals, which is all that GLUE gives, or with nine digits if they are to be exact.
     """
+    score = "{:.9g}".format if exact_scores else "{:.3f}".format
     labels = split.labels
     sha = hashlib.sha256()
     shape = {"columns": len(split.texts), "rows": split.num_rows, "labelled": labels is not None}
@@ -164,9 +168,7 @@ def split_fingerprint(split: Split) -> str:
         sha.update(b"".join(encoded))
     if labels is not None:
         is_score = labels.dtype.kind == "f"
-        sha.update(
-            ",".join(f"{label:.3f}" if is_score else str(label) for label in labels).encode()
-        )
+        sha.update(",".join(score(label) if is_score else str(label) for label in labels).encode())
     return sha.hexdigest()
 
 

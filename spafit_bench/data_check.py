@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from spafit_bench.data import Split, TaskData, load_task_data
-from spafit_bench.errors import UserError
+from spafit_bench.errors import UnreachableError, UserError
 from spafit_bench.sources import data_folder, find_layout, parts_of
 from spafit_bench.tasks import Task
 
@@ -41,7 +41,7 @@ def verify(task: Task, source: str, *, offline: bool) -> TaskFinding:
         offline: use the hub's cache without asking the hub.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder, or the hub cannot be reached.
     """
     try:
         if source not in ("hub", "mini") and find_layout(task, data_folder(source)) is None:
@@ -51,6 +51,8 @@ def verify(task: Task, source: str, *, offline: bool) -> TaskFinding:
         return TaskFinding(task=task.name, finding="damaged", problem=str(error))
     try:
         data = load_task_data(task, source, offline=offline)
+    except UnreachableError:
+        raise  # says nothing about the data
     except UserError as error:
         return TaskFinding(task=task.name, finding="damaged", problem=str(error))
     return TaskFinding(

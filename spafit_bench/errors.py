@@ -14,6 +14,10 @@ class UserError(Exception):
     """
 
 
+class UnreachableError(UserError):
+    """The hub did not answer, and what was asked for is not in its cache."""
+
+
 class DamagedError(UserError):
     """A file of a results folder is not as it was written; nothing of it is believed."""
 

@@ -45,17 +45,6 @@ class Shape:
         )
 
 
-def first_trainable_layer(plan: Plan) -> int:
-    """Return the first block through which gradients flow; the depth if none."""
-    for name in plan.stratum_names():
-        trains = any(t.num_trainable for t in plan.tensors if t.stratum == name)
-        if trains and name == "embeddings":
-            return 0
-        if trains and name[0].isdigit():
-            return int(name.partition("-")[0])
-    return plan.num_layers
-
-
 def training_flops_per_token(plan: Plan, prefix_layers: int = 0) -> float:
     """Count the matrix products of one training step, per token, attention's own left out.
 
@@ -63,7 +52,7 @@ def training_flops_per_token(plan: Plan, prefix_layers: int = 0) -> float:
         plan: what trains.
         prefix_layers: first layers whose output is kept, so that no step computes them.
     """
-    first = first_trainable_layer(plan)
+    first = plan.first_trained_layer
     flops = 0.0
     for tensor in plan.tensors:
         layer = tensor.place.layer
@@ -107,7 +96,7 @@ def activation_bytes(plan: Plan, shape: Shape, at: Pass) -> int:
     """
     tokens = at.batch_size * at.length
     scores = at.batch_size * shape.num_heads * at.length**2
-    reached = plan.num_layers - first_trainable_layer(plan)
+    reached = plan.num_layers - plan.first_trained_layer
     if at.engine == "plain":
         linear = tokens * (7.5 * shape.hidden + 2 * shape.intermediate) * at.width
         return int(reached * (linear + scores * (2 * at.width + 1)))

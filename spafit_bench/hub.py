@@ -16,7 +16,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
-from spafit_bench.errors import UserError
+from spafit_bench.errors import UnreachableError, UserError
 
 RepoType = Literal["model", "dataset"]
 
@@ -88,7 +88,8 @@ def fetch(
             files = ", ".join(patterns) if len(patterns) <= _MOST_NAMED else "it"
             problem = f"{what}: {failure}, and the cache does not have {files}"
         refusal = _refusal(error, what)
-        raise UserError(refusal or f"{problem}. Tried {where}. {WAYS_OUT}") from error
+        kind = UserError if refusal else UnreachableError
+        raise kind(refusal or f"{problem}. Tried {where}. {WAYS_OUT}") from error
     found = [file.relative_to(path).as_posix() for file in Path(path).rglob("*") if file.is_file()]
     lacking = [name for name in required if not any(fnmatch(file, name) for file in found)]
     if not any(fnmatch(file, name) for file in found for name in patterns):

@@ -54,14 +54,17 @@ def model_card(record: RunRecord, usage: str, notes: tuple[str, ...] = ()) -> st
 
 
 def _metadata(record: RunRecord, task: Task) -> dict[str, Any]:
+    tags = ["spafit-bench"]
+    if task.in_glue:
+        tags.append("glue" if record.official_split else "not-official-glue")
     body: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-classification",
-        "tags": ["spafit-bench", "glue" if record.official_split else "not-official-glue"],
+        "tags": tags,
     }
     if is_hub_base(record):
         body["base_model"] = base_name(record)
-    if record.official_split:
+    if task.in_glue and record.official_split:
         body |= {"language": "en", "datasets": [HUB_DATA]}
     body["metrics"] = [_HUB_METRICS.get(metric, metric) for metric in task.metrics]
     results = [_result(record, task, split) for split in record.metrics]
@@ -73,7 +76,7 @@ def _result(record: RunRecord, task: Task, split: str) -> dict[str, Any]:
     return {
         "task": {"type": "text-classification", "name": task.title},
         "dataset": {
-            "type": HUB_DATA if record.official_split else "other",
+            "type": HUB_DATA if task.in_glue and record.official_split else "other",
             "name": data_name(record, task),
             "config": task.name,
             "split": split,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import random
+import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 
 from spafit_bench import distributed
-from spafit_bench.errors import UserError
+from spafit_bench.errors import UserError, nearest
 
+DEVICE = r"auto|cpu|cuda(:\d{1,3})?"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -49,8 +51,12 @@ def choose_numerics(device: str, precision: str) -> Numerics:
         precision: `auto` (bf16 where the hardware computes it natively, else fp32), or a name.
 
     Raises:
-        UserError: a device that is not there or cannot compute in the precision.
+        UserError: no such name, or a device that is not there or cannot compute in the precision.
     """
+    if not re.fullmatch(DEVICE, device):
+        raise UserError(f"--device {device}: choices are auto, cpu, cuda, cuda:0, cuda:1, ...")
+    if precision != "auto" and precision not in DTYPES:
+        raise UserError(f"--precision {precision}: {nearest(precision, ('auto', *DTYPES))}")
     chosen = _device(device)
     native_bf16 = _has_native_bf16(chosen)
     if precision == "auto":

@@ -73,16 +73,21 @@ class Plan:
         return 100 * self.trainable_parameters / self.base_parameters
 
     @property
+    def first_trained_layer(self) -> int:
+        """The first layer through which gradients flow; the depth if there is none."""
+        training = [tensor.place for tensor in self.tensors if tensor.num_trainable]
+        if any(place.component in ("embeddings", "encoder") for place in training):
+            return 0
+        layers = (place.layer for place in training if place.layer is not None)
+        return min(layers, default=self.num_layers)
+
+    @property
     def frozen_layers(self) -> int:
         """Layers, counted from the first, that lie below everything that trains.
 
         At most all but the last: what comes after it is no longer a token's own.
         """
-        training = [tensor.place for tensor in self.tensors if tensor.num_trainable]
-        if any(place.component in ("embeddings", "encoder") for place in training):
-            return 0
-        layers = (place.layer for place in training if place.layer is not None)
-        return min(layers, default=self.num_layers - 1)
+        return min(self.first_trained_layer, self.num_layers - 1)
 
     def stratum_names(self) -> tuple[str, ...]:
         """Return the strata in the order of the data's flow."""

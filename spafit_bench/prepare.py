@@ -143,6 +143,9 @@ class Preparer:
             check_prefix(config.engine, checkpoint.config, plan)
         if config.cuda_graphs:
             check_graphs(config.engine, checkpoint.config, plan, numerics)
+        rows = self._whole(config, task).splits["train"].num_rows
+        if config.limit is not None and config.limit >= rows:
+            config = config.model_copy(update={"limit": None})  # nothing is cut
         data = self._data(config, task)
         weights_sha256, files_sha256 = fingerprint(checkpoint)
         return PreparedRun(
@@ -167,13 +170,16 @@ class Preparer:
             self.checkpoints[key] = found
         return self.checkpoints[key]
 
+    def _whole(self, config: RunConfig, task: Task) -> TaskData:
+        key = (config.task, config.data, None, None)
+        if key not in self.data:
+            self.data[key] = load_task_data(task, config.data, offline=config.offline)
+        return self.data[key]
+
     def _data(self, config: RunConfig, task: Task) -> TaskData:
-        whole = (config.task, config.data, None, None)
-        if whole not in self.data:
-            self.data[whole] = load_task_data(task, config.data, offline=config.offline)
         key = (config.task, config.data, config.limit, config.holdout)
         if key not in self.data:  # trials of a choice share one slice
-            data = limited(self.data[whole], config.limit)
+            data = limited(self._whole(config, task), config.limit)
             self.data[key] = data if config.holdout is None else hold_out(data, config.holdout)
         return self.data[key]
 

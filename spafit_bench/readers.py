@@ -16,6 +16,9 @@ from typing import Any
 
 from spafit_bench.errors import UserError, nearest
 
+LONGEST_FIELD = 2**31 - 1
+"""Characters of a CSV field: Python's own limit is that of a long document."""
+
 MAX_TORN_FRACTION = 1e-3
 """More torn rows than this are a damaged file, not GLUE's own few."""
 
@@ -194,6 +197,7 @@ def read_csv(path: Path, columns: Columns) -> Table:
     Raises:
         UserError: the file cannot be read, lacks a column or has a row of another width.
     """
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
     cells: tuple[list[Cell], ...] = tuple([] for _ in columns.wanted)
     positions: list[int] = []

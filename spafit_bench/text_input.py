@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit_bench.errors import UserError, nearest
+from spafit_bench.readers import LONGEST_FIELD
 from spafit_bench.tasks import Task
 
 KINDS = ("csv", "tsv", "jsonl", "txt")
@@ -127,6 +128,7 @@ Rows = Iterator[tuple[int, Sequence[Any]]]
 
 
 def _from_csv(task: Task, file: Iterable[str], where: str) -> Rows:
+    csv.field_size_limit(LONGEST_FIELD)
     reader = csv.reader(file, strict=True)
     try:
         yield from _rows_with_header(task, reader, where, lambda: reader.line_num)

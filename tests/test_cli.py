@@ -450,6 +450,14 @@ def test_other_kinds_of_task(run: Run, task: str) -> None:
         assert set(values) == set(facts.metrics)
 
 
+def test_a_limit_that_cuts_nothing_is_none(run: Run) -> None:
+    """The same run as without, not a copy of it that is marked as cut."""
+    first = run("--json").json
+    again = run("--limit", 10_000, "--json")
+    assert again.json["run_id"] == first["run_id"]
+    assert again.json["train_limit"] is None
+
+
 def test_a_limit_is_recorded_and_cuts_train_alone(run: Run) -> None:
     """`train_limit` says so; dev stays whole."""
     answer = run("--limit", 8, "--json")

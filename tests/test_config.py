@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import Cli
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -189,6 +190,16 @@ def test_a_number_of_values_that_yaml_multiplies(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"many.yaml: more than 100000 values"):
         read_yaml(path)
+
+
+def test_defaults_that_there_are_none_of_are_refused(call: Cli, tmp_path: Path) -> None:
+    """A slip in a method's file must not train LoRA at the rate of full fine-tuning."""
+    (tmp_path / "mine.yaml").write_text(
+        "strata: [{layers: all, treatment: 'lora(query,r=2,alpha=4)'}]\ndefaults: lroa\n"
+    )
+    error = call("run", "--task", "rte", "--method", "mine.yaml", "--preset", "smoke").error
+    assert "defaults: lroa" in error
+    assert "did you mean 'lora'" in error
 
 
 def test_defaults_name_every_method_family() -> None:

@@ -246,6 +246,19 @@ def test_scores_count_to_three_decimals() -> None:
     assert split_fingerprint(exact) == split_fingerprint(near) != split_fingerprint(far)
 
 
+def test_scores_beyond_glue_count_to_the_last_digit() -> None:
+    """Another range may have all its scores within a thousandth."""
+    first, second = (
+        Split(texts=(("a",),), labels=np.array([score], dtype=np.float32))
+        for score in (0.00034, 0.00035)
+    )
+    assert split_fingerprint(first) == split_fingerprint(second)
+    found = [split_fingerprint(split, exact_scores=True) for split in (first, second)]
+    assert found[0] != found[1]
+    wide = Split(texts=(("a",),), labels=np.array([np.float32(0.00034)], dtype=np.float64))
+    assert split_fingerprint(wide, exact_scores=True) == found[0], "whatever holds the number"
+
+
 def test_loaded_labels_cannot_be_changed(tmp_path: Path) -> None:
     """Two runs that share loaded data see the same."""
     write_hub(tmp_path, TASKS["rte"], rows_of(TASKS["rte"]))

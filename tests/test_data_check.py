@@ -6,6 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
+from spafit_bench.errors import UnreachableError
+from spafit_bench.tasks import Task
 from tests.conftest import Cli, write_data
 
 
@@ -63,6 +67,21 @@ def test_named_tasks_must_be_there(call: Cli, data: Path) -> None:
     assert "missing" in answer.out
     assert "no files of rte" in call("data", "verify", "--data", data, "--task", "rte").error
     assert "no such data folder" in call("data", "verify", "--data", data / "none").error
+
+
+def test_a_hub_that_does_not_answer_is_no_damage(
+    call: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Said once, for it says nothing about any task's data."""
+    asked = []
+
+    def unreachable(task: Task, source: str, *, offline: bool) -> None:
+        asked.append(task.name)
+        raise UnreachableError("cannot fetch nyu-mll/glue")
+
+    monkeypatch.setattr("spafit_bench.data_check.load_task_data", unreachable)
+    assert "cannot fetch" in call("data", "verify").error
+    assert len(asked) == 1
 
 
 def test_a_folder_of_one_task(call: Cli, data: Path, tmp_path: Path) -> None:

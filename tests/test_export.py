@@ -31,6 +31,7 @@ from spafit_bench.model_card import model_card
 from spafit_bench.plan import make_plan
 from spafit_bench.record import RunRecord
 from spafit_bench.restore import Base, load_delta, trained_shapes
+from spafit_bench.task_files import find_task
 from spafit_bench.tasks import get_task
 from tests.tiny_runs import WORDS, World, make_world, roberta_config
 
@@ -254,6 +255,14 @@ def test_card_of_an_official_run(world: World) -> None:
     text = model_card(limited, "## Use", ("a note",))
     assert "GLUE MRPC, first 12 train examples" in text
     assert "predicts one constant" in text
+    beyond = official.model_copy(
+        update={"task": "boolq", "task_definition": find_task("boolq").definition}
+    )
+    other = ModelCard(model_card(beyond, "## Use"))
+    assert other.data.tags == ["spafit-bench"]
+    assert (other.data.datasets, other.data.language) == (None, None)
+    assert {r.dataset_type for r in other.data.eval_results} == {"other"}
+    assert "GLUE split" not in other.text
     assert "- a note\n" in text
     stsb = trained(world, "bitfit", "stsb")
     metrics = ModelCard(model_card(stsb, "## Use")).data.eval_results

@@ -88,6 +88,9 @@ def hub(tmp_path: Path) -> Iterator[HubServer]:
         (root / "models" / name / "config.json").write_text("{}")
         (root / "models" / name / "model.safetensors").write_bytes(b"weights")
         (root / "models" / name / "pytorch_model.bin").write_bytes(b"pickle")
+    (root / "models/org/pickled").mkdir()
+    for file in ("config.json", "pytorch_model.bin"):
+        (root / "models/org/pickled" / file).write_text("{}")
     with HubServer(root, gated=("org/locked",)) as server:
         yield server
 
@@ -148,6 +151,18 @@ def test_each_refusal_is_said_plainly(client: Client) -> None:
     assert "no model 'tiny-bert' at revision 'v9': check --revision" in unknown
     assert "is gated: accept its terms" in client.fails(FETCH, MODEL % ("org/locked", ""))
     assert "there is no such folder" in client.fails(FETCH, MODEL % ("../some/folder", ""))
+
+
+def test_pickled_weights_on_the_hub_are_named(hub: HubServer, client: Client) -> None:
+    """They are not fetched, so what is in the cache says nothing of them."""
+    code = (
+        "from spafit_bench.checkpoint import find_checkpoint\n"
+        "import sys\nfrom spafit_bench.errors import UserError\n"
+        "try: find_checkpoint(sys.argv[1])\n"
+        "except UserError as error: sys.exit(str(error))\n"
+    )
+    said = client.run(code, "org/pickled").stderr
+    assert "org/pickled has no model.safetensors on the hub; pickled weights are refused" in said
 
 
 def test_an_unreachable_hub_names_the_ways_out_at_once(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from spafit_bench.architectures import get_architecture
 from spafit_bench.checkpoint import find_checkpoint, parameter_shapes
 from spafit_bench.config import HeadSettings
 from spafit_bench.errors import UserError
+from spafit_bench.estimate import training_flops_per_token
 from spafit_bench.methods import get_method, method_names, parse_method
 from spafit_bench.plan import Plan, make_plan
 from spafit_bench.prepare import plan_method
@@ -467,6 +468,18 @@ def test_a_part_that_the_encoder_lacks_is_reported(tmp_path: Path) -> None:
     by_hand = plan_checkpoint(tmp_path, "all:bias;pooler:full")
     assert "pooler:full matches nothing: this encoder has no pooler" in by_hand.warnings
     assert plan_checkpoint(tmp_path, "spafit").warnings == ()
+
+
+def test_gradients_reach_what_all_layers_read(tmp_path: Path) -> None:
+    """DeBERTa's relative positions are read in the first layer, whichever layers train."""
+    save_checkpoint(tmp_path, "deberta-v2")
+    above = plan_checkpoint(tmp_path, "0:frozen;1:full")
+    assert (above.first_trained_layer, above.frozen_layers) == (1, 1)
+    below = plan_checkpoint(tmp_path, "0:frozen;1:full;encoder:full")
+    assert (below.first_trained_layer, below.frozen_layers) == (0, 0)
+    head = plan_checkpoint(tmp_path, "0-1:frozen")
+    assert (head.first_trained_layer, head.frozen_layers) == (2, 1)
+    assert training_flops_per_token(below) > training_flops_per_token(above)
 
 
 @pytest.mark.parametrize("setting", ["head.pooler=full", "head.pooler_init=fresh"])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Cli
 from scipy.special import softmax as scipy_softmax
 
 from spafit_bench.cli import main
@@ -146,6 +147,27 @@ def test_other_bad_input(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give one of the two"):
         list(read_texts(SINGLE, TextSource(texts=("a",), file=tmp_path)))
     assert list(read_texts(PAIR, TextSource(texts=("a",), pairs=("b",)))) == [("a", "b")]
+
+
+def test_a_long_document_is_text(tmp_path: Path) -> None:
+    """Longer than Python's own limit of a CSV field."""
+    long = "word " * 40_000
+    (tmp_path / "long.csv").write_text(f"sentence\n{long}\n")
+    assert list(read_texts(SINGLE, TextSource(file=tmp_path / "long.csv"))) == [(long,)]
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [("--device", "gpu", "choices are auto, cpu"), ("--precision", "half", "bf16")],
+)
+def test_a_device_or_precision_that_is_none(
+    call: Cli, world: World, records: dict[str, RunRecord], flag: str, value: str, said: str
+) -> None:
+    """One message, as in `run`."""
+    run_id, texts = records["cola"].run_id, ("--text", "the cat")
+    error = call("predict", run_id, *texts, "--results", world.store.root, flag, value).error
+    assert value in error
+    assert said in error
 
 
 def test_memory_is_constant(world: World, records: dict[str, RunRecord]) -> None:

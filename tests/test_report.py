@@ -20,6 +20,7 @@ from records import METHODS
 
 from spafit_bench.record import RunRecord
 from spafit_bench.report import build_report
+from spafit_bench.report.runs import scores
 from spafit_bench.store import Store
 from spafit_bench.tables import build_tables
 from spafit_bench.tables.settings import group_runs
@@ -126,6 +127,19 @@ def test_a_seed_that_most_cells_have_is_missed(tmp_path: Path) -> None:
     store = save(tmp_path, *records[:-1])
     page = build_report(store, group_runs(store.records()))
     assert re.findall(r'<span class="seed missing" title="([^"]*)"', page) == ["seed 1: missing"]
+
+
+def test_trials_have_their_curves() -> None:
+    """They are judged on a held-out slice of train."""
+    run = finished("mrpc", "lora", 0)
+    by_hand = scores(run)
+    assert len(by_hand) == 3
+    held_out = [
+        e.model_copy(update={"metrics": {"holdout": e.metrics["validation"]}})
+        for e in run.evaluations
+    ]
+    trial = run.model_copy(update={"holdout": 0.1, "evaluations": tuple(held_out)})
+    assert scores(trial) == by_hand
 
 
 def test_nothing_gets_out_of_its_quotes(page: str, reader: Reader) -> None:

@@ -294,6 +294,12 @@ def test_conflicts_are_named_and_nothing_is_merged(call: Cli, tmp_path: Path) ->
     assert f"{B.run_id} in two" in message
     assert "nothing was merged" in message
     assert names(Store(tmp_path / "all")) == [B.run_id]
+    rehearsal = call("merge", "two", "three", "--results", "all", "--dry-run")
+    assert "nothing would be merged" in rehearsal.out
+    told = call("merge", "two", "three", "--results", "all", "--dry-run", "--json").json
+    assert (told["would_merge"], len(told["conflicts"])) == ([], 2)
+    apart = call("merge", "two", "three", "--results", "all", "--dry-run", "--keep-apart")
+    assert "1 runs would be merged" in apart.out
     for _ in range(2):
         answer = call("merge", "two", "three", "--results", "all", "--keep-apart")
         assert answer.code == 0, answer.err

@@ -83,7 +83,8 @@ def merge(
     plan = plan_merge(sources, results)
     if not dry_run:
         carry_out(plan, keep_apart=keep_apart)
-    new = [found.record.run_id for found in plan.new]
+    refused = bool(plan.conflicts) and not keep_apart  # by a dry run, too
+    new = [] if refused else [found.record.run_id for found in plan.new]
     conflicts = [f"{found.record.run_id} in {found.store.root}" for found in plan.conflicts]
     if as_json:
         verb = "would_merge" if dry_run else "merged"
@@ -91,6 +92,11 @@ def merge(
     verb = "would be merged" if dry_run else "merged"
     lines = [f"{len(new)} runs {verb} into {results}, {plan.num_identical} are there already"]
     lines += [f"conflict: {line}" for line in conflicts]
-    if conflicts and not dry_run:
+    if refused:
+        lines.append(
+            f"nothing would be merged: {len(conflicts)} run(s) have other metrics than the run of "
+            "the same name; --keep-apart sets them apart"
+        )
+    elif conflicts and not dry_run:
         lines.append(f"{len(conflicts)} conflicting runs are in {results / 'conflicts'}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -39,7 +40,7 @@ def provenance(store: Store, records: Sequence[RunRecord]) -> str:
     listed = "\n".join(
         f"{command}   # {count} run{'s' * (count != 1)}" for command, count in commands.items()
     )
-    results = store.root.name or "results"
+    results = shlex.quote(store.root.resolve().name or "results")
     again = "\n".join(
         f"spafit-bench {command} --results {results}" for command in ("table", "plot", "report")
     )

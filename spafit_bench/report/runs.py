@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
+from spafit_bench.data import HOLDOUT
 from spafit_bench.record import Environment, Evaluation, RunRecord
 from spafit_bench.report.charts import chart, sparkline
 from spafit_bench.tables.costs import amount
@@ -102,7 +104,10 @@ def _line(run: RunRecord, anchors: Anchors) -> str:
 
 def scores(run: RunRecord) -> list[float]:
     """Score times 100 at each evaluation."""
-    found = [run.task_facts.score(e.metrics) for e in run.evaluations]
+    task = run.task_facts
+    if run.holdout is not None:
+        task = replace(task, dev_splits=(HOLDOUT,))
+    found = [task.score(e.metrics) for e in run.evaluations]
     return [100 * value for value in found if value is not None]
 
 

@@ -13,7 +13,7 @@
 
   function sort(table, index, descending) {
     for (const body of table.tBodies) {
-      const rows = [...body.rows].filter((row) => row.cells.length > index);
+      const rows = [...body.rows].filter((row) => row.cells.length === table.tHead.rows[0].cells.length);
       const keys = new Map(rows.map((row) => [row, read(row, index)]));
       const numeric = rows.every((r) => ["", "\u2014"].includes(keys.get(r)) || !isNaN(number(keys.get(r))));
       const order = (a, b) => {
