@@ -26,6 +26,7 @@ from pydantic import (
 
 from spafit_bench.errors import UserError, nearest
 from spafit_bench.methods import Method, get_method, method_names
+from spafit_bench.nested import merge_settings
 from spafit_bench.record import Frozen
 from spafit_bench.shipped import config_folder, read_yaml
 from spafit_bench.task_files import find_task, shipped_tasks
@@ -353,10 +354,10 @@ def resolve(layers: Sequence[Layer], *, task: str, method: str, seed: int) -> Ru
     sources: dict[str, str] = {}
     sections = dict.fromkeys((("tasks", task), ("methods", family), ("methods", method)))
     for layer in (layers[0], own, *layers[1:]):
-        _merge(merged, _without_names(layer.body), sources, layer.where)
+        merge_settings(merged, _without_names(layer.body), sources, layer.where)
         for section, name in sections:
             settings = layer.body.get(section, {}).get(name, {})
-            _merge(merged, settings, sources, f"{layer.where}, {section}.{name}")
+            merge_settings(merged, settings, sources, f"{layer.where}, {section}.{name}")
     merged |= {"task": task, "seed": seed, "method": merged.get("method", {}) | {"name": method}}
     sources |= {"seed": "--seed"}
     try:
@@ -371,34 +372,6 @@ def _without_names(body: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(top.get("method", {}), dict):
         del top["method"]
     return top
-
-
-def _merge(
-    into: dict[str, Any],
-    settings: Mapping[str, Any],
-    sources: dict[str, str],
-    where: str,
-    path: str = "",
-) -> None:
-    if path == "train." and "batch_size" in settings:
-        into.pop("batch_tokens", None)  # a batch is given in one of the two
-    for key, value in settings.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value, sources, where, f"{path}{key}.")
-            continue
-        into[key] = _copy(value)
-        for leaf in _leaves(value, f"{path}{key}"):
-            sources[leaf] = where
-
-
-def _copy(value: Any) -> Any:
-    return {key: _copy(inner) for key, inner in value.items()} if isinstance(value, dict) else value
-
-
-def _leaves(value: Any, path: str) -> list[str]:
-    if not isinstance(value, dict):
-        return [path]
-    return [leaf for key, inner in value.items() for leaf in _leaves(inner, f"{path}.{key}")]
 
 
 def _invalid(error: ValidationError, sources: Mapping[str, str]) -> UserError:

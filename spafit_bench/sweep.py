@@ -155,6 +155,13 @@ def read_sweep(path: Path, flags: Mapping[str, Any], assignments: Sequence[str] 
         choice=_choice(body.get("choose"), cells, path),
     )
     _check_choice(sweep, path)
+    _check_overrides(sweep, flags, assignments)
+    check_lora_settings([_config(sweep, group, 0, {}) for group in _every_group(sweep)])
+    return sweep
+
+
+def _check_overrides(sweep: Sweep, flags: Mapping[str, Any], assignments: Sequence[str]) -> None:
+    """Refuse a setting from the command line that the sweep itself goes through values of."""
     for text in assignments:
         key, _, value = text.partition("=")
         _check_chosen_elsewhere({key.strip(): value}, f"--set {text}")
@@ -165,8 +172,6 @@ def read_sweep(path: Path, flags: Mapping[str, Any], assignments: Sequence[str] 
             raise UserError(
                 f"{key} = {flag} is given, and the sweep itself goes through its values"
             )
-    check_lora_settings([_config(sweep, group, 0, {}) for group in _every_group(sweep)])
-    return sweep
 
 
 def _given(settings: Any, key: str) -> Any | None:
