@@ -186,7 +186,8 @@ class Series:
                     session = _session(prepared, self.store, self.view, observer, self.options)
                     session = replace(session, stop=self.stop)
                     try:
-                        record = _run_one(prepared, self.store, session, self.view, claim)
+                        taken_over = partial(self._taken_over, claim)
+                        record = _run_one(prepared, self.store, session, self.view, taken_over)
                     except _TakenOver:
                         self.view.warn(
                             f"{prepared.run_id}: this process stood still and another took the "
@@ -195,6 +196,18 @@ class Series:
                         return None
                 self.view.finished(record)
             return record
+
+    def _taken_over(self, claim: Claim) -> bool:
+        """Whether a claim is lost to another process, which has the run or has finished it.
+
+        Not if everything was removed: then the result is saved where it was to be.
+        """
+        if not claim.lost or not self.store.root.is_dir():
+            return False
+        found = None if self.options.force else examine(self.store, claim.run_id, self.view.warn)
+        return self.claims.owner(claim.run_id) is not None or (
+            found is not None and found.status == "done"
+        )
 
     @contextmanager
     def _logged(self, observer: Observer, run_id: str) -> Iterator[Observer]:
@@ -281,13 +294,17 @@ class _TakenOver(Exception):  # noqa: N818 (nothing is wrong with the run)
 
 
 def _run_one(
-    prepared: PreparedRun, store: Store, session: Session, view: View, claim: Claim
+    prepared: PreparedRun,
+    store: Store,
+    session: Session,
+    view: View,
+    taken_over: Callable[[], bool],
 ) -> RunRecord:
     started_at, goes_on = utc_now(), False
 
     def keep(snapshot: Snapshot) -> None:
         nonlocal goes_on
-        if distributed.size() == 1 and claim.lost:  # of several, the others would wait for this one
+        if distributed.size() == 1 and taken_over():  # of several, the others would wait for it
             raise _TakenOver
         session.keep(snapshot)
         goes_on = True
@@ -308,11 +325,11 @@ def _run_one(
             # another version of this package may have kept it: nothing came of it
             why = f"the run failed after it was resumed ({reason})"
             _set_snapshot_aside(store, prepared.run_id, why, view)
-            return _run_one(prepared, store, replace(session, resume=None), view, claim)
+            return _run_one(prepared, store, replace(session, resume=None), view, taken_over)
         record = blank_record(prepared, started_at, "failed", reason)
         save_unfinished(store, record, view.warn)
         return record
-    if claim.lost:
+    if taken_over():
         raise _TakenOver
     if outcome.record.status == "done":
         store.save(outcome.record, _files(prepared, outcome))

@@ -217,7 +217,7 @@ def test_a_run_that_another_process_took_over_is_left_to_it(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that stood still for a minute notices before it replaces the other's record."""
-    from spafit_bench.claims import Claim
+    from spafit_bench.claims import Claim, Claims
     from spafit_bench.store import Store
 
     asked, real, saved = 0, Store.save, []
@@ -232,7 +232,14 @@ def test_a_run_that_another_process_took_over_is_left_to_it(
         saved.append(asked)
         return real(self, *args, **options)
 
+    class Other:
+        """Whoever has the run now."""
+
+    def owner(self: Claims, run_id: str) -> Other | None:
+        return Other() if asked == 3 else None
+
     monkeypatch.setattr(Claim, "lost", property(lost))
+    monkeypatch.setattr(Claims, "owner", owner)
     monkeypatch.setattr(Store, "save", save)
     answer = run()
     assert answer.code == 0, answer.err
