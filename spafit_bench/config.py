@@ -48,7 +48,12 @@ Count = Annotated[int, Field(ge=1, lt=2**31), Number]
 HeadTreatment = Literal["frozen", "bias", "full"]
 
 
-def _known_device(name: str) -> str:
+def known_device(name: str) -> str:
+    """Return the name of a device.
+
+    Raises:
+        ValueError: it is none, whatever this machine has.
+    """
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
         raise ValueError("choices: auto, cpu, cuda, cuda:0, cuda:1, ...")
     return name
@@ -135,7 +140,7 @@ class RunConfig(Frozen):
     """Replay the launches of shapes that come again; see `graphs`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    device: Annotated[str, AfterValidator(_known_device)] = "auto"
+    device: Annotated[str, AfterValidator(known_device)] = "auto"
     engine: Literal["auto", "fast", "plain"] = "auto"
     """How logits are computed: fused and without padding, or by the model as it was written."""
     limit: Count | None = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import random
-import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ import numpy as np
 import torch
 
 from spafit_bench import distributed
+from spafit_bench.config import known_device
 from spafit_bench.errors import UserError, nearest
 
-DEVICE = r"auto|cpu|cuda(:\d{1,3})?"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -53,8 +52,10 @@ def choose_numerics(device: str, precision: str) -> Numerics:
     Raises:
         UserError: no such name, or a device that is not there or cannot compute in the precision.
     """
-    if not re.fullmatch(DEVICE, device):
-        raise UserError(f"--device {device}: choices are auto, cpu, cuda, cuda:0, cuda:1, ...")
+    try:
+        known_device(device)
+    except ValueError as error:
+        raise UserError(f"--device {device}: {error}") from None
     if precision != "auto" and precision not in DTYPES:
         raise UserError(f"--precision {precision}: {nearest(precision, ('auto', *DTYPES))}")
     chosen = _device(device)

@@ -158,7 +158,7 @@ def test_a_long_document_is_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("flag", "value", "said"),
-    [("--device", "gpu", "choices are auto, cpu"), ("--precision", "half", "bf16")],
+    [("--device", "gpu", "choices: auto, cpu"), ("--precision", "half", "bf16")],
 )
 def test_a_device_or_precision_that_is_none(
     call: Cli, world: World, records: dict[str, RunRecord], flag: str, value: str, said: str
