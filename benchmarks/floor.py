@@ -57,7 +57,7 @@ def _block(block: Block, layout: Ragged, *, backward: bool, to_input: bool) -> N
             if backward and (to_input or fused is not block.qkv):
                 fused.input_gradient(y, first, last)
             if backward and fused.needs_input:
-                fused.parameter_gradients(x, y, first, last)
+                fused.parameter_gradients(x, y, y[0], first, last)
     _attention(block, layout, backward=backward)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from spafit_bench import distributed
 from spafit_bench.command_line import typed_command
+from spafit_bench.fused import choose_kernels
 from spafit_bench.numerics import Numerics, device_name
 from spafit_bench.record import Environment
 
@@ -27,6 +28,7 @@ def describe_environment(numerics: Numerics, engine: str) -> Environment:
         device_name=device_name(numerics.device),
         precision=numerics.precision,
         engine=engine,
+        kernels=choose_kernels(numerics).name if engine == "fast" else None,
         num_threads=torch.get_num_threads(),
         world_size=distributed.size(),
         python=platform.python_version(),

@@ -100,6 +100,11 @@ def _own_gpu(device: torch.device, local_rank: int, count: int) -> torch.device:
 def _has_native_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    return has_bf16_instructions()
+
+
+def has_bf16_instructions() -> bool:
+    """Whether this machine's processor multiplies in bf16."""
     capability = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(capability and capability())
 

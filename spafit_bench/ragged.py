@@ -34,6 +34,8 @@ class Ragged:
     """Tokens of a sequence when they are apart: of the longest, rounded up."""
     starts: Tensor
     """Row of each sequence's first token, (size,) int64."""
+    lengths: Tensor
+    """Tokens of each sequence, (size,) int64."""
     key_mask: Tensor | None
     """What is added to attention scores, (size, 1, 1, length) fp32; None where nothing is padded,
     so that end to end and apart are the same."""
@@ -51,9 +53,9 @@ class Ragged:
         length = _round_up(longest, LENGTH_MULTIPLE)
         starts = _starts(lengths)
         is_padding = np.arange(length) >= lengths[:, None]
-        on_device = to_device(starts, device)
+        own = to_device(starts, device), to_device(lengths, device)
         if not is_padding.any():
-            return cls(size, num_tokens, num_tokens, longest, length, on_device, None, None, None)
+            return cls(size, num_tokens, num_tokens, longest, length, *own, None, None, None)
         next_power = 1 << (num_tokens - 1).bit_length()
         num_rows = _round_up(num_tokens, max(next_power // 16, 8))
         places = np.full(num_rows, is_padding.argmax(), dtype=np.int64)
@@ -62,7 +64,7 @@ class Ragged:
         mask = np.where(is_padding, np.float32(-np.inf), np.float32(0))[:, None, None]
         host = (mask, places, sources.ravel())
         rest = (to_device(values, device) for values in host)
-        return cls(size, num_tokens, num_rows, longest, length, on_device, *rest)
+        return cls(size, num_tokens, num_rows, longest, length, *own, *rest)
 
     def spread(self, x: Tensor, *, zeros: bool) -> Tensor:
         """Set sequences apart: (num_rows, width) -> (size * length, width).

@@ -91,6 +91,8 @@ class Environment(Frozen):
     precision: str
     engine: str = "plain"
     """`fast` or `plain`: how logits were computed."""
+    kernels: str | None = None
+    """Of the fast engine: `native` (compiled) or `torch`; None in older records, and of `plain`."""
     num_threads: int
     """Of each process."""
     world_size: int = 1

@@ -1,5 +1,6 @@
 """The fast engine: BERT-like encoders without padding, one autograd node per block."""
 
 from spafit_bench.fused.encoder import FusedEncoder, why_not_fused
+from spafit_bench.fused.native import choose_kernels, why_not_native
 
-__all__ = ["FusedEncoder", "why_not_fused"]
+__all__ = ["FusedEncoder", "choose_kernels", "why_not_fused", "why_not_native"]

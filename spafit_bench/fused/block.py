@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
-from spafit_bench.fused.dropout import Dropout, keep, keep_
+from spafit_bench.fused.dropout import Dropout
+from spafit_bench.fused.kernels import Kernels, Normed
 from spafit_bench.fused.maps import FusedMap
 from spafit_bench.ragged import Ragged
 
@@ -42,6 +43,7 @@ class Block:
     output_dropout: Dropout
     attention_dropout: Dropout
     """Of the probabilities."""
+    kernels: Kernels
     first_token_only: bool = False
     """Whether only each sequence's first token is wanted, as of the last block."""
 
@@ -49,6 +51,11 @@ class Block:
     def head_size(self) -> int:
         """Features of one head."""
         return self.attention_output.weight.shape[1] // self.num_heads
+
+    @property
+    def query_scale(self) -> float:
+        """Factor of the queries."""
+        return 1 / math.sqrt(self.head_size)
 
     @property
     def maps(self) -> tuple[FusedMap, ...]:
@@ -89,18 +96,10 @@ class _Attended:
     values: Tensor
     probabilities: Tensor
     """Before dropout."""
-    mask: Tensor | None
-
-
-@dataclass
-class _Normed:
-    """What `norm(stream + dropout(branch))` keeps."""
-
-    z: Tensor
-    mean: Tensor
-    inverse_deviation: Tensor
-    mask: Tensor | None
+    kept: Tensor
+    """After it, not scaled."""
     scale: float
+    """Of what dropout kept."""
 
 
 @dataclass
@@ -108,8 +107,8 @@ class _Kept:
     """What the backward pass needs of the forward pass; inputs of products only if those train."""
 
     attended: _Attended
-    attention_normed: _Normed
-    output_normed: _Normed
+    attention_normed: Normed
+    output_normed: Normed
     u: Tensor
     low_x: Tensor | None
     context: Tensor | None
@@ -117,18 +116,17 @@ class _Kept:
 
 
 def _forward(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[Tensor, _Kept]:
-    dtype = block.qkv.weight.dtype
-    low_x = x.to(dtype)
+    add_norm = block.kernels.add_norm
+    low_x = x.to(block.qkv.weight.dtype)
     stream = x[layout.starts] if block.first_token_only else x
     context, attended = _attend(block, low_x, layout, training)
     branch = block.attention_output.product(context)
-    dropout = block.attention_output_dropout if training else None
-    h, attention_normed = _add_and_norm(dropout, block.attention_norm, stream, branch)
-    low_h = h.to(dtype)
+    dropout = _active(block.attention_output_dropout, training)
+    h, low_h, attention_normed = add_norm(stream, branch, block.attention_norm, dropout)
     u = block.intermediate.product(low_h)
     branch = block.output.product(F.gelu(u))
-    dropout = block.output_dropout if training else None
-    y, output_normed = _add_and_norm(dropout, block.output_norm, h, branch)
+    dropout = _active(block.output_dropout, training)
+    y, _, output_normed = add_norm(h, branch, block.output_norm, dropout)
     return y, _Kept(
         attended,
         attention_normed,
@@ -140,52 +138,29 @@ def _forward(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[T
     )
 
 
-def _add_and_norm(
-    dropout: Dropout | None, norm: nn.LayerNorm, stream: Tensor, branch: Tensor
-) -> tuple[Tensor, _Normed]:
-    mask = dropout.draw(branch) if dropout else None
-    scale = dropout.scale if dropout else 1.0
-    z = torch.add(stream, keep_(branch, mask), alpha=scale)
-    shape = list(norm.normalized_shape)
-    y, mean, deviation = torch.native_layer_norm(z, shape, norm.weight, norm.bias, norm.eps)
-    return y, _Normed(z, mean, deviation, mask, scale)
+def _active(dropout: Dropout, training: bool) -> Dropout | None:
+    return dropout if training and dropout.is_active else None
 
 
 def _attend(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[Tensor, _Attended]:
     """Return the attention's context, (num queries, hidden), and what its gradient needs."""
+    kernels, heads = block.kernels, block.num_heads
     if block.first_token_only:
-        (queries,) = _split(block.qkv.product(x[layout.starts], 0, 1), layout.size, 1, block)
-        keys, values = _split(
-            layout.spread(block.qkv.product(x, 1), zeros=False), layout.size, 2, block
-        )
+        queries = block.qkv.product(x[layout.starts], 0, 1).mul_(block.query_scale)
+        queries = queries.view(-1, 1, block.head_size)
+        keys, values = kernels.split(block.qkv.product(x, 1), layout, heads, 2)
     else:
-        together = layout.spread(block.qkv.product(x), zeros=False)  # keys there are masked
-        queries, keys, values = _split(together, layout.size, 3, block)
-    queries.mul_(1 / math.sqrt(block.head_size))
-    scores = torch.bmm(queries, keys.transpose(1, 2)).float()
-    if layout.key_mask is not None:
-        scores.view(layout.size, block.num_heads, -1, layout.length).add_(layout.key_mask)
-    probabilities = scores.softmax(-1).to(x.dtype)
-    mask = block.attention_dropout.draw(probabilities) if training else None
-    context = torch.bmm(keep(probabilities, mask), values)
-    if mask is not None:
-        context.mul_(block.attention_dropout.scale)
-    together = _join(block, layout.size, context[None])
-    together = together if block.first_token_only else layout.gather(together)
-    return together, _Attended(queries, keys, values, probabilities, mask)
-
-
-def _split(x: Tensor, size: int, count: int, block: Block) -> Tensor:
-    """(size * tokens, count * hidden) -> (count, size * num_heads, tokens, head_size)."""
-    heads = x.view(size, -1, count, block.num_heads, block.head_size).permute(2, 0, 3, 1, 4)
-    return heads.reshape(count, size * block.num_heads, -1, block.head_size)
-
-
-def _join(block: Block, size: int, heads: Tensor) -> Tensor:
-    """Undo `_split`."""
-    count, _, tokens, _ = heads.shape
-    apart = heads.view(count, size, block.num_heads, tokens, block.head_size)
-    return apart.permute(1, 3, 0, 2, 4).reshape(size * tokens, -1)
+        together = block.qkv.product(x)
+        queries, keys, values = kernels.split(together, layout, heads, 3, scale=block.query_scale)
+    scores = torch.bmm(queries, keys.transpose(1, 2))
+    dropout = _active(block.attention_dropout, training)
+    probabilities, kept = kernels.softmax(scores, layout, dropout)
+    context, scale = torch.bmm(kept, values), dropout.scale if dropout else 1.0
+    if block.first_token_only:
+        together = context.view(layout.size, -1).mul_(scale)
+    else:
+        together = kernels.join(context[None], layout, scale=scale)
+    return together, _Attended(queries, keys, values, probabilities, kept, scale)
 
 
 class _BlockFunction(torch.autograd.Function):
@@ -213,49 +188,24 @@ def _backward(
     block: Block, kept: _Kept, layout: Ragged, gradient: Tensor, needs_input_gradient: bool
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Return the gradients of the input and of `block.parameters`; names say of what."""
-    h, branch, of_output_norm = _norm_backward(
-        block, block.output_norm, kept.output_normed, gradient
-    )
+    dtype, add_norm_backward = block.output.weight.dtype, block.kernels.add_norm_backward
+    above = add_norm_backward(gradient, None, block.output_norm, kept.output_normed, dtype)
     activated = F.gelu(kept.u) if block.output.needs_input else None
-    of_output = block.output.parameter_gradients(activated, branch)
-    u = torch.ops.aten.gelu_backward(block.output.input_gradient(branch), kept.u)
-    of_intermediate = block.intermediate.parameter_gradients(kept.low_h, u)
-    h.add_(block.intermediate.input_gradient(u))
-    stream, branch, of_attention_norm = _norm_backward(
-        block, block.attention_norm, kept.attention_normed, h
-    )
-    of_attention_output = block.attention_output.parameter_gradients(kept.context, branch)
-    context = block.attention_output.input_gradient(branch)
+    sums = _sums(block, block.output, above.branch, above.branch_sums)
+    of_output = block.output.parameter_gradients(activated, above.branch, sums)
+    u = torch.ops.aten.gelu_backward(block.output.input_gradient(above.branch), kept.u)
+    sums = _sums(block, block.intermediate, u)
+    of_intermediate = block.intermediate.parameter_gradients(kept.low_h, u, sums)
+    h = block.intermediate.input_gradient(u)
+    below = add_norm_backward(above.stream, h, block.attention_norm, kept.attention_normed, dtype)
+    sums = _sums(block, block.attention_output, below.branch, below.branch_sums)
+    of_attention = block.attention_output.parameter_gradients(kept.context, below.branch, sums)
+    context = block.attention_output.input_gradient(below.branch)
     parts = _attend_backward(block, kept.attended, layout, context)
-    of_qkv = _qkv_gradients(block.qkv, kept.low_x, parts)
-    x = _input_gradient(block.qkv, parts, stream) if needs_input_gradient else None
-    mapped = [*of_qkv, *of_attention_output, *of_intermediate, *of_output]
-    return x, [*mapped, *of_attention_norm, *of_output_norm]
-
-
-def _norm_backward(
-    block: Block, norm: nn.LayerNorm, kept: _Normed, gradient: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return gradients of the stream (fp32), the branch (compute precision) and the norm."""
-    wanted = [True, norm.weight.requires_grad, norm.bias.requires_grad]
-    z, *own = torch.ops.aten.native_layer_norm_backward(
-        gradient,
-        kept.z,
-        list(norm.normalized_shape),
-        kept.mean,
-        kept.inverse_deviation,
-        norm.weight,
-        norm.bias,
-        wanted,
-    )
-    branch = z.to(block.output.weight.dtype, copy=True)
-    if kept.mask is not None:
-        keep_(branch, kept.mask).mul_(kept.scale)
-    return (
-        z,
-        branch,
-        [tensor for tensor, is_wanted in zip(own, wanted[1:], strict=True) if is_wanted],
-    )
+    of_qkv = _qkv_gradients(block, kept.low_x, parts)
+    x = _input_gradient(block, parts, below.stream) if needs_input_gradient else None
+    mapped = [*of_qkv, *of_attention, *of_intermediate, *of_output]
+    return x, [*mapped, *below.norm, *above.norm]
 
 
 @dataclass
@@ -269,42 +219,52 @@ class _Part:
     """None: all."""
 
 
+def _sums(
+    block: Block, fused: FusedMap, gradient: Tensor, known: Tensor | None = None
+) -> Tensor | None:
+    """Sum a gradient over its rows, if biases need that and it is not known."""
+    if known is not None or not fused.needs_sums:
+        return known
+    return block.kernels.column_sums(gradient)
+
+
 def _attend_backward(
     block: Block, kept: _Attended, layout: Ragged, context: Tensor
 ) -> tuple[_Part, ...]:
-    context = context if block.first_token_only else layout.spread(context, zeros=True)
-    (heads,) = _split(context, layout.size, 1, block)
-    if kept.mask is not None:
-        heads = heads * block.attention_dropout.scale  # it may be a view of what autograd gave
-    found = torch.empty(3, *kept.keys.shape, dtype=heads.dtype, device=heads.device)
-    torch.bmm(keep(kept.probabilities, kept.mask).transpose(1, 2), heads, out=found[2])
-    gradient = keep_(torch.bmm(heads, kept.values.transpose(1, 2)), kept.mask)
-    scores = torch.ops.aten._softmax_backward_data(gradient, kept.probabilities, -1, gradient.dtype)
-    torch.bmm(scores.transpose(1, 2), kept.queries, out=found[1])
-    queries = torch.bmm(scores, kept.keys).mul_(1 / math.sqrt(block.head_size))
+    kernels = block.kernels
     if block.first_token_only:
-        of_queries = _Part(_join(block, layout.size, queries[None]), 0, 1, layout.starts)
-        others = layout.gather(_join(block, layout.size, found[1:]))
-        return of_queries, _Part(others, 1, 3, None)
-    found[0] = queries
-    return (_Part(layout.gather(_join(block, layout.size, found)), 0, 3, None),)
+        heads = context.view(-1, 1, block.head_size).mul_(kept.scale)
+    else:
+        heads = kernels.split_gradient(context, layout, block.num_heads, scale=kept.scale)
+    found = torch.empty(3, *kept.keys.shape, dtype=heads.dtype, device=heads.device)
+    torch.bmm(kept.kept.transpose(1, 2), heads, out=found[2])
+    gradient = torch.bmm(heads, kept.values.transpose(1, 2))
+    scores = kernels.softmax_backward(gradient, layout, kept.probabilities, kept.kept)
+    torch.bmm(scores.transpose(1, 2), kept.queries, out=found[1])
+    if block.first_token_only:
+        queries = torch.bmm(scores, kept.keys).mul_(block.query_scale).view(layout.size, -1)
+        others = kernels.join(found[1:], layout)
+        return _Part(queries, 0, 1, layout.starts), _Part(others, 1, 3, None)
+    torch.bmm(scores, kept.keys, out=found[0])
+    return (_Part(kernels.join(found, layout, scale=block.query_scale), 0, 3, None),)
 
 
-def _qkv_gradients(qkv: FusedMap, low_x: Tensor | None, parts: tuple[_Part, ...]) -> list[Tensor]:
+def _qkv_gradients(block: Block, low_x: Tensor | None, parts: tuple[_Part, ...]) -> list[Tensor]:
     own: list[Tensor] = []
     for part in parts:
         rows = low_x if low_x is None or part.rows is None else low_x[part.rows]
-        own += qkv.parameter_gradients(rows, part.gradient, part.first, part.last)
+        sums = _sums(block, block.qkv, part.gradient)
+        own += block.qkv.parameter_gradients(rows, part.gradient, sums, part.first, part.last)
     return own
 
 
-def _input_gradient(qkv: FusedMap, parts: tuple[_Part, ...], stream: Tensor) -> Tensor:
+def _input_gradient(block: Block, parts: tuple[_Part, ...], stream: Tensor) -> Tensor:
     """Sum what comes through the products and past them; `stream` is of the rows that asked."""
     *few, whole = parts
-    x = qkv.input_gradient(whole.gradient, whole.first, whole.last)
+    x = block.qkv.input_gradient(whole.gradient, whole.first, whole.last)
     if not few:
-        return stream.add_(x)
+        return block.kernels.add_(stream, x)
     (part,) = few
     assert part.rows is not None
-    past = stream.add_(qkv.input_gradient(part.gradient, part.first, part.last))
+    past = stream.add_(block.qkv.input_gradient(part.gradient, part.first, part.last))
     return x.float().index_add_(0, part.rows, past)

@@ -65,11 +65,15 @@ def _random_words(count: int, device: torch.device) -> Tensor:
     On a CPU from a fast generator that torch's seeds anew each time, so that torch's state, which a
     snapshot keeps, decides all of them.
     """
-    seed = torch.empty(1 if device.type == "cpu" else count, dtype=torch.int64, device=device)
-    seed.random_(0 if device.type == "cpu" else -(2**63), None)
     if device.type != "cpu":
-        return seed
-    return torch.from_numpy(np.random.SFC64(int(seed.item())).random_raw(count).view(np.int64))
+        words = torch.empty(count, dtype=torch.int64, device=device)
+        return words.random_(-(2**63), None)
+    return torch.from_numpy(np.random.SFC64(draw_seed()).random_raw(count).view(np.int64))
+
+
+def draw_seed() -> int:
+    """Draw 63 bits from torch's global generator of the CPU."""
+    return int(torch.empty(1, dtype=torch.int64).random_(0, None).item())
 
 
 def keep(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from spafit_bench.encoding import Batch
 from spafit_bench.fused.block import Block
 from spafit_bench.fused.dropout import Dropout
 from spafit_bench.fused.maps import FusedMap
+from spafit_bench.fused.native import choose_kernels
 from spafit_bench.numerics import Numerics
 from spafit_bench.plan import Plan
 
@@ -95,6 +96,7 @@ class FusedEncoder:
         self.embeddings = model.get_submodule(self.row.embeddings[0])
         hidden = getattr(config, "hidden_dropout_prob", getattr(config, "dropout", 0.0))
         self.dropout = Dropout.of(hidden)
+        self.kernels = choose_kernels(numerics)
         layers = list(model.get_submodule(self.row.layers).children())
         self.blocks = [self._block(layer, layer is layers[-1]) for layer in layers]
         self.projection = getattr(model.base_model, "embeddings_project", None)
@@ -128,6 +130,7 @@ class FusedEncoder:
             attention_output_dropout=self.dropout if drops_both else Dropout.of(0.0),
             output_dropout=self.dropout,
             attention_dropout=Dropout.of(probability),
+            kernels=self.kernels,
             first_token_only=is_last,
         )
 

@@ -58,6 +58,11 @@ class FusedMap:
         """Whether gradients need the input: a matrix or an adapter trains."""
         return any(parameter.dim() > 1 for parameter in self.parameters)
 
+    @property
+    def needs_sums(self) -> bool:
+        """Whether gradients need that of the output summed over rows: a bias trains."""
+        return any(parameter.dim() == 1 for parameter in self.parameters)
+
     @torch.no_grad()
     def refresh(self, *, training: bool) -> None:
         """Bring `weight` and `bias` up to date with what has trained, for a step or to evaluate."""
@@ -94,21 +99,27 @@ class FusedMap:
         return slice(self.rows[first].start, self.rows[last - 1 if last else -1].stop)
 
     def parameter_gradients(
-        self, x: Tensor | None, gradient: Tensor, first: int = 0, last: int | None = None
+        self,
+        x: Tensor | None,
+        gradient: Tensor,
+        sums: Tensor | None,
+        first: int = 0,
+        last: int | None = None,
     ) -> list[Tensor]:
         """Gradients of what trains in the maps `first:last`, in the order of `parameters`.
 
         Args:
             x: (num_tokens, in) the input of `product`; not looked at unless `needs_input`.
             gradient: (num_tokens, rows of these maps) of its output.
+            sums: (rows of these maps,) the same summed over tokens; not looked at unless
+                `needs_sums`.
             first: the first of these maps.
             last: one past the last of them; None for the end.
         """
         maps = range(first, last or len(self.linears))
         start = self.rows[first].start
-        parts = {
-            i: gradient[:, self.rows[i].start - start : self.rows[i].stop - start] for i in maps
-        }
+        spans = {i: slice(self.rows[i].start - start, self.rows[i].stop - start) for i in maps}
+        parts = {i: gradient[:, span] for i, span in spans.items()}
         of_factors = self._factor_gradients(x, parts)
         found: list[Tensor] = []
         for index in maps:
@@ -117,7 +128,8 @@ class FusedMap:
                 assert x is not None
                 found.append(part.t() @ x)
             if linear.bias.requires_grad:
-                found.append(part.sum(0))
+                assert sums is not None
+                found.append(sums[spans[index]])
             found += of_factors.get(index, ())
         return [tensor.float() for tensor in found]
 

@@ -1,0 +1,184 @@
+"""What a block computes between its matrix products.
+
+`Kernels` is written with PyTorch's operations, for every device and precision; `native.py` has the
+same for bf16 on a CPU, each in one pass over memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from spafit_bench.fused.dropout import Dropout, keep, keep_
+from spafit_bench.ragged import Ragged
+
+
+@dataclass(frozen=True)
+class Normed:
+    """What the gradient of `norm(stream + dropout(branch))` needs."""
+
+    z: Tensor
+    """(num_rows, hidden) fp32: what was normalised."""
+    mean: Tensor
+    inverse_deviation: Tensor
+    dropout: Dropout | None
+    dropped: Tensor | int | None
+    """Which elements: a mask, or the seed that gives it again."""
+
+
+@dataclass(frozen=True)
+class NormGradients:
+    """Gradients of `norm(stream + dropout(branch))`."""
+
+    stream: Tensor
+    """(num_rows, hidden) fp32."""
+    branch: Tensor
+    """(num_rows, hidden) in the compute precision."""
+    norm: list[Tensor]
+    """Of the norm's weight and bias, those of them that train."""
+    branch_sums: Tensor | None
+    """Of the branch over its rows, (hidden,), where that costs nothing."""
+
+
+class Kernels:
+    """PyTorch's operations."""
+
+    name = "torch"
+
+    def split(
+        self, x: Tensor, layout: Ragged, num_heads: int, count: int, *, scale: float = 1.0
+    ) -> Tensor:
+        """Set sequences and heads apart.
+
+        Args:
+            x: (num_rows, count * hidden), sequences end to end, parts side by side.
+            layout: where the sequences are; past their ends there is something finite.
+            num_heads: heads of a part.
+            count: parts.
+            scale: factor of the first part.
+
+        Returns:
+            (count, size * num_heads, length, head_size).
+        """
+        return self._split(layout.spread(x, zeros=False), layout, num_heads, count, scale)
+
+    def split_gradient(self, x: Tensor, layout: Ragged, num_heads: int, *, scale: float) -> Tensor:
+        """Do `split` with one part, with zero past the end of a sequence."""
+        return self._split(layout.spread(x, zeros=True), layout, num_heads, 1, scale)[0]
+
+    def _split(self, x: Tensor, layout: Ragged, num_heads: int, count: int, scale: float) -> Tensor:
+        apart = x.view(layout.size, -1, count, num_heads, x.shape[1] // count // num_heads)
+        heads = apart.permute(2, 0, 3, 1, 4).contiguous()
+        if scale != 1:
+            heads[0].mul_(scale)
+        return heads.view(count, layout.size * num_heads, -1, heads.shape[-1])
+
+    def join(self, heads: Tensor, layout: Ragged, *, scale: float = 1.0) -> Tensor:
+        """Undo `split`, or the other way round; `heads` may be overwritten.
+
+        Rows of no sequence get something finite, and zero if there is zero past sequences' ends.
+        """
+        if scale != 1:
+            heads[0].mul_(scale)
+        count, pairs, length, head_size = heads.shape
+        apart = heads.view(count, layout.size, pairs // layout.size, length, head_size)
+        return layout.gather(apart.permute(1, 3, 0, 2, 4).reshape(layout.size * length, -1))
+
+    def softmax(
+        self, scores: Tensor, layout: Ragged, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor]:
+        """Turn scores into probabilities over a sequence's own keys.
+
+        Args:
+            scores: (size * num_heads, queries, length) in the compute precision; overwritten.
+            layout: where the sequences are; `queries` is `length`, or one for each sequence.
+            dropout: of the probabilities.
+
+        Returns:
+            Probabilities, and those that were not dropped, not scaled; like `scores`.
+        """
+        dtype, scores = scores.dtype, scores.float()
+        if layout.key_mask is not None:
+            masked = scores.view(layout.size, -1, scores.shape[1], layout.length)
+            masked.add_(layout.key_mask)
+        probabilities = scores.softmax(-1).to(dtype)
+        mask = dropout.draw(probabilities) if dropout else None
+        return probabilities, keep(probabilities, mask)
+
+    def softmax_backward(
+        self, gradient: Tensor, layout: Ragged, probabilities: Tensor, kept: Tensor
+    ) -> Tensor:
+        """Return the gradient of the scores.
+
+        Args:
+            gradient: of what was not dropped; overwritten.
+            layout: where the sequences are.
+            probabilities: of `softmax`.
+            kept: of `softmax`.
+        """
+        del layout  # where there is no probability there is no gradient
+        if kept is not probabilities:
+            gradient = gradient.mul_(kept.sign())  # of none is negative: 1 or 0
+        return torch.ops.aten._softmax_backward_data(gradient, probabilities, -1, gradient.dtype)
+
+    def add_norm(
+        self, stream: Tensor, branch: Tensor, norm: nn.LayerNorm, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor, Normed]:
+        """Return `norm(stream + dropout(branch))` in fp32, in the compute precision, and the rest.
+
+        Args:
+            stream: (num_rows, hidden) fp32.
+            branch: (num_rows, hidden) in the compute precision; overwritten.
+            norm: in fp32.
+            dropout: of the branch.
+        """
+        mask = dropout.draw(branch) if dropout else None
+        z = torch.add(stream, keep_(branch, mask), alpha=dropout.scale if dropout else 1.0)
+        shape = list(norm.normalized_shape)
+        y, mean, deviation = torch.native_layer_norm(z, shape, norm.weight, norm.bias, norm.eps)
+        return y, y.to(branch.dtype), Normed(z, mean, deviation, dropout, mask)
+
+    def add_norm_backward(
+        self,
+        gradient: Tensor,
+        more: Tensor | None,
+        norm: nn.LayerNorm,
+        kept: Normed,
+        dtype: torch.dtype,
+    ) -> NormGradients:
+        """Return the gradients of `add_norm`.
+
+        Args:
+            gradient: (num_rows, hidden) fp32, of its output.
+            more: what is to be added to it, in the compute precision.
+            norm: the same.
+            kept: of `add_norm`.
+            dtype: the compute precision.
+        """
+        wanted = [True, norm.weight.requires_grad, norm.bias.requires_grad]
+        z, *own = torch.ops.aten.native_layer_norm_backward(
+            gradient if more is None else gradient + more,
+            kept.z,
+            list(norm.normalized_shape),
+            kept.mean,
+            kept.inverse_deviation,
+            norm.weight,
+            norm.bias,
+            wanted,
+        )
+        branch = z.to(dtype, copy=True)
+        if kept.dropout is not None:
+            assert not isinstance(kept.dropped, int)
+            keep_(branch, kept.dropped).mul_(kept.dropout.scale)
+        trained = [tensor for tensor, is_wanted in zip(own, wanted[1:], strict=True) if is_wanted]
+        return NormGradients(z, branch, trained, None)
+
+    def column_sums(self, x: Tensor) -> Tensor:
+        """Sum over rows: (num_rows, width) -> (width,)."""
+        return x.sum(0)
+
+    def add_(self, x: Tensor, more: Tensor) -> Tensor:
+        """Add to `x` in place, fp32, what is in the compute precision."""
+        return x.add_(more)

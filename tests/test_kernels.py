@@ -1,0 +1,334 @@
+"""The compiled kernels are held to float64 and to PyTorch's operations, one by one."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models import build
+from test_engines import (
+    NO_DROPOUT,
+    batch_of,
+    checkpoint_of,
+    logits_and_gradients,
+    split_of,
+    trained,
+)
+from torch import Tensor, nn
+
+from spafit_bench.fused import native
+from spafit_bench.fused.dropout import Dropout
+from spafit_bench.fused.kernels import Kernels
+from spafit_bench.numerics import Numerics, has_bf16_instructions
+from spafit_bench.ragged import Ragged
+
+BF16 = Numerics(torch.device("cpu"), "bf16")
+REASON = native.why_not_native(BF16)
+compiled = pytest.mark.skipif(REASON is not None, reason=f"no compiled kernels: {REASON}")
+
+LENGTHS = ([7, 3, 20, 1, 12], [16, 16], [1], [130, 2, 55])
+HEADS, HEAD_SIZE = 3, 20
+WIDTH = HEADS * HEAD_SIZE
+"""Neither is a multiple of a vector register's 16 numbers."""
+EXACT = {"rtol": 0.0, "atol": 0.0}
+ROUNDED = {"rtol": 2**-8, "atol": 2**-12}
+"""One rounding to bf16 and a little, as sums are made in another order."""
+
+
+@pytest.fixture
+def kernels() -> Kernels:
+    """The compiled ones."""
+    return native.choose_kernels(BF16)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """One thread, and two."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def layout_of(lengths: list[int]) -> Ragged:
+    """Where these sequences are."""
+    return Ragged.of(np.array(lengths), torch.device("cpu"))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """Normal numbers in bf16."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def real(layout: Ragged, heads: Tensor) -> Tensor:
+    """What belongs to a sequence of (..., pairs, length, features)."""
+    own = torch.arange(heads.shape[-2]) < layout.lengths.repeat_interleave(HEADS)[:, None]
+    return heads[..., own, :]
+
+
+def test_where_bf16_is_computed_natively_kernels_are_compiled() -> None:
+    """With a compiler at installation nothing else may keep them away (as in the CI of this)."""
+    if not has_bf16_instructions() or shutil.which("gcc") is None:
+        pytest.skip("no AVX-512 with bf16, or no gcc")
+    if importlib.util.find_spec("spafit_bench.fused._kernels") is None:
+        pytest.skip("installed without a compiler")
+    assert REASON is None
+    assert native.choose_kernels(BF16).name == "native"
+    assert native.choose_kernels(Numerics(torch.device("cpu"), "fp32")).name == "torch"
+
+
+def test_they_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an environment variable, as to compare."""
+    monkeypatch.setenv(native.SWITCH, "torch")
+    assert native.choose_kernels(BF16).name == "torch"
+    assert native.why_not_native(BF16) == f"{native.SWITCH}=torch"
+
+
+@compiled
+@pytest.mark.parametrize("what", ["missing", "damaged"])
+def test_without_them_torch_computes(
+    what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not compiled, or not to be loaded: the reason is told, and runs go on."""
+    (tmp_path / "kernels.so").write_bytes(b"\x7fELF" + bytes(100))
+    found = None if what == "missing" else str(tmp_path / "kernels.so")
+    native._library.cache_clear()
+    monkeypatch.setattr(native, "_find", lambda: found)
+    assert native.choose_kernels(BF16).name == "torch"
+    reason = native.why_not_native(BF16)
+    assert reason is not None
+    assert ("no C compiler" if what == "missing" else "cannot be loaded") in reason
+    native._library.cache_clear()
+
+
+@compiled
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.usefixtures("threads")
+def test_split_and_join(kernels: Kernels, lengths: list[int], count: int) -> None:
+    """The same numbers in the same places as with PyTorch; zero elsewhere."""
+    layout, scale = layout_of(lengths), 0.5
+    x = random(layout.num_rows, count * WIDTH)
+    apart = kernels.split(x, layout, HEADS, count, scale=scale)
+    expected = Kernels().split(x, layout, HEADS, count, scale=scale)
+    torch.testing.assert_close(real(layout, apart), real(layout, expected), **EXACT)
+    num_places = count * WIDTH * layout.num_tokens
+    assert apart.count_nonzero() == real(layout, apart).count_nonzero() <= num_places
+    together = kernels.join(apart, layout, scale=1 / scale)
+    expected = Kernels().join(apart.clone(), layout, scale=1 / scale)
+    torch.testing.assert_close(together, expected, **EXACT)
+    tokens = layout.num_tokens
+    torch.testing.assert_close(together[:tokens], x[:tokens], **EXACT)
+    assert not together[tokens:].any()
+    (gradient,) = kernels.split_gradient(x[:, :WIDTH], layout, HEADS, scale=0.5)[None]
+    expected = Kernels().split_gradient(_zero_past(x[:, :WIDTH], tokens), layout, HEADS, scale=0.5)
+    torch.testing.assert_close(gradient, expected, **EXACT)
+
+
+def _zero_past(x: Tensor, tokens: int) -> Tensor:
+    x = x.clone()
+    x[tokens:] = 0
+    return x
+
+
+@compiled
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize("queries", ["all", "first"])
+@pytest.mark.usefixtures("threads")
+def test_softmax_and_its_gradient(kernels: Kernels, lengths: list[int], queries: str) -> None:
+    """Against float64 over a sequence's own keys, without dropout; rows sum to one."""
+    layout = layout_of(lengths)
+    asking = 1 if queries == "first" else layout.length
+    scores = random(layout.size * HEADS, asking, layout.length) * 4
+    own = layout.lengths.repeat_interleave(HEADS)
+    keys = (torch.arange(layout.length) < own[:, None])[:, None, :]
+    masked = scores.double().masked_fill(~keys, -torch.inf).requires_grad_()
+    expected = masked.softmax(-1)
+    probabilities, kept = kernels.softmax(scores.clone(), layout, None)
+    assert kept is probabilities
+    asked = torch.arange(asking) < (own[:, None] if queries == "all" else 1)
+    wanted = expected.detach() * asked[..., None]
+    torch.testing.assert_close(probabilities.double(), wanted, **ROUNDED)
+    assert not probabilities[~keys.expand_as(probabilities)].any()
+
+    gradient = random(*scores.shape, seed=1)
+    (expected_gradient,) = torch.autograd.grad(
+        expected, masked, gradient.double() * asked[..., None]
+    )
+    found = kernels.softmax_backward(gradient.clone(), layout, probabilities, kept)
+    torch.testing.assert_close(found.double(), expected_gradient.nan_to_num(), rtol=0.02, atol=0.01)
+
+
+@compiled
+@pytest.mark.parametrize("queries", ["all", "first"])
+def test_dropout_of_probabilities(kernels: Kernels, queries: str) -> None:
+    """A tenth is dropped; the gradient is that of the same elements dropped in float64."""
+    lengths = [120, 31, 64, 90] * 8
+    layout, dropout = layout_of(lengths), Dropout.of(0.1)
+    asking = 1 if queries == "first" else layout.length
+    scores = random(layout.size * HEADS, asking, layout.length)
+    torch.manual_seed(5)
+    probabilities, kept = kernels.softmax(scores.clone(), layout, dropout)
+    torch.manual_seed(5)
+    again = kernels.softmax(scores.clone(), layout, dropout)
+    torch.testing.assert_close((probabilities, kept), again, **EXACT)
+    there = probabilities != 0
+    assert torch.equal(kept[kept != 0], probabilities[kept != 0])
+    share = 1 - (kept != 0).sum() / there.sum()
+    assert abs(share - 0.1) < 5 * float(0.09 / there.sum()) ** 0.5
+
+    gradient = random(*scores.shape, seed=1)
+    p, g = probabilities.double(), gradient.double() * (kept != 0)
+    expected = p * (g - (g * p).sum(-1, keepdim=True))
+    found = kernels.softmax_backward(gradient.clone(), layout, probabilities, kept)
+    torch.testing.assert_close(found.double(), expected, **ROUNDED)
+    torch_found = Kernels().softmax_backward(gradient.clone(), layout, probabilities, kept)
+    torch.testing.assert_close(torch_found.double(), expected, rtol=0.02, atol=2e-3)
+
+
+@compiled
+@pytest.mark.parametrize("width", [WIDTH, 384, 1])
+@pytest.mark.parametrize("rows", [1, 50, 600])
+@pytest.mark.parametrize("probability", [0.0, 0.25])
+@pytest.mark.usefixtures("threads")
+def test_add_norm_and_its_gradients(
+    kernels: Kernels, width: int, rows: int, probability: float
+) -> None:
+    """Against autograd in float64, with the elements that the kernel dropped."""
+    dropout = Dropout.of(probability) if probability else None
+    norm = nn.LayerNorm(width, eps=1e-12 if width > 1 else 0.1)
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+        stream, branch = random(rows, width).float(), random(rows, width, seed=1)
+        y, low, kept = kernels.add_norm(stream, branch.clone(), norm, dropout)
+    added = kept.z - stream
+    mask = (added != 0) | (branch == 0) if dropout else torch.ones_like(added, dtype=torch.bool)
+    scale = dropout.scale if dropout else 1.0
+
+    exact = nn.LayerNorm(width, eps=norm.eps, dtype=torch.float64)
+    exact.load_state_dict(norm.double().state_dict())
+    norm.float()
+    inputs = stream.double().requires_grad_(), branch.double().requires_grad_()
+    expected = exact(inputs[0] + inputs[1] * mask * scale)
+    torch.testing.assert_close(y.double(), expected.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(low, y.bfloat16(), **EXACT)
+
+    gradient, more = random(rows, width, seed=2).float(), random(rows, width, seed=3)
+    with torch.no_grad():
+        found = kernels.add_norm_backward(gradient, more, norm, kept, torch.bfloat16)
+    parameters = (*inputs, exact.weight, exact.bias)
+    of_stream, of_branch, *of_norm = torch.autograd.grad(
+        expected, parameters, gradient.double() + more.double()
+    )
+    torch.testing.assert_close(found.stream.double(), of_stream, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.branch.double(), of_branch, rtol=0.01, atol=1e-3)
+    torch.testing.assert_close([g.double() for g in found.norm], of_norm, rtol=1e-4, atol=1e-3)
+    assert found.branch_sums is not None
+    torch.testing.assert_close(
+        found.branch_sums.double(), of_branch.sum(0), rtol=1e-3, atol=1e-4 * rows
+    )
+    assert torch.equal(found.branch != 0, mask & (found.branch != 0))
+
+
+@compiled
+def test_dropout_of_a_branch_has_its_rate_and_no_pattern(kernels: Kernels) -> None:
+    """Elements, rows, columns and neighbours, against what independent draws would give."""
+    torch.manual_seed(0)
+    rows, width = 2000, 384
+    dropout, norm = Dropout.of(0.1), nn.LayerNorm(width)
+    ones = torch.ones(rows, width, dtype=torch.bfloat16)
+
+    def drawn() -> Tensor:
+        with torch.no_grad():
+            z = kernels.add_norm(torch.zeros(rows, width), ones.clone(), norm, dropout)[2].z
+        assert set(z.unique().tolist()) == {0.0, torch.tensor(dropout.scale).item()}
+        return (z == 0).double()
+
+    one, two = drawn(), drawn()
+    sd = (0.09 / one.numel()) ** 0.5
+    assert abs(one.mean() - 0.1) < 5 * sd + 2**-16
+    for a, b in ((one[1:], one[:-1]), (one[:, 1:], one[:, :-1]), (one, two)):
+        assert abs((a * b).mean() - 0.01) < 5 * (0.01 / a.numel()) ** 0.5
+    for axis, of in ((0, rows), (1, width)):
+        assert abs(one.mean(axis).std() / (0.09 / of) ** 0.5 - 1) < 0.2
+    for period in (8, 32, 64, 128):  # of numbers that are made together
+        assert abs(one.view(-1, period).mean(0) - 0.1).max() < 5 * sd * period**0.5
+
+
+@compiled
+@pytest.mark.usefixtures("threads")
+def test_sums(kernels: Kernels) -> None:
+    """Over rows, and of a gradient that came in two parts."""
+    x, more = random(700, WIDTH), random(700, WIDTH, seed=1)
+    torch.testing.assert_close(kernels.column_sums(x), x.float().sum(0), rtol=1e-5, atol=1e-4)
+    columns = random(300, 2 * WIDTH)[:, WIDTH:]  # not contiguous
+    expected = columns.float().sum(0)
+    torch.testing.assert_close(kernels.column_sums(columns), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(kernels.add_(x.float(), more), x.float() + more.float(), **EXACT)
+
+
+@compiled
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_visible(kernels: Kernels, value: float) -> None:
+    """So that a run that diverges is seen to."""
+    layout, norm = layout_of([20, 9]), nn.LayerNorm(WIDTH)
+    branch = random(layout.num_rows, WIDTH)
+    branch[3, 5] = value
+    with torch.no_grad():
+        y, low, _ = kernels.add_norm(torch.zeros(layout.num_rows, WIDTH), branch, norm, None)
+    assert y[3].isnan().all()
+    assert low[3].isnan().all()
+    assert y[4].isfinite().all()
+    scores = random(layout.size * HEADS, layout.length, layout.length)
+    scores[0, 2, 4] = value
+    probabilities, _ = kernels.softmax(scores, layout, None)
+    assert probabilities[0, 2, :20].isnan().any()
+    assert probabilities[0, 3].isfinite().all()
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+@pytest.mark.parametrize("method", ["full", "bitfit", "lora-ii", "spafit-ii"])
+def test_a_step_is_that_of_torch(
+    kind: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits and gradients without dropout: both as close to fp32, and so to one another."""
+    no_dropout = {"dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0}
+    folder = checkpoint_of(tmp_path, kind, **(NO_DROPOUT if kind == "bert" else no_dropout))
+    batch = batch_of(split_of([3, 14, 2, 7, 7], segments=kind == "bert"))
+    exact = logits_and_gradients(build(folder, method, engine="fast"), batch)
+    far = {}
+    for name in ("native", "torch"):
+        if name == "torch":
+            monkeypatch.setenv(native.SWITCH, "torch")
+        adapted = build(folder, method, precision="bf16", engine="fast")
+        assert adapted.engine.kernels.name == name  # type: ignore[attr-defined]
+        logits, gradients = logits_and_gradients(adapted, batch)
+        off = [(gradients[name] - exact[1][name]).square().sum() for name in exact[1]]
+        size = sum(gradient.square().sum() for gradient in exact[1].values())
+        far[name] = (logits - exact[0]).abs().max(), (sum(off) / size) ** 0.5
+    assert far["native"][0] < 2 * far["torch"][0] + 1e-3
+    assert far["native"][1] < 1.5 * far["torch"][1] + 1e-3
+
+
+@compiled
+def test_training_goes_as_with_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without dropout the same loss curve within bf16; with it, the same again from its seed."""
+    folder = checkpoint_of(tmp_path / "plain", "bert", **NO_DROPOUT)
+    ours = trained(build(folder, "spafit-ii", precision="bf16", engine="fast"))
+    dropping = checkpoint_of(tmp_path / "dropping", "bert")
+    curves = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        adapted = build(dropping, "spafit-ii", precision="bf16", engine="fast")
+        curves.append(trained(adapted).losses)
+    assert curves[0] == curves[1] != ours.losses
+    monkeypatch.setenv(native.SWITCH, "torch")
+    theirs = trained(build(folder, "spafit-ii", precision="bf16", engine="fast"))
+    assert ours.losses == pytest.approx(theirs.losses, abs=5e-3)
