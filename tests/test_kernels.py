@@ -20,6 +20,7 @@ from test_engines import (
     trained,
 )
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
 from spafit_bench.fused import native
 from spafit_bench.fused.dropout import Dropout
@@ -206,7 +207,7 @@ def test_add_norm_and_its_gradients(
         norm.weight.normal_()
         norm.bias.normal_()
         stream, branch = random(rows, width).float(), random(rows, width, seed=1)
-        y, low, kept = kernels.add_norm(stream, branch.clone(), norm, dropout)
+        y, low, kept = kernels.add_norm(stream, branch, norm, dropout, differentiable=True)
     added = kept.z - stream
     mask = (added != 0) | (branch == 0) if dropout else torch.ones_like(added, dtype=torch.bool)
     scale = dropout.scale if dropout else 1.0
@@ -218,6 +219,10 @@ def test_add_norm_and_its_gradients(
     expected = exact(inputs[0] + inputs[1] * mask * scale)
     torch.testing.assert_close(y.double(), expected.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(low, y.bfloat16(), **EXACT)
+    if dropout is None:
+        with torch.no_grad():
+            again = kernels.add_norm(stream, branch, norm, None, differentiable=False)
+        torch.testing.assert_close(again[:2], (y, low), **EXACT)
 
     gradient, more = random(rows, width, seed=2).float(), random(rows, width, seed=3)
     with torch.no_grad():
@@ -246,7 +251,8 @@ def test_dropout_of_a_branch_has_its_rate_and_no_pattern(kernels: Kernels) -> No
 
     def drawn() -> Tensor:
         with torch.no_grad():
-            z = kernels.add_norm(torch.zeros(rows, width), ones.clone(), norm, dropout)[2].z
+            zeros = torch.zeros(rows, width)
+            z = kernels.add_norm(zeros, ones, norm, dropout, differentiable=True)[2].z
         assert set(z.unique().tolist()) == {0.0, torch.tensor(dropout.scale).item()}
         return (z == 0).double()
 
@@ -259,6 +265,34 @@ def test_dropout_of_a_branch_has_its_rate_and_no_pattern(kernels: Kernels) -> No
         assert abs(one.mean(axis).std() / (0.09 / of) ** 0.5 - 1) < 0.2
     for period in (8, 32, 64, 128):  # of numbers that are made together
         assert abs(one.view(-1, period).mean(0) - 0.1).max() < 5 * sd * period**0.5
+
+
+@compiled
+@pytest.mark.usefixtures("threads")
+def test_gelu_and_its_gradient(kernels: Kernels) -> None:
+    """Every number of bf16 up to 100 is rounded once from float64's; so is the slope."""
+    every = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    u = every[every.abs() <= 100].repeat(2)[: 25 * 2667].view(25, 2667)
+    exact = u.double().requires_grad_()
+    expected = F.gelu(exact)
+    expected.sum().backward()
+    assert exact.grad is not None
+    y, slope = kernels.gelu(u, differentiable=True)
+    torch.testing.assert_close(y.double(), expected.detach(), rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(slope.double(), exact.grad, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(kernels.gelu(u, differentiable=False)[0], y, **EXACT)
+
+    gradient = random(25, 2667)
+    found, sums = kernels.gelu_backward(gradient.clone(), slope)
+    wanted = gradient.double() * exact.grad
+    torch.testing.assert_close(found.double(), wanted, rtol=2**-7, atol=1e-6)
+    assert sums is not None
+    torch.testing.assert_close(sums.double(), wanted.sum(0), rtol=1e-2, atol=1e-2)
+    theirs, none = Kernels().gelu_backward(
+        gradient.clone(), Kernels().gelu(u, differentiable=True)[1]
+    )
+    torch.testing.assert_close(theirs.double(), wanted, rtol=2**-7, atol=1e-6)
+    assert none is None
 
 
 @compiled
@@ -281,7 +315,8 @@ def test_what_is_not_finite_stays_visible(kernels: Kernels, value: float) -> Non
     branch = random(layout.num_rows, WIDTH)
     branch[3, 5] = value
     with torch.no_grad():
-        y, low, _ = kernels.add_norm(torch.zeros(layout.num_rows, WIDTH), branch, norm, None)
+        zeros = torch.zeros(layout.num_rows, WIDTH)
+        y, low, _ = kernels.add_norm(zeros, branch, norm, None, differentiable=False)
     assert y[3].isnan().all()
     assert low[3].isnan().all()
     assert y[4].isfinite().all()

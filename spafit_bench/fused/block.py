@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
 from spafit_bench.fused.dropout import Dropout
 from spafit_bench.fused.kernels import Kernels, Normed
@@ -83,7 +83,7 @@ class Block:
         parameters = self.parameters
         if torch.is_grad_enabled() and (x.requires_grad or parameters):
             return _BlockFunction.apply(x, self, layout, training, *parameters)  # type: ignore[no-untyped-call]
-        return _forward(self, x, layout, training)[0]
+        return _forward(self, x, layout, training, differentiable=False)[0]
 
 
 @dataclass
@@ -109,14 +109,21 @@ class _Kept:
     attended: _Attended
     attention_normed: Normed
     output_normed: Normed
-    u: Tensor
+    slope: Tensor
+    """Of GELU, or what it was computed from; see `Kernels.gelu`."""
     low_x: Tensor | None
     context: Tensor | None
     low_h: Tensor | None
+    activated: Tensor | None
 
 
-def _forward(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[Tensor, _Kept]:
-    add_norm = block.kernels.add_norm
+def _forward(
+    block: Block, x: Tensor, layout: Ragged, training: bool, *, differentiable: bool
+) -> tuple[Tensor, _Kept]:
+    kernels, add_norm = (
+        block.kernels,
+        partial(block.kernels.add_norm, differentiable=differentiable),
+    )
     low_x = x.to(block.qkv.weight.dtype)
     stream = x[layout.starts] if block.first_token_only else x
     context, attended = _attend(block, low_x, layout, training)
@@ -124,17 +131,19 @@ def _forward(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[T
     dropout = _active(block.attention_output_dropout, training)
     h, low_h, attention_normed = add_norm(stream, branch, block.attention_norm, dropout)
     u = block.intermediate.product(low_h)
-    branch = block.output.product(F.gelu(u))
+    activated, slope = kernels.gelu(u, differentiable=differentiable)
+    branch = block.output.product(activated)
     dropout = _active(block.output_dropout, training)
     y, _, output_normed = add_norm(h, branch, block.output_norm, dropout)
     return y, _Kept(
         attended,
         attention_normed,
         output_normed,
-        u,
+        slope,
         low_x if block.qkv.needs_input else None,
         context if block.attention_output.needs_input else None,
         low_h if block.intermediate.needs_input else None,
+        activated if block.output.needs_input else None,
     )
 
 
@@ -172,7 +181,7 @@ class _BlockFunction(torch.autograd.Function):
     ) -> Tensor:
         del parameters  # the block has them; autograd has to see them
         ctx.block, ctx.layout, ctx.num_tokens = block, layout, len(x)
-        y, ctx.kept = _forward(block, x, layout, training)
+        y, ctx.kept = _forward(block, x, layout, training, differentiable=True)
         return y
 
     @staticmethod
@@ -190,11 +199,11 @@ def _backward(
     """Return the gradients of the input and of `block.parameters`; names say of what."""
     dtype, add_norm_backward = block.output.weight.dtype, block.kernels.add_norm_backward
     above = add_norm_backward(gradient, None, block.output_norm, kept.output_normed, dtype)
-    activated = F.gelu(kept.u) if block.output.needs_input else None
     sums = _sums(block, block.output, above.branch, above.branch_sums)
-    of_output = block.output.parameter_gradients(activated, above.branch, sums)
-    u = torch.ops.aten.gelu_backward(block.output.input_gradient(above.branch), kept.u)
-    sums = _sums(block, block.intermediate, u)
+    of_output = block.output.parameter_gradients(kept.activated, above.branch, sums)
+    u = block.output.input_gradient(above.branch)
+    u, known = block.kernels.gelu_backward(u, kept.slope)
+    sums = _sums(block, block.intermediate, u, known)
     of_intermediate = block.intermediate.parameter_gradients(kept.low_h, u, sums)
     h = block.intermediate.input_gradient(u)
     below = add_norm_backward(above.stream, h, block.attention_norm, kept.attention_normed, dtype)

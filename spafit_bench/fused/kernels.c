@@ -26,6 +26,10 @@ static inline __m512 load(const float *x, __mmask16 m) { return _mm512_maskz_loa
 
 static inline void store(float *x, __mmask16 m, __m512 v) { _mm512_mask_storeu_ps(x, m, v); }
 
+static inline void accumulate(float *sum, __mmask16 m, __m512 x) {
+  store(sum, m, _mm512_add_ps(load(sum, m), x));
+}
+
 static inline __m512 up(const bf16 *x, __mmask16 m) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, x));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
@@ -57,6 +61,24 @@ static inline __m512 exponential(__m512 x) {
   __m512 sum = _mm512_set1_ps(1.0f / 720);
   for (int i = 0; i < 6; i++) sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(terms[i]));
   return _mm512_scalef_ps(sum, n);
+}
+
+/* x Phi(x) with Phi the normal distribution (Hendrycks & Gimpel 2016, arXiv:1606.08415), and its
+ * slope. Phi(-|x|) by Abramowitz & Stegun 1964, 7.1.26: off by 8e-8 at most. */
+static inline __m512 gelu_of(__m512 x, __m512 *slope) {
+  const float terms[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
+  const __m512 one = _mm512_set1_ps(1.0f);
+  __m512 half_square = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f));
+  __m512 power = exponential(_mm512_max_ps(half_square, _mm512_set1_ps(-100.0f)));
+  __m512 t = _mm512_fmadd_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.3275911f * 0.70710678f), one);
+  t = _mm512_div_ps(one, t);
+  __m512 sum = _mm512_set1_ps(1.061405429f);
+  for (int i = 0; i < 4; i++) sum = _mm512_fmadd_ps(sum, t, _mm512_set1_ps(terms[i]));
+  __m512 tail = _mm512_mul_ps(_mm512_mul_ps(sum, t), _mm512_mul_ps(power, _mm512_set1_ps(0.5f)));
+  __mmask16 above = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ);
+  __m512 share = _mm512_mask_sub_ps(tail, above, one, tail);
+  *slope = _mm512_fmadd_ps(_mm512_mul_ps(x, power), _mm512_set1_ps(0.39894228f), share);
+  return _mm512_mul_ps(x, share);
 }
 
 static i64 padded(i64 count) { return (count + BITS - 1) / BITS * BITS; }
@@ -92,6 +114,31 @@ static inline __mmask16 kept(const uint16_t *bits, i64 threshold) {
   return _mm256_cmplt_epu16_mask(x, _mm256_set1_epi16((short)threshold));
 }
 
+void gelu(const bf16 *x, bf16 *y, bf16 *slope, i64 count, i64 threads) {
+  threads = worthwhile(count, threads);
+  PARALLEL
+  for EACH(i, count) {
+    __mmask16 m = rest(count - i);
+    __m512 derivative;
+    down(y + i, m, gelu_of(up(x + i, m), &derivative));
+    if (slope) down(slope + i, m, derivative);
+  }
+}
+
+void gelu_backward(bf16 *gradient, const bf16 *slope, float *sums, i64 rows, i64 width, i64 threads) {
+  threads = worthwhile(rows * width, threads);
+  PARALLEL
+  for (i64 row = 0; row < rows; row++) {
+    i64 at = row * width, own = omp_get_thread_num() * width;
+    for EACH(i, width) {
+      __mmask16 m = rest(width - i);
+      __m512 x = _mm512_mul_ps(up(gradient + at + i, m), up(slope + at + i, m));
+      down(gradient + at + i, m, x);
+      accumulate(sums + own + i, m, x);
+    }
+  }
+}
+
 void add_norm(const float *stream, const bf16 *branch, const float *weight, const float *bias,
               float *z, float *y, bf16 *low, float *mean, float *inverse_deviation, i64 rows,
               i64 width, float eps, float scale, uint64_t seed, i64 threshold, i64 threads) {
@@ -100,27 +147,28 @@ void add_norm(const float *stream, const bf16 *branch, const float *weight, cons
   for (i64 row = 0; row < rows; row++) {
     i64 at = row * width;
     uint16_t bits[padded(width)];
+    float own[padded(width)], *added = z ? z + at : own;
     __m512 total = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
     if (threshold < ALL) random_bits(seed, row, bits, width);
     for EACH(i, width) {
       __mmask16 m = rest(width - i), drawn = threshold < ALL ? kept(bits + i, threshold) & m : m;
       __m512 x = load(stream + at + i, m);
       x = _mm512_mask3_fmadd_ps(up(branch + at + i, m), _mm512_set1_ps(scale), x, drawn);
-      store(z + at + i, m, x);
+      store(added + i, m, x);
       total = _mm512_add_ps(total, x);
     }
     float average = _mm512_reduce_add_ps(total) / (float)width;
     __m512 center = _mm512_set1_ps(average);
     for EACH(i, width) {
       __mmask16 m = rest(width - i);
-      __m512 x = _mm512_maskz_sub_ps(m, load(z + at + i, m), center);
+      __m512 x = _mm512_maskz_sub_ps(m, load(added + i, m), center);
       squares = _mm512_fmadd_ps(x, x, squares);
     }
     __m512 variance = _mm512_set1_ps(_mm512_reduce_add_ps(squares) / (float)width + eps);
     __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_sqrt_ps(variance));
     for EACH(i, width) {
       __mmask16 m = rest(width - i);
-      __m512 x = _mm512_mul_ps(_mm512_sub_ps(load(z + at + i, m), center), inverse);
+      __m512 x = _mm512_mul_ps(_mm512_sub_ps(load(added + i, m), center), inverse);
       x = _mm512_fmadd_ps(x, load(weight + i, m), load(bias + i, m));
       store(y + at + i, m, x);
       down(low + at + i, m, x);
@@ -128,10 +176,6 @@ void add_norm(const float *stream, const bf16 *branch, const float *weight, cons
     mean[row] = average;
     inverse_deviation[row] = _mm512_cvtss_f32(inverse);
   }
-}
-
-static inline void accumulate(float *sum, __mmask16 m, __m512 x) {
-  store(sum, m, _mm512_add_ps(load(sum, m), x));
 }
 
 void add_norm_backward(const float *gradient, const bf16 *more, const float *z, const float *mean,

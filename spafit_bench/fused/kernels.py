@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
 from spafit_bench.fused.dropout import Dropout, keep, keep_
 from spafit_bench.ragged import Ragged
@@ -123,8 +124,28 @@ class Kernels:
             gradient = gradient.mul_(kept.sign())  # of none is negative: 1 or 0
         return torch.ops.aten._softmax_backward_data(gradient, probabilities, -1, gradient.dtype)
 
+    def gelu(self, u: Tensor, *, differentiable: bool) -> tuple[Tensor, Tensor]:
+        """Return GELU of `u` (num_rows, width), and what its gradient needs."""
+        del differentiable
+        return F.gelu(u), u
+
+    def gelu_backward(self, gradient: Tensor, kept: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the gradient of `u`, and that summed over its rows where that costs nothing.
+
+        Args:
+            gradient: of GELU of `u`; overwritten.
+            kept: of `gelu`.
+        """
+        return torch.ops.aten.gelu_backward(gradient, kept), None
+
     def add_norm(
-        self, stream: Tensor, branch: Tensor, norm: nn.LayerNorm, dropout: Dropout | None
+        self,
+        stream: Tensor,
+        branch: Tensor,
+        norm: nn.LayerNorm,
+        dropout: Dropout | None,
+        *,
+        differentiable: bool,
     ) -> tuple[Tensor, Tensor, Normed]:
         """Return `norm(stream + dropout(branch))` in fp32, in the compute precision, and the rest.
 
@@ -133,7 +154,9 @@ class Kernels:
             branch: (num_rows, hidden) in the compute precision; overwritten.
             norm: in fp32.
             dropout: of the branch.
+            differentiable: whether the rest will be used.
         """
+        del differentiable
         mask = dropout.draw(branch) if dropout else None
         z = torch.add(stream, keep_(branch, mask), alpha=dropout.scale if dropout else 1.0)
         shape = list(norm.normalized_shape)

@@ -34,6 +34,8 @@ _SIGNATURES = {
     "join_heads": "ppppnnnnnfnn",
     "softmax": "pppnnnnnnn",
     "softmax_backward": "ppppnnnnn",
+    "gelu": "pppnn",
+    "gelu_backward": "pppnnn",
     "column_sums": "ppnnn",
     "add": "ppnn",
 }
@@ -177,12 +179,39 @@ class NativeKernels(Kernels):
         )
         return gradient
 
+    def gelu(self, u: Tensor, *, differentiable: bool) -> tuple[Tensor, Tensor]:
+        """Do `Kernels.gelu`; its slope, in bf16, is what is kept."""
+        y, slope = torch.empty_like(u), torch.empty_like(u) if differentiable else u
+        self.library.gelu(
+            u.data_ptr(),
+            y.data_ptr(),
+            slope.data_ptr() if differentiable else None,
+            u.numel(),
+            torch.get_num_threads(),
+        )
+        return y, slope
+
+    def gelu_backward(self, gradient: Tensor, kept: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Do `Kernels.gelu_backward`, in place."""
+        (rows, width), threads = gradient.shape, torch.get_num_threads()
+        sums = torch.zeros(threads, width)
+        pointers = (gradient.data_ptr(), kept.data_ptr(), sums.data_ptr())
+        self.library.gelu_backward(*pointers, rows, width, threads)
+        return gradient, sums.sum(0)
+
     def add_norm(
-        self, stream: Tensor, branch: Tensor, norm: nn.LayerNorm, dropout: Dropout | None
+        self,
+        stream: Tensor,
+        branch: Tensor,
+        norm: nn.LayerNorm,
+        dropout: Dropout | None,
+        *,
+        differentiable: bool,
     ) -> tuple[Tensor, Tensor, Normed]:
         """Do `Kernels.add_norm`; the mask is drawn again for the gradient."""
         rows, width = branch.shape
-        stream, z, y = stream.contiguous(), *(torch.empty_like(stream) for _ in range(2))
+        stream, y = stream.contiguous(), torch.empty_like(branch, dtype=torch.float32)
+        z = torch.empty_like(y) if differentiable else y
         low, mean, deviation = torch.empty_like(branch), *stream.new_empty(2, rows)
         seed = draw_seed() if dropout else 0
         self.library.add_norm(
@@ -190,7 +219,7 @@ class NativeKernels(Kernels):
             branch.data_ptr(),
             norm.weight.data_ptr(),
             norm.bias.data_ptr(),
-            z.data_ptr(),
+            z.data_ptr() if differentiable else None,
             y.data_ptr(),
             low.data_ptr(),
             mean.data_ptr(),
