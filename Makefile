@@ -61,4 +61,5 @@ tiny-bert: $(READY) ## Pretrain the shipped tiny BERT again (under 20 minutes on
 	$(BIN)/python scripts/pretrain_tiny.py
 
 clean: ## Remove the environment and caches
+	rm -f spafit_bench/fused/*.so
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -4,15 +4,26 @@ Without a compiler, or on another processor, PyTorch's operations do the same, s
 not linked: PyTorch's own is found when the kernels are loaded (spafit_bench/fused/native.py).
 """
 
+import hashlib
+from pathlib import Path
+
 from setuptools import Extension, setup
+
+KERNELS = "spafit_bench/fused/kernels.c"
+SOURCE = hashlib.sha256((Path(__file__).parent / KERNELS).read_bytes()).hexdigest()
+FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16", "fma")
 
 setup(
     ext_modules=[
         Extension(
             "spafit_bench.fused._kernels",
-            ["spafit_bench/fused/kernels.c"],
-            extra_compile_args=["-O3", "-march=x86-64-v4", "-mavx512bf16", "-fopenmp"],
+            [KERNELS],
+            define_macros=[("SOURCE", f'"{SOURCE}"')],
+            extra_compile_args=["-O3", "-fopenmp", *(f"-m{name}" for name in FEATURES)],
+            depends=["setup.py"],
             optional=True,
+            py_limited_api=True,  # nothing of Python is in it
         )
-    ]
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -13,22 +13,21 @@ import torch
 
 from spafit_bench import distributed
 from spafit_bench.command_line import typed_command
-from spafit_bench.fused import choose_kernels
 from spafit_bench.numerics import Numerics, device_name
 from spafit_bench.record import Environment
 
 _PACKAGES = ("spafit-bench", "torch", "transformers", "tokenizers", "numpy", "evaluate", "datasets")
 
 
-def describe_environment(numerics: Numerics, engine: str) -> Environment:
-    """Say where and with what a run computes."""
+def describe_environment(numerics: Numerics, engine: str, kernels: str | None) -> Environment:
+    """Say where and with what a run computes; `kernels` are the fast engine's."""
     return Environment(
         host=socket.gethostname(),
         device=str(numerics.device),
         device_name=device_name(numerics.device),
         precision=numerics.precision,
         engine=engine,
-        kernels=choose_kernels(numerics).name if engine == "fast" else None,
+        kernels=kernels,
         num_threads=torch.get_num_threads(),
         world_size=distributed.size(),
         python=platform.python_version(),

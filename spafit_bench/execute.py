@@ -381,6 +381,6 @@ def blank_record(
             num_layers=plan.num_layers,
             fresh_tensors=plan.fresh,
         ),
-        environment=describe_environment(prepared.numerics, prepared.engine),
+        environment=describe_environment(prepared.numerics, prepared.engine, prepared.kernels),
         warnings=prepared.warnings,
     )

@@ -158,6 +158,7 @@ class PrefixCache:
             "files": self.files_sha256,
             "layers": engine.prefix_layers,
             "precision": numerics.precision,
+            "kernels": engine.kernels.name,
             "device": numerics.device.type,
             "threads": torch.get_num_threads() if on_cpu else None,
             "libraries": [torch.__version__, transformers.__version__],

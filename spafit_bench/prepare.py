@@ -25,6 +25,7 @@ from spafit_bench.data import TaskData, hold_out, limited, load_task_data
 from spafit_bench.encoding import load_tokenizer
 from spafit_bench.engines import check_graphs, check_prefix, engine_name
 from spafit_bench.errors import UserError
+from spafit_bench.fused import kernels_name
 from spafit_bench.methods import Method
 from spafit_bench.numerics import Numerics, choose_numerics
 from spafit_bench.plan import Plan, make_plan
@@ -61,6 +62,8 @@ class PreparedRun:
     numerics: Numerics
     engine: str
     """`fast` or `plain`."""
+    kernels: str | None
+    """Of the fast engine: `native` or `torch`."""
     warnings: tuple[str, ...]
     definition: TaskDefinition | None = None
     """Of a task beyond GLUE."""
@@ -100,6 +103,8 @@ class PreparedRun:
             "device": self.numerics.device.type,
             "threads": torch.get_num_threads() if self.numerics.device.type == "cpu" else None,
         }
+        if self.kernels == "native":
+            identity["kernels"] = self.kernels  # which drop other elements
         if distributed.size() > 1:
             identity["processes"] = distributed.size()
         canonical = json.dumps(identity, sort_keys=True).encode()
@@ -125,6 +130,8 @@ class Preparer:
     shapes: dict[tuple[Path, int], dict[str, tuple[int, ...]]] = field(default_factory=dict)
     numerics: Callable[[str, str], Numerics] = choose_numerics
     """Device and precision -> numerics; another's where another machine will compute."""
+    kernels: Callable[[Numerics], str] = kernels_name
+    """Numerics -> kernels of the fast engine; likewise."""
 
     def prepare(self, config: RunConfig) -> PreparedRun:
         """Find and check everything that a run needs.
@@ -148,6 +155,7 @@ class Preparer:
             config = config.model_copy(update={"limit": None})  # nothing is cut
         data = self._data(config, task)
         weights_sha256, files_sha256 = fingerprint(checkpoint)
+        engine = engine_name(config.engine, checkpoint.config, plan)
         return PreparedRun(
             config=config,
             task=data.task,
@@ -157,7 +165,8 @@ class Preparer:
             files_sha256=files_sha256,
             plan=plan,
             numerics=numerics,
-            engine=engine_name(config.engine, checkpoint.config, plan),
+            engine=engine,
+            kernels=self.kernels(numerics) if engine == "fast" else None,
             warnings=(*self.tokenizers[checkpoint.path], *warnings),
             definition=found.definition,
         )

@@ -23,6 +23,7 @@ from spafit_bench.command_line import typed_command
 from spafit_bench.config import RunConfig
 from spafit_bench.errors import UserError
 from spafit_bench.events import Busy, Ended, Event, Hear, Lost, Refused, Started, Warned
+from spafit_bench.fused import kernels_name
 from spafit_bench.numerics import Numerics, choose_numerics
 from spafit_bench.prepare import PreparedRun, Preparer
 from spafit_bench.ray_mailbox import Mailbox
@@ -67,6 +68,8 @@ class Cluster:
     resources: Resources
     numerics: Numerics
     """With `auto` resolved on a node."""
+    kernels: str
+    """Of a node, for numerics of its own choice."""
 
     def preparer(self) -> Preparer:
         """Return what prepares runs for the cluster's nodes instead of this machine."""
@@ -76,7 +79,10 @@ class Cluster:
             auto = precision == "auto"
             return Numerics(self.numerics.device, self.numerics.precision if auto else precision)
 
-        return Preparer(numerics=choose)
+        def kernels(numerics: Numerics) -> str:
+            return self.kernels if numerics.precision == self.numerics.precision else "torch"
+
+        return Preparer(numerics=choose, kernels=kernels)
 
 
 def connect(address: str | None, resources: Resources) -> Cluster:
@@ -104,11 +110,11 @@ def connect(address: str | None, resources: Resources) -> Cluster:
         ) from None
     torch.set_num_threads(resources.num_threads)
     device = "cuda" if resources.num_gpus else "cpu"
-    task = ray.remote(choose_numerics).options(
+    task = ray.remote(_how_a_node_computes).options(
         num_cpus=resources.num_cpus, num_gpus=resources.num_gpus
     )
     try:
-        found = ray.get(task.remote(device, "auto"), timeout=_PROBE_S)
+        precision, kernels = ray.get(task.remote(device), timeout=_PROBE_S)
     except ray.exceptions.GetTimeoutError:
         nodes = "; ".join(str(node["Resources"]) for node in ray.nodes() if node["Alive"])
         raise UserError(
@@ -117,7 +123,13 @@ def connect(address: str | None, resources: Resources) -> Cluster:
         ) from None
     except ray.exceptions.RayError as error:
         raise UserError(f"--executor ray: {_reason(error)}") from None
-    return Cluster(ray, resources, Numerics(torch.device(device), found.precision))
+    return Cluster(ray, resources, Numerics(torch.device(device), precision), kernels)
+
+
+def _how_a_node_computes(device: str) -> tuple[str, str]:
+    """Return precision and kernels."""
+    found = choose_numerics(device, "auto")
+    return found.precision, kernels_name(found)
 
 
 def _check_reachable(address: str | None) -> None:

@@ -108,6 +108,7 @@ def restore(found: FoundRun, base: Base) -> RestoredRun:
         plan=plan,
         numerics=choose_numerics(base.device, base.precision or record.environment.precision),
         engine=record.environment.engine,
+        kernels=record.environment.kernels,
         warnings=record.warnings,
     )
     adapted = build_model(prepared)

@@ -12,6 +12,10 @@ import pytest
 import torch
 from conftest import Answer, Cli
 
+from spafit_bench.fused import why_not_native
+from spafit_bench.fused.native import SWITCH
+from spafit_bench.numerics import Numerics
+
 HALF_A_PERCENT = 0.005
 
 
@@ -106,3 +110,27 @@ def test_what_a_run_depends_on_is_in_its_name(
     plain = json.loads(call("run", *args, *base).out)["runs"][0]["run_id"]
     assert names.pop("same") == plain
     assert len({plain, *names.values()}) == 4
+
+
+def test_compiled_kernels_make_another_run(
+    call: Cli, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They drop other elements. Runs without them have the names that they had before."""
+    bf16 = Numerics(torch.device("cpu"), "bf16")
+    if (reason := why_not_native(bf16)) is not None:
+        pytest.skip(f"no compiled kernels: {reason}")
+    args = ("--task", "mrpc", "--method", "lora", "--model", checkpoint, "--data", data)
+
+    def names(*more: str) -> list[str]:
+        found = call("run", *args, "--precision", "bf16", "--dry-run", "--json", *more)
+        return [run["run_id"] for run in json.loads(found.out)["runs"]]
+
+    native, plain = names(), names("--engine", "plain")
+    monkeypatch.setenv(SWITCH, "torch")
+    assert names() != native
+    assert names("--engine", "plain") == plain
+    monkeypatch.setenv(SWITCH, "tarch")
+    wrong = call("run", *args, "--precision", "bf16")
+    assert wrong.code == 2
+    assert f"{SWITCH}=tarch" in wrong.err
+    assert "torch" in wrong.err

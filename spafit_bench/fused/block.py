@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spafit_bench.fused.dropout import Dropout
-from spafit_bench.fused.kernels import Kernels, Normed
+from spafit_bench.fused.kernels import Activation, Kernels, Normed, Probabilities
 from spafit_bench.fused.maps import FusedMap
 from spafit_bench.ragged import Ragged
 
@@ -62,7 +62,7 @@ class Block:
         """The matrix products, in the order of computation."""
         return (self.qkv, self.attention_output, self.intermediate, self.output)
 
-    @property
+    @cached_property
     def parameters(self) -> list[nn.Parameter]:
         """What trains, in the order in which `_backward` returns gradients."""
         norms = [p for n in (self.attention_norm, self.output_norm) for p in n.parameters()]
@@ -94,10 +94,7 @@ class _Attended:
     """Scaled by 1 / sqrt(head_size)."""
     keys: Tensor
     values: Tensor
-    probabilities: Tensor
-    """Before dropout."""
-    kept: Tensor
-    """After it, not scaled."""
+    probabilities: Probabilities
     scale: float
     """Of what dropout kept."""
 
@@ -109,12 +106,10 @@ class _Kept:
     attended: _Attended
     attention_normed: Normed
     output_normed: Normed
-    slope: Tensor
-    """Of GELU, or what it was computed from; see `Kernels.gelu`."""
+    activation: Activation
     low_x: Tensor | None
     context: Tensor | None
     low_h: Tensor | None
-    activated: Tensor | None
 
 
 def _forward(
@@ -131,7 +126,9 @@ def _forward(
     dropout = _active(block.attention_output_dropout, training)
     h, low_h, attention_normed = add_norm(stream, branch, block.attention_norm, dropout)
     u = block.intermediate.product(low_h)
-    activated, slope = kernels.gelu(u, differentiable=differentiable)
+    activated, activation = kernels.gelu(
+        u, differentiable=differentiable, output_needed=block.output.needs_input
+    )
     branch = block.output.product(activated)
     dropout = _active(block.output_dropout, training)
     y, _, output_normed = add_norm(h, branch, block.output_norm, dropout)
@@ -139,11 +136,10 @@ def _forward(
         attended,
         attention_normed,
         output_normed,
-        slope,
+        activation,
         low_x if block.qkv.needs_input else None,
         context if block.attention_output.needs_input else None,
         low_h if block.intermediate.needs_input else None,
-        activated if block.output.needs_input else None,
     )
 
 
@@ -163,13 +159,13 @@ def _attend(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[Te
         queries, keys, values = kernels.split(together, layout, heads, 3, scale=block.query_scale)
     scores = torch.bmm(queries, keys.transpose(1, 2))
     dropout = _active(block.attention_dropout, training)
-    probabilities, kept = kernels.softmax(scores, layout, dropout)
-    context, scale = torch.bmm(kept, values), dropout.scale if dropout else 1.0
+    dropped, probabilities = kernels.softmax(scores, layout, dropout)
+    context, scale = torch.bmm(dropped, values), dropout.scale if dropout else 1.0
     if block.first_token_only:
         together = context.view(layout.size, -1).mul_(scale)
     else:
         together = kernels.join(context[None], layout, scale=scale)
-    return together, _Attended(queries, keys, values, probabilities, kept, scale)
+    return together, _Attended(queries, keys, values, probabilities, scale)
 
 
 class _BlockFunction(torch.autograd.Function):
@@ -180,7 +176,7 @@ class _BlockFunction(torch.autograd.Function):
         ctx: Any, x: Tensor, block: Block, layout: Ragged, training: bool, *parameters: Tensor
     ) -> Tensor:
         del parameters  # the block has them; autograd has to see them
-        ctx.block, ctx.layout, ctx.num_tokens = block, layout, len(x)
+        ctx.block, ctx.layout = block, layout
         y, ctx.kept = _forward(block, x, layout, training, differentiable=True)
         return y
 
@@ -200,9 +196,10 @@ def _backward(
     dtype, add_norm_backward = block.output.weight.dtype, block.kernels.add_norm_backward
     above = add_norm_backward(gradient, None, block.output_norm, kept.output_normed, dtype)
     sums = _sums(block, block.output, above.branch, above.branch_sums)
-    of_output = block.output.parameter_gradients(kept.activated, above.branch, sums)
+    activated = block.kernels.activated(kept.activation) if block.output.needs_input else None
+    of_output = block.output.parameter_gradients(activated, above.branch, sums)
     u = block.output.input_gradient(above.branch)
-    u, known = block.kernels.gelu_backward(u, kept.slope)
+    u, known = block.kernels.gelu_backward(u, kept.activation)
     sums = _sums(block, block.intermediate, u, known)
     of_intermediate = block.intermediate.parameter_gradients(kept.low_h, u, sums)
     h = block.intermediate.input_gradient(u)
@@ -246,9 +243,10 @@ def _attend_backward(
     else:
         heads = kernels.split_gradient(context, layout, block.num_heads, scale=kept.scale)
     found = torch.empty(3, *kept.keys.shape, dtype=heads.dtype, device=heads.device)
-    torch.bmm(kept.kept.transpose(1, 2), heads, out=found[2])
+    dropped = kernels.dropped(kept.probabilities)
+    torch.bmm(dropped.transpose(1, 2), heads, out=found[2])
     gradient = torch.bmm(heads, kept.values.transpose(1, 2))
-    scores = kernels.softmax_backward(gradient, layout, kept.probabilities, kept.kept)
+    scores = kernels.softmax_backward(gradient, layout, kept.probabilities)
     torch.bmm(scores.transpose(1, 2), kept.queries, out=found[1])
     if block.first_token_only:
         queries = torch.bmm(scores, kept.keys).mul_(block.query_scale).view(layout.size, -1)

@@ -3,6 +3,7 @@
  * Functions are called from native.py, which describes them; `Kernels` in kernels.py does the same
  * with PyTorch's operations. Numbers are computed in fp32, 16 at a time. Which element is dropped
  * depends on seed, row and column alone, not on threads. AVX-512 with bf16 is taken for granted.
+ * setup.py defines SOURCE, which native.py compares with this file.
  */
 #include <immintrin.h>
 #include <omp.h>
@@ -12,7 +13,7 @@
 typedef uint16_t bf16;
 typedef int64_t i64;
 
-enum { LANES = 16, BITS = 8 * LANES, ALL = 1 << 15 };
+enum { LANES = 16, AT_ONCE = 64, BITS = 2 * AT_ONCE, ALL = 1 << 15 };
 
 #define EACH(i, count) (i64 i = 0; i < (count); i += LANES)
 #define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads)")
@@ -52,8 +53,10 @@ static inline void copy(bf16 *to, const bf16 *from, i64 count, float scale) {
 
 static inline void clear(bf16 *x, i64 count) { memset(x, 0, sizeof(bf16) * count); }
 
-/* e^x = 2^n e^r with |r| <= ln(2) / 2, by Taylor's series to r^6: some 2 units in the last place. */
+/* e^x of x <= 0, of which at least -110: 2^n e^r with |r| <= ln(2) / 2, by Taylor's series to r^6, some
+ * 2 units in the last place. A NaN stays one. */
 static inline __m512 exponential(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-110.0f), x); /* the second operand where one is a NaN */
   __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);
   r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
@@ -69,7 +72,7 @@ static inline __m512 gelu_of(__m512 x, __m512 *slope) {
   const float terms[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
   const __m512 one = _mm512_set1_ps(1.0f);
   __m512 half_square = _mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f));
-  __m512 power = exponential(_mm512_max_ps(half_square, _mm512_set1_ps(-100.0f)));
+  __m512 power = exponential(half_square);
   __m512 t = _mm512_fmadd_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.3275911f * 0.70710678f), one);
   t = _mm512_div_ps(one, t);
   __m512 sum = _mm512_set1_ps(1.061405429f);
@@ -81,15 +84,18 @@ static inline __m512 gelu_of(__m512 x, __m512 *slope) {
   return _mm512_mul_ps(x, share);
 }
 
+const char *built_from(void) { return SOURCE; }
+
 static i64 padded(i64 count) { return (count + BITS - 1) / BITS * BITS; }
 
-/* `count` numbers of 16 bits, rounded up to BITS: Philox4x32-7 (Salmon et al. 2011, Parallel random
- * numbers: as easy as 1, 2, 3), two vectors of eight counters at a time. */
+/* At least `count` numbers of 16 bits, up to the next multiple of AT_ONCE, for which there is room:
+ * Philox4x32-7 (Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3) with the seed as key
+ * and eight counters at a time: a block's number within its row, and the row. */
 static void random_bits(uint64_t seed, i64 row, uint16_t *out, i64 count) {
   const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
-  const __m512i eight = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
-  for (i64 start = 0; start < count; start += BITS / 2) {
-    __m512i a = _mm512_add_epi64(_mm512_set1_epi64(start / 8), eight), b = _mm512_setzero_si512();
+  const __m512i numbers = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
+  for (i64 start = 0; start < count; start += AT_ONCE) {
+    __m512i a = _mm512_add_epi64(_mm512_set1_epi64(start / 8), numbers), b = _mm512_setzero_si512();
     __m512i c = _mm512_set1_epi64(row), d = _mm512_setzero_si512();
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     for (int round = 0; round < 7; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
@@ -104,7 +110,7 @@ static void random_bits(uint64_t seed, i64 row, uint16_t *out, i64 count) {
     __m512i ab = _mm512_or_si512(_mm512_and_si512(a, low), _mm512_slli_epi64(b, 32));
     __m512i cd = _mm512_or_si512(_mm512_and_si512(c, low), _mm512_slli_epi64(d, 32));
     _mm512_storeu_si512(out + start, ab);
-    _mm512_storeu_si512(out + start + BITS / 4, cd);
+    _mm512_storeu_si512(out + start + AT_ONCE / 2, cd);
   }
 }
 
@@ -252,6 +258,7 @@ void join_heads(const bf16 *apart, bf16 *x, const i64 *starts, const i64 *length
   clear(x + used * width, (rows - used) * width);
 }
 
+/* `length` is a multiple of LANES. */
 void softmax(bf16 *scores, bf16 *dropped, const i64 *lengths, i64 sequences, i64 heads, i64 queries,
              i64 length, uint64_t seed, i64 threshold, i64 threads) {
   threads = worthwhile(sequences * heads * queries * length, threads);
@@ -259,8 +266,8 @@ void softmax(bf16 *scores, bf16 *dropped, const i64 *lengths, i64 sequences, i64
   for (i64 pair = 0; pair < sequences * heads; pair++) {
     i64 tokens = lengths[pair / heads], asked = queries == 1 ? 1 : tokens;
     i64 at = pair * queries * length, end = at + queries * length;
-    i64 at_once = length < BITS ? BITS / length : 1; /* rows that share numbers */
-    uint16_t bits[padded(at_once * length)];
+    i64 sharing = length < BITS ? BITS / length : 1; /* rows that draw together */
+    uint16_t bits[padded(sharing * length)];
     float powers[padded(length)];
     for (i64 query = 0; query < asked; query++, at += length) {
       __m512 most = _mm512_set1_ps(-__builtin_inff()), total = _mm512_setzero_ps();
@@ -276,14 +283,14 @@ void softmax(bf16 *scores, bf16 *dropped, const i64 *lengths, i64 sequences, i64
         store(powers + i, 0xffff, x);
       }
       __m512 scale = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
-      if (dropped && query % at_once == 0)
-        random_bits(seed, pair * queries + query, bits, at_once * length);
+      if (dropped && query % sharing == 0)
+        random_bits(seed, pair * queries + query, bits, sharing * length);
       for EACH(i, length) {
         __mmask16 own = i < tokens ? rest(tokens - i) : 0, m = rest(length - i);
         __m512 x = _mm512_maskz_mul_ps(own, load(powers + i, own), scale);
         down(scores + at + i, m, x);
         if (!dropped) continue;
-        __mmask16 drawn = kept(bits + query % at_once * length + i, threshold);
+        __mmask16 drawn = kept(bits + query % sharing * length + i, threshold);
         down(dropped + at + i, m, _mm512_maskz_mov_ps(drawn, x));
       }
     }
@@ -310,7 +317,7 @@ void softmax_backward(bf16 *gradient, const bf16 *probabilities, const bf16 *dro
       for EACH(i, length) {
         __mmask16 m = rest(length - i);
         __m512 p = up(probabilities + at + i, m);
-        __mmask16 drawn = _mm512_cmp_ps_mask(up(dropped + at + i, m), _mm512_setzero_ps(), 4);
+        __mmask16 drawn = _mm512_cmp_ps_mask(up(dropped + at + i, m), _mm512_setzero_ps(), _CMP_NEQ_UQ);
         __m512 g = _mm512_maskz_mov_ps(drawn, up(gradient + at + i, m));
         down(gradient + at + i, m, _mm512_mul_ps(p, _mm512_sub_ps(g, dot)));
       }

@@ -30,6 +30,28 @@ class Normed:
 
 
 @dataclass(frozen=True)
+class Probabilities:
+    """What the gradient of softmax with dropout needs; each like the scores."""
+
+    before: Tensor
+    """Before dropout."""
+    after: Tensor | None = None
+    """After it, not scaled, where that is kept,"""
+    mask: Tensor | None = None
+    """or what drops it again. With neither nothing was dropped."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What gradients around GELU need."""
+
+    output: Tensor | None
+    """(num_rows, width), where it is kept instead of computed again."""
+    kept: Tensor
+    """(num_rows, width): the slope, or the input."""
+
+
+@dataclass(frozen=True)
 class NormGradients:
     """Gradients of `norm(stream + dropout(branch))`."""
 
@@ -54,7 +76,8 @@ class Kernels:
         """Set sequences and heads apart.
 
         Args:
-            x: (num_rows, count * hidden), sequences end to end, parts side by side.
+            x: (num_rows, count * hidden), sequences end to end, parts side by side; may be
+                overwritten.
             layout: where the sequences are; past their ends there is something finite.
             num_heads: heads of a part.
             count: parts.
@@ -89,7 +112,7 @@ class Kernels:
 
     def softmax(
         self, scores: Tensor, layout: Ragged, dropout: Dropout | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Probabilities]:
         """Turn scores into probabilities over a sequence's own keys.
 
         Args:
@@ -98,7 +121,7 @@ class Kernels:
             dropout: of the probabilities.
 
         Returns:
-            Probabilities, and those that were not dropped, not scaled; like `scores`.
+            Probabilities after dropout, not scaled, and what their gradient needs.
         """
         dtype, scores = scores.dtype, scores.float()
         if layout.key_mask is not None:
@@ -106,37 +129,49 @@ class Kernels:
             masked.add_(layout.key_mask)
         probabilities = scores.softmax(-1).to(dtype)
         mask = dropout.draw(probabilities) if dropout else None
-        return probabilities, keep(probabilities, mask)
+        return keep(probabilities, mask), Probabilities(probabilities, mask=mask)
 
-    def softmax_backward(
-        self, gradient: Tensor, layout: Ragged, probabilities: Tensor, kept: Tensor
-    ) -> Tensor:
+    def dropped(self, kept: Probabilities) -> Tensor:
+        """Return the first result of `softmax` again."""
+        return keep(kept.before, kept.mask)
+
+    def softmax_backward(self, gradient: Tensor, layout: Ragged, kept: Probabilities) -> Tensor:
         """Return the gradient of the scores.
 
         Args:
-            gradient: of what was not dropped; overwritten.
+            gradient: of probabilities after dropout; overwritten.
             layout: where the sequences are.
-            probabilities: of `softmax`.
             kept: of `softmax`.
         """
         del layout  # where there is no probability there is no gradient
-        if kept is not probabilities:
-            gradient = gradient.mul_(kept.sign())  # of none is negative: 1 or 0
-        return torch.ops.aten._softmax_backward_data(gradient, probabilities, -1, gradient.dtype)
+        gradient = keep_(gradient, kept.mask)
+        return torch.ops.aten._softmax_backward_data(gradient, kept.before, -1, gradient.dtype)
 
-    def gelu(self, u: Tensor, *, differentiable: bool) -> tuple[Tensor, Tensor]:
-        """Return GELU of `u` (num_rows, width), and what its gradient needs."""
-        del differentiable
-        return F.gelu(u), u
+    def gelu(
+        self, u: Tensor, *, differentiable: bool, output_needed: bool
+    ) -> tuple[Tensor, Activation]:
+        """Return GELU of `u` (num_rows, width), and what gradients need.
 
-    def gelu_backward(self, gradient: Tensor, kept: Tensor) -> tuple[Tensor, Tensor | None]:
+        Args:
+            u: the input.
+            differentiable: whether there will be gradients.
+            output_needed: whether one of them needs the output.
+        """
+        del differentiable, output_needed
+        return F.gelu(u), Activation(None, u)
+
+    def activated(self, kept: Activation) -> Tensor:
+        """Return the first result of `gelu` again."""
+        return F.gelu(kept.kept)
+
+    def gelu_backward(self, gradient: Tensor, kept: Activation) -> tuple[Tensor, Tensor | None]:
         """Return the gradient of `u`, and that summed over its rows where that costs nothing.
 
         Args:
             gradient: of GELU of `u`; overwritten.
             kept: of `gelu`.
         """
-        return torch.ops.aten.gelu_backward(gradient, kept), None
+        return torch.ops.aten.gelu_backward(gradient, kept.kept), None
 
     def add_norm(
         self,

@@ -8,6 +8,7 @@ PyTorch's operations do the same, slower.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import os
 from functools import cache
@@ -16,30 +17,32 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from spafit_bench.errors import UserError, nearest
 from spafit_bench.fused.dropout import Dropout, draw_seed
-from spafit_bench.fused.kernels import Kernels, Normed, NormGradients
+from spafit_bench.fused.kernels import Activation, Kernels, Normed, NormGradients, Probabilities
 from spafit_bench.numerics import Numerics, has_bf16_instructions
-from spafit_bench.ragged import Ragged
+from spafit_bench.ragged import LENGTH_MULTIPLE, Ragged
 
 SWITCH = "SPAFIT_BENCH_KERNELS"
 """`torch` in this environment variable does without."""
 
 _ALL = 1 << 15
 """The threshold that keeps everything; see `Dropout`."""
-_KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float}
+_POINTERS = {"b": torch.bfloat16, "s": torch.float32, "i": torch.int64}
+_KINDS = {"n": ctypes.c_int64, "f": ctypes.c_float} | dict.fromkeys(_POINTERS, ctypes.c_void_p)
 _SIGNATURES = {
-    "add_norm": "pppppppppnnffnnn",
-    "add_norm_backward": "pppppppppppnnfnnn",
-    "split_heads": "ppppnnnnnfn",
-    "join_heads": "ppppnnnnnfnn",
-    "softmax": "pppnnnnnnn",
-    "softmax_backward": "ppppnnnnn",
-    "gelu": "pppnn",
-    "gelu_backward": "pppnnn",
-    "column_sums": "ppnnn",
-    "add": "ppnn",
+    "gelu": "bbbnn",
+    "gelu_backward": "bbsnnn",
+    "add_norm": "sbssssbssnnffnnn",
+    "add_norm_backward": "sbsssssbsssnnfnnn",
+    "split_heads": "bbiinnnnnfn",
+    "join_heads": "bbiinnnnnfnn",
+    "softmax": "bbinnnnnnn",
+    "softmax_backward": "bbbinnnnn",
+    "column_sums": "bsnnn",
+    "add": "sbnn",
 }
-"""Arguments: pointers, integers, floats."""
+"""Arguments of the kernels: tensors of bf16, fp32 and int64 (or None), integers, and floats."""
 
 
 def choose_kernels(numerics: Numerics) -> Kernels:
@@ -47,16 +50,24 @@ def choose_kernels(numerics: Numerics) -> Kernels:
     return Kernels() if why_not_native(numerics) else NativeKernels(_library())
 
 
+def kernels_name(numerics: Numerics) -> str:
+    """Name those kernels: `native` or `torch`."""
+    return choose_kernels(numerics).name
+
+
 def why_not_native(numerics: Numerics) -> str | None:
     """Return why compiled kernels do not serve this device and precision; None if they do."""
     if numerics.device.type != "cpu" or numerics.dtype != torch.bfloat16:
         return "they are for bf16 on a CPU"
-    if os.environ.get(SWITCH) == "torch":
-        return f"{SWITCH}=torch"
+    wanted = os.environ.get(SWITCH, "native")
+    if wanted not in ("native", "torch"):
+        raise UserError(f"{SWITCH}={wanted}: {nearest(wanted, ('native', 'torch'))}")
+    if wanted == "torch":
+        return f"switched off by {SWITCH}=torch"
     if not has_bf16_instructions():
         return "this processor has no AVX-512 with bf16"
     if _find() is None:
-        return "no C compiler was there at installation"
+        return "they could not be compiled at installation"
     try:
         _library()
     except OSError as error:
@@ -71,9 +82,22 @@ def _find() -> str | None:
 
 @cache
 def _library() -> ctypes.CDLL:
+    """Load the compiled kernels.
+
+    Raises:
+        OSError: they cannot be, or were compiled from another `kernels.c` than lies here.
+    """
     for openmp in _openmp_of_torch():  # one pool of threads for both
         ctypes.CDLL(str(openmp), mode=ctypes.RTLD_GLOBAL)
     loaded = ctypes.CDLL(_find())
+    source = Path(__file__).with_name("kernels.c")  # in a checkout
+    built_from = getattr(loaded, "built_from", None)
+    if built_from is not None:
+        built_from.restype = ctypes.c_char_p
+    if source.exists():
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
+        if built_from is None or built_from() != digest.encode():
+            raise OSError("compiled from another version of kernels.c")
     for name, signature in _SIGNATURES.items():
         function = getattr(loaded, name)
         function.argtypes, function.restype = [_KINDS[kind] for kind in signature], None
@@ -83,35 +107,34 @@ def _library() -> ctypes.CDLL:
 def _openmp_of_torch() -> list[Path]:
     package = Path(torch.__file__).parent
     folders = (package / "lib", package.with_name("torch.libs"))
-    return [path for folder in folders for path in sorted(folder.glob("libgomp*.so*"))]
+    return [path for folder in folders for path in sorted(folder.glob("libgomp*.so*"))][:1]
 
 
 class NativeKernels(Kernels):
-    """The compiled ones; tensors are contiguous, in bf16 or fp32 as they are in `Kernels`."""
+    """The compiled ones."""
 
     name = "native"
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
 
+    def _call(self, name: str, *arguments: Tensor | float | None) -> None:
+        values = [
+            _address(value, kind) if isinstance(value, Tensor) else value
+            for kind, value in zip(_SIGNATURES[name], arguments, strict=True)
+        ]
+        getattr(self.library, name)(*values)
+
     def split(
         self, x: Tensor, layout: Ragged, num_heads: int, count: int, *, scale: float = 1.0
     ) -> Tensor:
         """Do `Kernels.split`, with zero past the end of a sequence."""
-        x, head_size = x.contiguous(), x.shape[1] // count // num_heads
-        apart = x.new_empty(count, layout.size * num_heads, layout.length, head_size)
-        self.library.split_heads(
-            x.data_ptr(),
-            apart.data_ptr(),
-            layout.starts.data_ptr(),
-            layout.lengths.data_ptr(),
-            layout.size,
-            layout.length,
-            count,
-            num_heads,
-            head_size,
-            scale,
-            torch.get_num_threads(),
+        size = x.shape[1] // count // num_heads
+        apart = x.new_empty(count, layout.size * num_heads, layout.length, size)
+        places = (layout.starts, layout.lengths, layout.size, layout.length)
+        threads = torch.get_num_threads()
+        self._call(
+            "split_heads", x.contiguous(), apart, *places, count, num_heads, size, scale, threads
         )
         return apart
 
@@ -121,82 +144,55 @@ class NativeKernels(Kernels):
 
     def join(self, heads: Tensor, layout: Ragged, *, scale: float = 1.0) -> Tensor:
         """Do `Kernels.join`, with zero in rows of no sequence."""
-        heads = heads.contiguous()
-        count, pairs, length, head_size = heads.shape
+        count, pairs, length, size = heads.shape
         num_heads = pairs // layout.size
-        x = heads.new_empty(layout.num_rows, count * num_heads * head_size)
-        self.library.join_heads(
-            heads.data_ptr(),
-            x.data_ptr(),
-            layout.starts.data_ptr(),
-            layout.lengths.data_ptr(),
-            layout.size,
-            length,
-            count,
-            num_heads,
-            head_size,
-            scale,
-            layout.num_rows,
-            torch.get_num_threads(),
-        )
+        x = heads.new_empty(layout.num_rows, count * num_heads * size)
+        places = (layout.starts, layout.lengths, layout.size, length)
+        shape, threads = (count, num_heads, size), torch.get_num_threads()
+        rows = layout.num_rows
+        self._call("join_heads", heads.contiguous(), x, *places, *shape, scale, rows, threads)
         return x
 
     def softmax(
         self, scores: Tensor, layout: Ragged, dropout: Dropout | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Probabilities]:
         """Do `Kernels.softmax`; probabilities take the place of the scores."""
-        pairs, queries, length = scores.shape
-        kept = torch.empty_like(scores) if dropout else scores
-        self.library.softmax(
-            scores.data_ptr(),
-            kept.data_ptr() if dropout else None,
-            layout.lengths.data_ptr(),
-            layout.size,
-            pairs // layout.size,
-            queries,
-            length,
-            draw_seed() if dropout else 0,
-            dropout.threshold if dropout else _ALL,
-            torch.get_num_threads(),
-        )
-        return scores, kept
+        after = torch.empty_like(scores) if dropout else None
+        draw = (draw_seed(), dropout.threshold) if dropout else (0, _ALL)
+        shape, threads = _attention(scores, layout), torch.get_num_threads()
+        self._call("softmax", scores, after, layout.lengths, *shape, *draw, threads)
+        return scores if after is None else after, Probabilities(scores, after)
 
-    def softmax_backward(
-        self, gradient: Tensor, layout: Ragged, probabilities: Tensor, kept: Tensor
-    ) -> Tensor:
+    def dropped(self, kept: Probabilities) -> Tensor:
+        """Do `Kernels.dropped`."""
+        return kept.before if kept.after is None else kept.after
+
+    def softmax_backward(self, gradient: Tensor, layout: Ragged, kept: Probabilities) -> Tensor:
         """Do `Kernels.softmax_backward`, in place."""
-        pairs, queries, length = gradient.shape
-        self.library.softmax_backward(
-            gradient.data_ptr(),
-            probabilities.data_ptr(),
-            kept.data_ptr(),
-            layout.lengths.data_ptr(),
-            layout.size,
-            pairs // layout.size,
-            queries,
-            length,
-            torch.get_num_threads(),
-        )
+        given = (gradient, kept.before, self.dropped(kept), layout.lengths)
+        shape = _attention(gradient, layout)
+        self._call("softmax_backward", *given, *shape, torch.get_num_threads())
         return gradient
 
-    def gelu(self, u: Tensor, *, differentiable: bool) -> tuple[Tensor, Tensor]:
-        """Do `Kernels.gelu`; its slope, in bf16, is what is kept."""
-        y, slope = torch.empty_like(u), torch.empty_like(u) if differentiable else u
-        self.library.gelu(
-            u.data_ptr(),
-            y.data_ptr(),
-            slope.data_ptr() if differentiable else None,
-            u.numel(),
-            torch.get_num_threads(),
-        )
-        return y, slope
+    def gelu(
+        self, u: Tensor, *, differentiable: bool, output_needed: bool
+    ) -> tuple[Tensor, Activation]:
+        """Do `Kernels.gelu`; its slope is computed along with it, rounded to bf16."""
+        y, slope = torch.empty_like(u), torch.empty_like(u) if differentiable else None
+        self._call("gelu", u, y, slope, u.numel(), torch.get_num_threads())
+        kept = u if slope is None else slope
+        return y, Activation(y if output_needed else None, kept)
 
-    def gelu_backward(self, gradient: Tensor, kept: Tensor) -> tuple[Tensor, Tensor | None]:
+    def activated(self, kept: Activation) -> Tensor:
+        """Do `Kernels.activated`."""
+        assert kept.output is not None
+        return kept.output
+
+    def gelu_backward(self, gradient: Tensor, kept: Activation) -> tuple[Tensor, Tensor | None]:
         """Do `Kernels.gelu_backward`, in place."""
         (rows, width), threads = gradient.shape, torch.get_num_threads()
-        sums = torch.zeros(threads, width)
-        pointers = (gradient.data_ptr(), kept.data_ptr(), sums.data_ptr())
-        self.library.gelu_backward(*pointers, rows, width, threads)
+        sums = torch.zeros(threads, width, dtype=torch.float32)
+        self._call("gelu_backward", gradient, kept.kept, sums, rows, width, threads)
         return gradient, sums.sum(0)
 
     def add_norm(
@@ -208,31 +204,16 @@ class NativeKernels(Kernels):
         *,
         differentiable: bool,
     ) -> tuple[Tensor, Tensor, Normed]:
-        """Do `Kernels.add_norm`; the mask is drawn again for the gradient."""
-        rows, width = branch.shape
-        stream, y = stream.contiguous(), torch.empty_like(branch, dtype=torch.float32)
-        z = torch.empty_like(y) if differentiable else y
-        low, mean, deviation = torch.empty_like(branch), *stream.new_empty(2, rows)
+        """Do `Kernels.add_norm`; what is dropped is drawn again for the gradient."""
+        y, low = torch.empty_like(branch, dtype=torch.float32), torch.empty_like(branch)
+        z = torch.empty_like(y) if differentiable else None
+        mean, deviation = y.new_empty(2, len(y))
         seed = draw_seed() if dropout else 0
-        self.library.add_norm(
-            stream.data_ptr(),
-            branch.data_ptr(),
-            norm.weight.data_ptr(),
-            norm.bias.data_ptr(),
-            z.data_ptr() if differentiable else None,
-            y.data_ptr(),
-            low.data_ptr(),
-            mean.data_ptr(),
-            deviation.data_ptr(),
-            rows,
-            width,
-            norm.eps,
-            dropout.scale if dropout else 1.0,
-            seed,
-            dropout.threshold if dropout else _ALL,
-            torch.get_num_threads(),
-        )
-        return y, low, Normed(z, mean, deviation, dropout, seed)
+        given = (stream.contiguous(), branch, norm.weight, norm.bias)
+        found = (z, y, low, mean, deviation)
+        draw = _draw(dropout, seed)
+        self._call("add_norm", *given, *found, *y.shape, norm.eps, *draw, torch.get_num_threads())
+        return y, low, Normed(y if z is None else z, mean, deviation, dropout, seed)
 
     def add_norm_backward(
         self,
@@ -243,42 +224,46 @@ class NativeKernels(Kernels):
         dtype: torch.dtype,
     ) -> NormGradients:
         """Do `Kernels.add_norm_backward`."""
-        (rows, width), threads = kept.z.shape, torch.get_num_threads()
-        gradient = gradient.contiguous()
-        stream, branch = torch.empty_like(kept.z), torch.empty_like(kept.z, dtype=dtype)
-        sums = kept.z.new_zeros(3, threads, width)
         assert isinstance(kept.dropped, int)
-        self.library.add_norm_backward(
-            gradient.data_ptr(),
-            None if more is None else more.data_ptr(),
-            kept.z.data_ptr(),
-            kept.mean.data_ptr(),
-            kept.inverse_deviation.data_ptr(),
-            norm.weight.data_ptr(),
-            stream.data_ptr(),
-            branch.data_ptr(),
-            *(part.data_ptr() for part in sums),
-            rows,
-            width,
-            kept.dropout.scale if kept.dropout else 1.0,
-            kept.dropped,
-            kept.dropout.threshold if kept.dropout else _ALL,
-            threads,
-        )
+        shape, threads = kept.z.shape, torch.get_num_threads()
+        stream, branch = torch.empty_like(kept.z), torch.empty_like(kept.z, dtype=dtype)
+        sums = kept.z.new_zeros(3, threads, shape[1])
+        given = (gradient.contiguous(), more, kept.z, kept.mean, kept.inverse_deviation)
+        draw = _draw(kept.dropout, kept.dropped)
+        found = (stream, branch, *sums)
+        self._call("add_norm_backward", *given, norm.weight, *found, *shape, *draw, threads)
         of_weight, of_bias, of_branch = sums.sum(1)
         own = [(norm.weight, of_weight), (norm.bias, of_bias)]
-        trained = [gradient for parameter, gradient in own if parameter.requires_grad]
+        trained = [found for parameter, found in own if parameter.requires_grad]
         return NormGradients(stream, branch, trained, of_branch)
 
     def column_sums(self, x: Tensor) -> Tensor:
         """Do `Kernels.column_sums` in fp32."""
-        x, (rows, width), threads = x.contiguous(), x.shape, torch.get_num_threads()
-        sums = torch.zeros(threads, width)
-        self.library.column_sums(x.data_ptr(), sums.data_ptr(), rows, width, threads)
+        threads = torch.get_num_threads()
+        sums = torch.zeros(threads, x.shape[1], dtype=torch.float32)
+        self._call("column_sums", x.contiguous(), sums, *x.shape, threads)
         return sums.sum(0)
 
     def add_(self, x: Tensor, more: Tensor) -> Tensor:
         """Do `Kernels.add_`."""
-        more = more.contiguous()
-        self.library.add(x.data_ptr(), more.data_ptr(), x.numel(), torch.get_num_threads())
+        self._call("add", x, more.contiguous(), x.numel(), torch.get_num_threads())
         return x
+
+
+def _address(tensor: Tensor, kind: str) -> int:
+    """Return where a tensor's numbers are: that is all that a kernel sees of it."""
+    assert tensor.dtype == _POINTERS[kind], (kind, tensor.dtype)
+    assert tensor.is_contiguous(), (kind, tensor.shape, tensor.stride())
+    return tensor.data_ptr()
+
+
+def _attention(scores: Tensor, layout: Ragged) -> tuple[int, int, int, int]:
+    """Sequences, heads, queries and keys."""
+    pairs, queries, length = scores.shape
+    assert length % LENGTH_MULTIPLE == 0, length
+    return layout.size, pairs // layout.size, queries, length
+
+
+def _draw(dropout: Dropout | None, seed: int) -> tuple[float, int, int]:
+    """Scale, seed and threshold."""
+    return (dropout.scale, seed, dropout.threshold) if dropout else (1.0, 0, _ALL)
