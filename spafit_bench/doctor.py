@@ -130,10 +130,8 @@ def _kernels() -> Check:
     reason = why_not_native(Numerics(torch.device("cpu"), "bf16"))
     if reason is None:
         return Check("kernels", "ok", "compiled, for bf16 on this processor")
-    fix = (
-        "training is a sixth faster with them: install spafit-bench again where there is gcc, with"
-    )
-    return Check("kernels", "note", reason, f"{fix} pip's --force-reinstall --no-cache-dir")
+    fix = 'training is a sixth faster with them: "Compiled kernels" in docs/speed.md'
+    return Check("kernels", "note", reason, fix)
 
 
 def cores() -> int:

@@ -115,10 +115,8 @@ class _Kept:
 def _forward(
     block: Block, x: Tensor, layout: Ragged, training: bool, *, differentiable: bool
 ) -> tuple[Tensor, _Kept]:
-    kernels, add_norm = (
-        block.kernels,
-        partial(block.kernels.add_norm, differentiable=differentiable),
-    )
+    kernels = block.kernels
+    add_norm = partial(kernels.add_norm, differentiable=differentiable)
     low_x = x.to(block.qkv.weight.dtype)
     stream = x[layout.starts] if block.first_token_only else x
     context, attended = _attend(block, low_x, layout, training)
