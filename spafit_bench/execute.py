@@ -268,6 +268,8 @@ def utc_now() -> str:
 def build_model(prepared: PreparedRun) -> AdaptedModel:
     """Load the weights and carry out the plan; afterwards every generator is freshly seeded."""
     config, numerics = prepared.config, prepared.numerics
+    if numerics.device.type == "cpu":
+        memory.keep_freed_memory()
     model, fresh = load_model(
         prepared.checkpoint,
         prepared.task,

@@ -1,6 +1,7 @@
 """Peak memory is that of one run."""
 
 import ctypes
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,3 +125,44 @@ def test_frozen_weights_never_take_their_fp32_size(tmp_path) -> None:
     size = (tmp_path / "wide" / "model.safetensors").stat().st_size
     assert size > 200e6
     assert int(done.stdout) < 0.85 * size
+
+
+_STEPS = """
+import ctypes, resource
+from spafit_bench import memory
+{call}
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def step():
+    pieces = [ctypes.c_void_p(library.malloc(n << 20)) for n in (40, 3, 40, 5)]
+    for piece, n in zip(pieces, (40, 3, 40, 5)):
+        library.memset(piece, 1, n << 20)
+    for piece in pieces:
+        library.free(piece)
+step()
+before = faults()
+for _ in range(10):
+    step()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="not GNU's C library")
+def test_what_a_step_frees_stays_for_the_next() -> None:
+    """Ten steps of 88 MB fault in no page anew; they do where the user's own settings say so."""
+
+    def faults(call: str, **environment: str) -> int:
+        command = [sys.executable, "-c", _STEPS.format(call=call)]
+        clean = {k: v for k, v in os.environ.items() if "MALLOC" not in k and "GLIBC" not in k}
+        done = subprocess.run(
+            command, env=clean | environment, capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    returned = 10 * 80 * 2**20 // 4096
+    assert faults("memory.keep_freed_memory()") < 0.1 * returned
+    assert faults("") > 0.9 * returned
+    own = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    assert faults("memory.keep_freed_memory()", **own) > 0.9 * returned
