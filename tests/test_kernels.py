@@ -26,7 +26,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
 from spafit_bench.fused import native
 from spafit_bench.fused.dropout import Dropout, draw_seed
-from spafit_bench.fused.kernels import Kernels
+from spafit_bench.fused.kernels import Kernels, plus
 from spafit_bench.numerics import Numerics, has_bf16_instructions
 from spafit_bench.ragged import Ragged
 
@@ -127,13 +127,18 @@ def test_without_them_torch_computes(
 @compiled
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("scale", [0.5, 1.0])
+@pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.usefixtures("threads")
-def test_split_and_join(kernels: Kernels, lengths: list[int], count: int) -> None:
+def test_split_and_join(
+    kernels: Kernels, lengths: list[int], count: int, scale: float, biased: bool
+) -> None:
     """The same numbers in the same places as with PyTorch; zero elsewhere."""
-    layout, scale = layout_of(lengths), 0.5
+    layout = layout_of(lengths)
     x = random(layout.num_rows, count * WIDTH)
-    apart = kernels.split(x, layout, HEADS, count, scale=scale)
-    expected = Kernels().split(x, layout, HEADS, count, scale=scale)
+    bias = random(count * WIDTH, seed=1).float() if biased else None
+    apart = kernels.split(x, bias, layout, HEADS, count, scale=scale)
+    expected = Kernels().split(x, bias, layout, HEADS, count, scale=scale)
     torch.testing.assert_close(real(layout, apart), real(layout, expected), **EXACT)
     num_places = count * WIDTH * layout.num_tokens
     assert apart.count_nonzero() == real(layout, apart).count_nonzero() <= num_places
@@ -141,7 +146,7 @@ def test_split_and_join(kernels: Kernels, lengths: list[int], count: int) -> Non
     expected = Kernels().join(apart.clone(), layout, scale=1 / scale)
     torch.testing.assert_close(together, expected, **EXACT)
     tokens = layout.num_tokens
-    torch.testing.assert_close(together[:tokens], x[:tokens], **EXACT)
+    torch.testing.assert_close(together[:tokens], plus(x[:tokens], bias), **EXACT)
     assert not together[tokens:].any()
     (gradient,) = kernels.split_gradient(x[:, :WIDTH], layout, HEADS, scale=0.5)[None]
     expected = Kernels().split_gradient(_zero_past(x[:, :WIDTH], tokens), layout, HEADS, scale=0.5)
@@ -228,7 +233,7 @@ def test_dropout_does_not_depend_on_threads(kernels: Kernels) -> None:
         torch.manual_seed(1)
         with torch.no_grad():
             after, _ = kernels.softmax(scores.clone(), layout, dropout)
-            z = kernels.add_norm(stream, branch, norm, dropout, differentiable=True)[2].z
+            z = kernels.add_norm(stream, branch, None, norm, dropout, differentiable=True)[2].z
         found.append((after, z))
     torch.set_num_threads(before)
     for other in found[1:]:
@@ -259,7 +264,7 @@ def test_what_is_dropped_is_what_philox_says(kernels: Kernels) -> None:
     ones = torch.ones(rows, width, dtype=torch.bfloat16)
     with torch.no_grad():
         zeros, norm = torch.zeros(rows, width), nn.LayerNorm(width)
-        z = kernels.add_norm(zeros, ones, norm, dropout, differentiable=True)[2].z
+        z = kernels.add_norm(zeros, ones, None, norm, dropout, differentiable=True)[2].z
     for row in range(rows):
         numbers: list[int] = []
         for group in range(0, 24, 8):
@@ -274,9 +279,10 @@ def test_what_is_dropped_is_what_philox_says(kernels: Kernels) -> None:
 @pytest.mark.parametrize("width", [WIDTH, 384, 1])
 @pytest.mark.parametrize("rows", [1, 50, 600])
 @pytest.mark.parametrize("probability", [0.0, 0.25])
+@pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.usefixtures("threads")
 def test_add_norm_and_its_gradients(
-    kernels: Kernels, width: int, rows: int, probability: float
+    kernels: Kernels, width: int, rows: int, probability: float, biased: bool
 ) -> None:
     """Against autograd in float64, with the elements that the kernel dropped."""
     dropout = Dropout.of(probability) if probability else None
@@ -285,21 +291,24 @@ def test_add_norm_and_its_gradients(
         norm.weight.normal_()
         norm.bias.normal_()
         stream, branch = random(rows, width).float(), random(rows, width, seed=1)
-        y, low, kept = kernels.add_norm(stream, branch, norm, dropout, differentiable=True)
+        bias = random(width, seed=4).float() * 0.777 if biased else None  # no sum with it is zero
+        given = (stream, branch, bias, norm)
+        y, low, kept = kernels.add_norm(*given, dropout, differentiable=True)
+    whole = branch.float() + (0 if bias is None else bias)
     added = kept.z - stream
-    mask = (added != 0) | (branch == 0) if dropout else torch.ones_like(added, dtype=torch.bool)
+    mask = (added != 0) | (whole == 0) if dropout else torch.ones_like(added, dtype=torch.bool)
     scale = dropout.scale if dropout else 1.0
 
     exact = nn.LayerNorm(width, eps=norm.eps, dtype=torch.float64)
     exact.load_state_dict(norm.double().state_dict())
     norm.float()
-    inputs = stream.double().requires_grad_(), branch.double().requires_grad_()
+    inputs = stream.double().requires_grad_(), whole.double().requires_grad_()
     expected = exact(inputs[0] + inputs[1] * mask * scale)
     torch.testing.assert_close(y.double(), expected.detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(low, y.bfloat16(), **EXACT)
     if dropout is None:
         with torch.no_grad():
-            again = kernels.add_norm(stream, branch, norm, None, differentiable=False)
+            again = kernels.add_norm(*given, None, differentiable=False)
         torch.testing.assert_close(again[:2], (y, low), **EXACT)
 
     gradient, more = random(rows, width, seed=2).float(), random(rows, width, seed=3)
@@ -330,7 +339,7 @@ def test_dropout_of_a_branch_has_its_rate_and_no_pattern(kernels: Kernels) -> No
     def drawn() -> Tensor:
         with torch.no_grad():
             zeros = torch.zeros(rows, width)
-            z = kernels.add_norm(zeros, ones, norm, dropout, differentiable=True)[2].z
+            z = kernels.add_norm(zeros, ones, None, norm, dropout, differentiable=True)[2].z
         assert set(z.unique().tolist()) == {0.0, torch.tensor(dropout.scale).item()}
         return (z == 0).double()
 
@@ -355,12 +364,19 @@ def test_gelu_and_its_gradient(kernels: Kernels) -> None:
     expected = F.gelu(exact)
     expected.sum().backward()
     assert exact.grad is not None
-    y, kept = kernels.gelu(u, differentiable=True, output_needed=True)
+    y, kept = kernels.gelu(u, None, differentiable=True, output_needed=True)
     torch.testing.assert_close(y.double(), expected.detach(), rtol=2**-8, atol=1e-7)
     torch.testing.assert_close(kept.kept.double(), exact.grad, rtol=2**-8, atol=2e-7)
     assert kernels.activated(kept) is y
-    again, _ = kernels.gelu(u, differentiable=False, output_needed=False)
+    again, _ = kernels.gelu(u, None, differentiable=False, output_needed=False)
     torch.testing.assert_close(again, y, **EXACT)
+
+    bias = random(2667, seed=1).float()
+    y, _ = kernels.gelu(u, bias, differentiable=False, output_needed=False)
+    wanted = F.gelu(u.double() + bias)
+    torch.testing.assert_close(y.double(), wanted, rtol=2**-8, atol=2e-7)
+    theirs, _ = Kernels().gelu(u, bias, differentiable=False, output_needed=False)
+    torch.testing.assert_close(theirs.double(), wanted, rtol=2**-6, atol=2**-7)
 
     gradient = random(25, 2667)
     found, sums = kernels.gelu_backward(gradient.clone(), kept)
@@ -368,7 +384,7 @@ def test_gelu_and_its_gradient(kernels: Kernels) -> None:
     torch.testing.assert_close(found.double(), wanted, rtol=2**-7, atol=1e-6)
     assert sums is not None
     torch.testing.assert_close(sums.double(), wanted.sum(0), rtol=1e-2, atol=1e-2)
-    _, theirs = Kernels().gelu(u, differentiable=True, output_needed=True)
+    _, theirs = Kernels().gelu(u, None, differentiable=True, output_needed=True)
     found, none = Kernels().gelu_backward(gradient.clone(), theirs)
     torch.testing.assert_close(found.double(), wanted, rtol=2**-7, atol=1e-6)
     assert none is None
@@ -395,7 +411,7 @@ def test_what_is_not_finite_stays_visible(kernels: Kernels, value: float) -> Non
     branch[3, 5] = value
     with torch.no_grad():
         zeros = torch.zeros(layout.num_rows, WIDTH)
-        y, low, _ = kernels.add_norm(zeros, branch, norm, None, differentiable=False)
+        y, low, _ = kernels.add_norm(zeros, branch, None, norm, None, differentiable=False)
     assert y[3].isnan().all()
     assert low[3].isnan().all()
     assert y[4].isfinite().all()
@@ -404,7 +420,7 @@ def test_what_is_not_finite_stays_visible(kernels: Kernels, value: float) -> Non
     probabilities, _ = kernels.softmax(scores, layout, None)
     assert probabilities[0, 2, :20].isnan().any()
     assert probabilities[0, 3].isfinite().all()
-    y, _ = kernels.gelu(branch, differentiable=False, output_needed=False)
+    y, _ = kernels.gelu(branch, None, differentiable=False, output_needed=False)
     assert y[3, 5].isnan() or y[3, 5] == value
     far = torch.full((layout.size * HEADS, 1, layout.length), -1e30, dtype=torch.bfloat16)
     far[:, :, 2] = 1e30

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from spafit_bench.fused.dropout import Dropout
-from spafit_bench.fused.kernels import Activation, Kernels, Normed, Probabilities
+from spafit_bench.fused.kernels import Activation, Kernels, Normed, Probabilities, plus
 from spafit_bench.fused.maps import FusedMap
 from spafit_bench.ragged import Ragged
 
@@ -69,21 +69,25 @@ class Block:
         mapped = [p for fused in self.maps for p in fused.parameters]
         return [*mapped, *(p for p in norms if p.requires_grad)]
 
-    def __call__(self, x: Tensor, layout: Ragged, *, training: bool) -> Tensor:
+    def __call__(
+        self, x: Tensor, low: Tensor, layout: Ragged, *, training: bool
+    ) -> tuple[Tensor, Tensor]:
         """Apply the block.
 
         Args:
             x: (num_tokens, hidden) fp32.
+            low: the same in the compute precision.
             layout: where the sequences are.
             training: whether dropout is on.
 
         Returns:
-            (num_tokens, hidden) fp32; (size, hidden) if `first_token_only`.
+            (num_tokens, hidden) fp32; (size, hidden) if `first_token_only`. And the same in the
+            compute precision.
         """
         parameters = self.parameters
         if torch.is_grad_enabled() and (x.requires_grad or parameters):
-            return _BlockFunction.apply(x, self, layout, training, *parameters)  # type: ignore[no-untyped-call]
-        return _forward(self, x, layout, training, differentiable=False)[0]
+            return _BlockFunction.apply(x, low, self, layout, training, *parameters)  # type: ignore[no-untyped-call]
+        return _forward(self, x, low, layout, training, differentiable=False)[:2]
 
 
 @dataclass
@@ -113,24 +117,30 @@ class _Kept:
 
 
 def _forward(
-    block: Block, x: Tensor, layout: Ragged, training: bool, *, differentiable: bool
-) -> tuple[Tensor, _Kept]:
+    block: Block,
+    x: Tensor,
+    low_x: Tensor,
+    layout: Ragged,
+    training: bool,
+    *,
+    differentiable: bool,
+) -> tuple[Tensor, Tensor, _Kept]:
     kernels = block.kernels
     add_norm = partial(kernels.add_norm, differentiable=differentiable)
-    low_x = x.to(block.qkv.weight.dtype)
     stream = x[layout.starts] if block.first_token_only else x
     context, attended = _attend(block, low_x, layout, training)
     branch = block.attention_output.product(context)
+    bias = block.attention_output.late_bias()
     dropout = _active(block.attention_output_dropout, training)
-    h, low_h, attention_normed = add_norm(stream, branch, block.attention_norm, dropout)
-    u = block.intermediate.product(low_h)
+    h, low_h, attention_normed = add_norm(stream, branch, bias, block.attention_norm, dropout)
+    u, bias = block.intermediate.product(low_h), block.intermediate.late_bias()
     activated, activation = kernels.gelu(
-        u, differentiable=differentiable, output_needed=block.output.needs_input
+        u, bias, differentiable=differentiable, output_needed=block.output.needs_input
     )
-    branch = block.output.product(activated)
+    branch, bias = block.output.product(activated), block.output.late_bias()
     dropout = _active(block.output_dropout, training)
-    y, _, output_normed = add_norm(h, branch, block.output_norm, dropout)
-    return y, _Kept(
+    y, low_y, output_normed = add_norm(h, branch, bias, block.output_norm, dropout)
+    kept = _Kept(
         attended,
         attention_normed,
         output_normed,
@@ -139,6 +149,7 @@ def _forward(
         context if block.attention_output.needs_input else None,
         low_h if block.intermediate.needs_input else None,
     )
+    return y, low_y, kept
 
 
 def _active(dropout: Dropout, training: bool) -> Dropout | None:
@@ -147,14 +158,14 @@ def _active(dropout: Dropout, training: bool) -> Dropout | None:
 
 def _attend(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[Tensor, _Attended]:
     """Return the attention's context, (num queries, hidden), and what its gradient needs."""
-    kernels, heads = block.kernels, block.num_heads
+    kernels, heads, qkv = block.kernels, block.num_heads, block.qkv
     if block.first_token_only:
-        queries = block.qkv.product(x[layout.starts], 0, 1).mul_(block.query_scale)
-        queries = queries.view(-1, 1, block.head_size)
-        keys, values = kernels.split(block.qkv.product(x, 1), layout, heads, 2)
+        queries = plus(qkv.product(x[layout.starts], 0, 1), qkv.late_bias(0, 1))
+        queries = queries.mul_(block.query_scale).view(-1, 1, block.head_size)
+        keys, values = kernels.split(qkv.product(x, 1), qkv.late_bias(1), layout, heads, 2)
     else:
-        together = block.qkv.product(x)
-        queries, keys, values = kernels.split(together, layout, heads, 3, scale=block.query_scale)
+        given, scale = (qkv.product(x), qkv.late_bias(), layout, heads, 3), block.query_scale
+        queries, keys, values = kernels.split(*given, scale=scale)
     scores = torch.bmm(queries, keys.transpose(1, 2))
     dropout = _active(block.attention_dropout, training)
     dropped, probabilities = kernels.softmax(scores, layout, dropout)
@@ -171,12 +182,21 @@ class _BlockFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, block: Block, layout: Ragged, training: bool, *parameters: Tensor
-    ) -> Tensor:
+        ctx: Any,
+        x: Tensor,
+        low: Tensor,
+        block: Block,
+        layout: Ragged,
+        training: bool,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         del parameters  # the block has them; autograd has to see them
         ctx.block, ctx.layout = block, layout
-        y, ctx.kept = _forward(block, x, layout, training, differentiable=True)
-        return y
+        y, low, ctx.kept = _forward(block, x, low, layout, training, differentiable=True)
+        low = low.detach()  # in fp32 it is y
+        ctx.mark_non_differentiable(low)
+        ctx.set_materialize_grads(False)
+        return y, low
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -184,7 +204,7 @@ class _BlockFunction(torch.autograd.Function):
         gradient, found = _backward(
             ctx.block, kept, ctx.layout, gradients[0], ctx.needs_input_grad[0]
         )
-        return (gradient, None, None, None, *found)
+        return (gradient, None, None, None, None, *found)
 
 
 def _backward(

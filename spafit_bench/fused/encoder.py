@@ -109,7 +109,8 @@ class FusedEncoder:
 
         def fuse(*names: str) -> FusedMap:
             linears = [layer.get_submodule(paths[name]) for name in names]
-            return FusedMap(linears, self.numerics.dtype)  # type: ignore[arg-type]
+            adds_bias = not self.kernels.adds_bias
+            return FusedMap(linears, self.numerics.dtype, adds_bias=adds_bias)  # type: ignore[arg-type]
 
         attention_norm, output_norm = (layer.get_submodule(n.module) for n in self.row.norms)
         assert isinstance(attention_norm, nn.LayerNorm)
@@ -147,8 +148,9 @@ class FusedEncoder:
             x = (self.prefix(batch) if batch.prefix is None else batch.prefix).float()
         else:
             x = self._embed(batch, training)
+        low = x.to(self.numerics.dtype)
         for block in self.blocks[self.prefix_layers :]:
-            x = block(x, batch.layout, training=training)
+            x, low = block(x, low, batch.layout, training=training)
         with self.numerics.autocast():
             return _HEADS[self.model.config.model_type](self.model, x).float()
 
@@ -161,9 +163,10 @@ class FusedEncoder:
             results do not depend on which.
         """
         x = self._embed(batch, training=False)
+        low = x.to(self.numerics.dtype)
         for block in self.blocks[: self.prefix_layers]:
-            x = block(x, batch.layout, training=False)
-        return x.to(self.numerics.dtype)
+            x, low = block(x, low, batch.layout, training=False)
+        return low
 
     def _embed(self, batch: Batch, training: bool) -> Tensor:
         inputs = {"input_ids": batch.input_ids[None]}

@@ -7,6 +7,7 @@
  */
 #include <immintrin.h>
 #include <omp.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -40,15 +41,26 @@ static inline void down(bf16 *x, __mmask16 m, __m512 v) {
   _mm256_mask_storeu_epi16(x, m, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
-static inline void copy(bf16 *to, const bf16 *from, i64 count, float scale) {
-  if (scale == 1.0f) {
+/* With nothing to add, `bias` is NULL. */
+static inline __m512 plus(const bf16 *x, const float *bias, i64 i, __mmask16 m) {
+  return bias ? _mm512_add_ps(up(x + i, m), load(bias + i, m)) : up(x + i, m);
+}
+
+static inline void copy(bf16 *to, const bf16 *from, const float *bias, i64 count, float scale) {
+  if (scale == 1.0f && !bias) {
     memcpy(to, from, sizeof(bf16) * count);
     return;
   }
   for EACH(i, count) {
     __mmask16 m = rest(count - i);
-    down(to + i, m, _mm512_mul_ps(up(from + i, m), _mm512_set1_ps(scale)));
+    down(to + i, m, _mm512_mul_ps(plus(from, bias, i, m), _mm512_set1_ps(scale)));
   }
+}
+
+/* Sums of each thread, below one another, to the first. */
+static inline void reduce(float *sums, i64 count, i64 threads) {
+  for (i64 thread = 1; thread < threads; thread++)
+    for EACH(i, count) accumulate(sums + i, rest(count - i), load(sums + thread * count + i, rest(count - i)));
 }
 
 static inline void clear(bf16 *x, i64 count) { memset(x, 0, sizeof(bf16) * count); }
@@ -120,14 +132,17 @@ static inline __mmask16 kept(const uint16_t *bits, i64 threshold) {
   return _mm256_cmplt_epu16_mask(x, _mm256_set1_epi16((short)threshold));
 }
 
-void gelu(const bf16 *x, bf16 *y, bf16 *slope, i64 count, i64 threads) {
-  threads = worthwhile(count, threads);
+void gelu(const bf16 *x, const float *bias, bf16 *y, bf16 *slope, i64 rows, i64 width, i64 threads) {
+  threads = worthwhile(rows * width, threads);
   PARALLEL
-  for EACH(i, count) {
-    __mmask16 m = rest(count - i);
-    __m512 derivative;
-    down(y + i, m, gelu_of(up(x + i, m), &derivative));
-    if (slope) down(slope + i, m, derivative);
+  for (i64 row = 0; row < rows; row++) {
+    i64 at = row * width;
+    for EACH(i, width) {
+      __mmask16 m = rest(width - i);
+      __m512 derivative;
+      down(y + at + i, m, gelu_of(plus(x + at, bias, i, m), &derivative));
+      if (slope) down(slope + at + i, m, derivative);
+    }
   }
 }
 
@@ -143,11 +158,13 @@ void gelu_backward(bf16 *gradient, const bf16 *slope, float *sums, i64 rows, i64
       accumulate(sums + own + i, m, x);
     }
   }
+  reduce(sums, width, threads);
 }
 
-void add_norm(const float *stream, const bf16 *branch, const float *weight, const float *bias,
-              float *z, float *y, bf16 *low, float *mean, float *inverse_deviation, i64 rows,
-              i64 width, float eps, float scale, uint64_t seed, i64 threshold, i64 threads) {
+void add_norm(const float *stream, const bf16 *branch, const float *branch_bias, const float *weight,
+              const float *bias, float *z, float *y, bf16 *low, float *mean,
+              float *inverse_deviation, i64 rows, i64 width, float eps, float scale, uint64_t seed,
+              i64 threshold, i64 threads) {
   threads = worthwhile(rows * width, threads);
   PARALLEL
   for (i64 row = 0; row < rows; row++) {
@@ -159,7 +176,8 @@ void add_norm(const float *stream, const bf16 *branch, const float *weight, cons
     for EACH(i, width) {
       __mmask16 m = rest(width - i), drawn = threshold < ALL ? kept(bits + i, threshold) & m : m;
       __m512 x = load(stream + at + i, m);
-      x = _mm512_mask3_fmadd_ps(up(branch + at + i, m), _mm512_set1_ps(scale), x, drawn);
+      __m512 more = plus(branch + at, branch_bias, i, m);
+      x = _mm512_mask3_fmadd_ps(more, _mm512_set1_ps(scale), x, drawn);
       store(added + i, m, x);
       total = _mm512_add_ps(total, x);
     }
@@ -186,12 +204,14 @@ void add_norm(const float *stream, const bf16 *branch, const float *weight, cons
 
 void add_norm_backward(const float *gradient, const bf16 *more, const float *z, const float *mean,
                        const float *inverse_deviation, const float *weight, float *stream,
-                       bf16 *branch, float *of_weight, float *of_bias, float *of_branch, i64 rows,
-                       i64 width, float scale, uint64_t seed, i64 threshold, i64 threads) {
+                       bf16 *branch, float *sums, i64 rows, i64 width, float scale, uint64_t seed,
+                       i64 threshold, i64 threads) {
   threads = worthwhile(rows * width, threads);
   PARALLEL
   for (i64 row = 0; row < rows; row++) {
-    i64 at = row * width, own = omp_get_thread_num() * width;
+    i64 at = row * width;
+    float *of_weight = sums + 3 * omp_get_thread_num() * width;
+    float *of_bias = of_weight + width, *of_branch = of_bias + width;
     uint16_t bits[padded(width)];
     float normal[padded(width)], whole[padded(width)];
     __m512 center = _mm512_set1_ps(mean[row]), inverse = _mm512_set1_ps(inverse_deviation[row]);
@@ -201,8 +221,8 @@ void add_norm_backward(const float *gradient, const bf16 *more, const float *z, 
       __m512 g = load(gradient + at + i, m);
       if (more) g = _mm512_add_ps(g, up(more + at + i, m));
       __m512 x = _mm512_mul_ps(_mm512_sub_ps(load(z + at + i, m), center), inverse);
-      accumulate(of_weight + own + i, m, _mm512_mul_ps(g, x));
-      accumulate(of_bias + own + i, m, g);
+      accumulate(of_weight + i, m, _mm512_mul_ps(g, x));
+      accumulate(of_bias + i, m, g);
       g = _mm512_mul_ps(g, load(weight + i, m));
       total = _mm512_add_ps(total, g);
       dot = _mm512_fmadd_ps(g, x, dot);
@@ -219,23 +239,26 @@ void add_norm_backward(const float *gradient, const bf16 *more, const float *z, 
       store(stream + at + i, m, x);
       x = _mm512_maskz_mul_ps(drawn, x, _mm512_set1_ps(scale));
       down(branch + at + i, m, x);
-      accumulate(of_branch + own + i, m, x);
+      accumulate(of_branch + i, m, x);
     }
   }
+  reduce(sums, 3 * width, threads);
 }
 
-void split_heads(const bf16 *x, bf16 *apart, const i64 *starts, const i64 *lengths, i64 sequences,
-                 i64 length, i64 count, i64 heads, i64 size, float scale, i64 threads) {
+void split_heads(const bf16 *x, const float *bias, bf16 *apart, const i64 *starts, const i64 *lengths,
+                 i64 sequences, i64 length, i64 count, i64 heads, i64 size, float scale, i64 threads) {
   i64 width = count * heads * size;
   threads = worthwhile(sequences * length * width, threads);
   PARALLEL
   for (i64 pair = 0; pair < sequences * heads; pair++) {
     i64 sequence = pair / heads, head = pair % heads, tokens = lengths[sequence];
     for (i64 part = 0; part < count; part++) {
-      const bf16 *from = x + starts[sequence] * width + (part * heads + head) * size;
+      i64 column = (part * heads + head) * size;
+      const bf16 *from = x + starts[sequence] * width + column;
+      const float *own = bias ? bias + column : NULL;
       bf16 *to = apart + (part * sequences * heads + pair) * length * size;
       for (i64 token = 0; token < tokens; token++)
-        copy(to + token * size, from + token * width, size, part ? 1.0f : scale);
+        copy(to + token * size, from + token * width, own, size, part ? 1.0f : scale);
       clear(to + tokens * size, (length - tokens) * size);
     }
   }
@@ -252,7 +275,7 @@ void join_heads(const bf16 *apart, bf16 *x, const i64 *starts, const i64 *length
       const bf16 *from = apart + (part * sequences * heads + pair) * length * size;
       bf16 *to = x + starts[sequence] * width + (part * heads + head) * size;
       for (i64 token = 0; token < tokens; token++)
-        copy(to + token * width, from + token * size, size, part ? 1.0f : scale);
+        copy(to + token * width, from + token * size, NULL, size, part ? 1.0f : scale);
     }
   }
   clear(x + used * width, (rows - used) * width);
@@ -333,6 +356,7 @@ void column_sums(const bf16 *x, float *sums, i64 rows, i64 width, i64 threads) {
     float *own = sums + omp_get_thread_num() * width;
     for EACH(i, width) accumulate(own + i, rest(width - i), up(x + row * width + i, rest(width - i)));
   }
+  reduce(sums, width, threads);
 }
 
 void add(float *x, const bf16 *more, i64 count, i64 threads) {

@@ -65,19 +65,35 @@ class NormGradients:
     """Of the branch over its rows, (hidden,), where that costs nothing."""
 
 
+def plus(x: Tensor, bias: Tensor | None) -> Tensor:
+    """Add what a product left out: (num_rows, width) + (width,), in the precision of `x`."""
+    return x if bias is None else (x + bias).to(x.dtype)
+
+
 class Kernels:
     """PyTorch's operations."""
 
     name = "torch"
+    adds_bias = False
+    """Whether a product should leave its bias, fp32, to what comes next, where adding it costs
+    nothing."""
 
     def split(
-        self, x: Tensor, layout: Ragged, num_heads: int, count: int, *, scale: float = 1.0
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        layout: Ragged,
+        num_heads: int,
+        count: int,
+        *,
+        scale: float = 1.0,
     ) -> Tensor:
         """Set sequences and heads apart.
 
         Args:
             x: (num_rows, count * hidden), sequences end to end, parts side by side; may be
                 overwritten.
+            bias: what the product left out.
             layout: where the sequences are; past their ends there is something finite.
             num_heads: heads of a part.
             count: parts.
@@ -86,7 +102,8 @@ class Kernels:
         Returns:
             (count, size * num_heads, length, head_size).
         """
-        return self._split(layout.spread(x, zeros=False), layout, num_heads, count, scale)
+        spread = layout.spread(plus(x, bias), zeros=False)
+        return self._split(spread, layout, num_heads, count, scale)
 
     def split_gradient(self, x: Tensor, layout: Ragged, num_heads: int, *, scale: float) -> Tensor:
         """Do `split` with one part, with zero past the end of a sequence."""
@@ -148,16 +165,18 @@ class Kernels:
         return torch.ops.aten._softmax_backward_data(gradient, kept.before, -1, gradient.dtype)
 
     def gelu(
-        self, u: Tensor, *, differentiable: bool, output_needed: bool
+        self, u: Tensor, bias: Tensor | None, *, differentiable: bool, output_needed: bool
     ) -> tuple[Tensor, Activation]:
         """Return GELU of `u` (num_rows, width), and what gradients need.
 
         Args:
             u: the input.
+            bias: what the product left out of it.
             differentiable: whether there will be gradients.
             output_needed: whether one of them needs the output.
         """
         del differentiable, output_needed
+        u = plus(u, bias)
         return F.gelu(u), Activation(None, u)
 
     def activated(self, kept: Activation) -> Tensor:
@@ -177,6 +196,7 @@ class Kernels:
         self,
         stream: Tensor,
         branch: Tensor,
+        bias: Tensor | None,
         norm: nn.LayerNorm,
         dropout: Dropout | None,
         *,
@@ -187,11 +207,13 @@ class Kernels:
         Args:
             stream: (num_rows, hidden) fp32.
             branch: (num_rows, hidden) in the compute precision; overwritten.
+            bias: what the product left out of the branch.
             norm: in fp32.
             dropout: of the branch.
             differentiable: whether the rest will be used.
         """
         del differentiable
+        branch = plus(branch, bias)
         mask = dropout.draw(branch) if dropout else None
         z = torch.add(stream, keep_(branch, mask), alpha=dropout.scale if dropout else 1.0)
         shape = list(norm.normalized_shape)

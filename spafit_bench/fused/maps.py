@@ -16,19 +16,30 @@ from spafit_bench.lora import LoraLinear
 class FusedMap:
     """One matrix product for linear maps that read the same input (query, key and value).
 
-    `weight` (out, in) and `bias` (out,) hold what the product uses, in the compute precision, the
+    `weight` (out, in), in the compute precision, and `bias` (out,) hold what the product uses, the
     maps' rows below one another. A frozen weight lives here only: the model's own parameter becomes
     a view of it. An adapted weight is formed as W + s B A by `refresh`: with more tokens than the
     rank, that is cheaper than two more products for each token. It is rounded to the compute
     precision, so an update below half a step of W has no effect until it has grown.
     """
 
-    def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype) -> None:
-        self.linears = tuple(linears)
+    def __init__(
+        self, linears: Sequence[nn.Linear], dtype: torch.dtype, *, adds_bias: bool = True
+    ) -> None:
+        """Prepare the product.
+
+        Args:
+            linears: on one device; they share their input.
+            dtype: the compute precision.
+            adds_bias: whether `product` does, in that precision; or else `late_bias` says what is
+                to be added, in fp32.
+        """
+        self.linears, self.adds_bias = tuple(linears), adds_bias
         self.rows = _stacked([linear.out_features for linear in linears])
         device, num_rows = linears[0].weight.device, self.rows[-1].stop
         self.weight = torch.empty(num_rows, linears[0].in_features, dtype=dtype, device=device)
-        self.bias = torch.empty(num_rows, dtype=dtype, device=device)
+        bias_dtype = dtype if adds_bias else torch.float32
+        self.bias = torch.empty(num_rows, dtype=bias_dtype, device=device)
         with torch.no_grad():
             for linear, rows in zip(self.linears, self.rows, strict=True):
                 self.weight[rows], self.bias[rows] = linear.weight, linear.bias
@@ -80,10 +91,16 @@ class FusedMap:
     def product(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Apply the maps `first:last` at once: (num_tokens, in) -> (num_tokens, their rows)."""
         rows = self._span(first, last)
+        bias = self.bias[rows] if self.adds_bias else None
         packed = None if self.is_training or len(x) < PACKING_ROWS else self._packed(rows)
-        if packed is None:
-            return torch.addmm(self.bias[rows], x, self.weight[rows].t())
-        return packed_product(x, packed, self.bias[rows])
+        if packed is not None:
+            return packed_product(x, packed, bias)
+        weight = self.weight[rows].t()
+        return x @ weight if bias is None else torch.addmm(bias, x, weight)
+
+    def late_bias(self, first: int = 0, last: int | None = None) -> Tensor | None:
+        """Return what `product` leaves out, (their rows,) fp32; None if nothing."""
+        return None if self.adds_bias else self.bias[self._span(first, last)]
 
     def input_gradient(self, gradient: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Pull a gradient of `product` back to its input."""

@@ -31,11 +31,11 @@ _ALL = 1 << 15
 _POINTERS = {"b": torch.bfloat16, "s": torch.float32, "i": torch.int64}
 _KINDS = {"n": ctypes.c_int64, "f": ctypes.c_float} | dict.fromkeys(_POINTERS, ctypes.c_void_p)
 _SIGNATURES = {
-    "gelu": "bbbnn",
+    "gelu": "bsbbnnn",
     "gelu_backward": "bbsnnn",
-    "add_norm": "sbssssbssnnffnnn",
-    "add_norm_backward": "sbsssssbsssnnfnnn",
-    "split_heads": "bbiinnnnnfn",
+    "add_norm": "sbsssssbssnnffnnn",
+    "add_norm_backward": "sbsssssbsnnfnnn",
+    "split_heads": "bsbiinnnnnfn",
     "join_heads": "bbiinnnnnfnn",
     "softmax": "bbinnnnnnn",
     "softmax_backward": "bbbinnnnn",
@@ -114,6 +114,7 @@ class NativeKernels(Kernels):
     """The compiled ones."""
 
     name = "native"
+    adds_bias = True
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
@@ -126,21 +127,26 @@ class NativeKernels(Kernels):
         getattr(self.library, name)(*values)
 
     def split(
-        self, x: Tensor, layout: Ragged, num_heads: int, count: int, *, scale: float = 1.0
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        layout: Ragged,
+        num_heads: int,
+        count: int,
+        *,
+        scale: float = 1.0,
     ) -> Tensor:
         """Do `Kernels.split`, with zero past the end of a sequence."""
         size = x.shape[1] // count // num_heads
         apart = x.new_empty(count, layout.size * num_heads, layout.length, size)
         places = (layout.starts, layout.lengths, layout.size, layout.length)
-        threads = torch.get_num_threads()
-        self._call(
-            "split_heads", x.contiguous(), apart, *places, count, num_heads, size, scale, threads
-        )
+        shape, threads = (count, num_heads, size), torch.get_num_threads()
+        self._call("split_heads", x.contiguous(), bias, apart, *places, *shape, scale, threads)
         return apart
 
     def split_gradient(self, x: Tensor, layout: Ragged, num_heads: int, *, scale: float) -> Tensor:
         """Do `Kernels.split_gradient`."""
-        return self.split(x, layout, num_heads, 1, scale=scale)[0]
+        return self.split(x, None, layout, num_heads, 1, scale=scale)[0]
 
     def join(self, heads: Tensor, layout: Ragged, *, scale: float = 1.0) -> Tensor:
         """Do `Kernels.join`, with zero in rows of no sequence."""
@@ -175,11 +181,11 @@ class NativeKernels(Kernels):
         return gradient
 
     def gelu(
-        self, u: Tensor, *, differentiable: bool, output_needed: bool
+        self, u: Tensor, bias: Tensor | None, *, differentiable: bool, output_needed: bool
     ) -> tuple[Tensor, Activation]:
         """Do `Kernels.gelu`; its slope is computed along with it, rounded to bf16."""
         y, slope = torch.empty_like(u), torch.empty_like(u) if differentiable else None
-        self._call("gelu", u, y, slope, u.numel(), torch.get_num_threads())
+        self._call("gelu", u, bias, y, slope, *u.shape, torch.get_num_threads())
         kept = u if slope is None else slope
         return y, Activation(y if output_needed else None, kept)
 
@@ -193,12 +199,13 @@ class NativeKernels(Kernels):
         (rows, width), threads = gradient.shape, torch.get_num_threads()
         sums = torch.zeros(threads, width, dtype=torch.float32)
         self._call("gelu_backward", gradient, kept.kept, sums, rows, width, threads)
-        return gradient, sums.sum(0)
+        return gradient, sums[0]
 
     def add_norm(
         self,
         stream: Tensor,
         branch: Tensor,
+        bias: Tensor | None,
         norm: nn.LayerNorm,
         dropout: Dropout | None,
         *,
@@ -209,7 +216,7 @@ class NativeKernels(Kernels):
         z = torch.empty_like(y) if differentiable else None
         mean, deviation = y.new_empty(2, len(y))
         seed = draw_seed() if dropout else 0
-        given = (stream.contiguous(), branch, norm.weight, norm.bias)
+        given = (stream.contiguous(), branch, bias, norm.weight, norm.bias)
         found = (z, y, low, mean, deviation)
         draw = _draw(dropout, seed)
         self._call("add_norm", *given, *found, *y.shape, norm.eps, *draw, torch.get_num_threads())
@@ -227,12 +234,12 @@ class NativeKernels(Kernels):
         assert isinstance(kept.dropped, int)
         shape, threads = kept.z.shape, torch.get_num_threads()
         stream, branch = torch.empty_like(kept.z), torch.empty_like(kept.z, dtype=dtype)
-        sums = kept.z.new_zeros(3, threads, shape[1])
+        sums = kept.z.new_zeros(threads, 3, shape[1])
         given = (gradient.contiguous(), more, kept.z, kept.mean, kept.inverse_deviation)
         draw = _draw(kept.dropout, kept.dropped)
-        found = (stream, branch, *sums)
+        found = (stream, branch, sums)
         self._call("add_norm_backward", *given, norm.weight, *found, *shape, *draw, threads)
-        of_weight, of_bias, of_branch = sums.sum(1)
+        of_weight, of_bias, of_branch = sums[0]
         own = [(norm.weight, of_weight), (norm.bias, of_bias)]
         trained = [found for parameter, found in own if parameter.requires_grad]
         return NormGradients(stream, branch, trained, of_branch)
@@ -242,7 +249,7 @@ class NativeKernels(Kernels):
         threads = torch.get_num_threads()
         sums = torch.zeros(threads, x.shape[1], dtype=torch.float32)
         self._call("column_sums", x.contiguous(), sums, *x.shape, threads)
-        return sums.sum(0)
+        return sums[0]
 
     def add_(self, x: Tensor, more: Tensor) -> Tensor:
         """Do `Kernels.add_`."""

@@ -35,7 +35,7 @@ def pack(weight: Tensor) -> Tensor | None:
     return packed
 
 
-def packed_product(x: Tensor, packed: Tensor, bias: Tensor) -> Tensor:
-    """Return x W^T + bias, (num_rows, out), with x (num_rows, in) and a matrix W of `pack`."""
+def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W^T + bias, (num_rows, out): x (num_rows, in), W of `pack`, a bias or none."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return product
