@@ -233,7 +233,9 @@ def test_dropout_does_not_depend_on_threads(kernels: Kernels) -> None:
         torch.manual_seed(1)
         with torch.no_grad():
             after, _ = kernels.softmax(scores.clone(), layout, dropout)
-            z = kernels.add_norm(stream, branch, None, norm, dropout, differentiable=True)[2].z
+            z = kernels.add_norm(stream.clone(), branch, None, norm, dropout, differentiable=True)[
+                2
+            ].z
         found.append((after, z))
     torch.set_num_threads(before)
     for other in found[1:]:
@@ -292,8 +294,8 @@ def test_add_norm_and_its_gradients(
         norm.bias.normal_()
         stream, branch = random(rows, width).float(), random(rows, width, seed=1)
         bias = random(width, seed=4).float() * 0.777 if biased else None  # no sum with it is zero
-        given = (stream, branch, bias, norm)
-        y, low, kept = kernels.add_norm(*given, dropout, differentiable=True)
+        rest = (branch, bias, norm, dropout)
+        y, low, kept = kernels.add_norm(stream.clone(), *rest, differentiable=True)
     whole = branch.float() + (0 if bias is None else bias)
     added = kept.z - stream
     mask = (added != 0) | (whole == 0) if dropout else torch.ones_like(added, dtype=torch.bool)
@@ -308,7 +310,7 @@ def test_add_norm_and_its_gradients(
     torch.testing.assert_close(low, y.bfloat16(), **EXACT)
     if dropout is None:
         with torch.no_grad():
-            again = kernels.add_norm(*given, None, differentiable=False)
+            again = kernels.add_norm(stream.clone(), *rest, differentiable=False)
         torch.testing.assert_close(again[:2], (y, low), **EXACT)
 
     gradient, more = random(rows, width, seed=2).float(), random(rows, width, seed=3)
@@ -364,15 +366,16 @@ def test_gelu_and_its_gradient(kernels: Kernels) -> None:
     expected = F.gelu(exact)
     expected.sum().backward()
     assert exact.grad is not None
-    y, kept = kernels.gelu(u, None, differentiable=True, output_needed=True)
+    y, kept = kernels.gelu(u.clone(), None, differentiable=True, output_needed=True)
     torch.testing.assert_close(y.double(), expected.detach(), rtol=2**-8, atol=1e-7)
+    assert kept.kept is not None
     torch.testing.assert_close(kept.kept.double(), exact.grad, rtol=2**-8, atol=2e-7)
     assert kernels.activated(kept) is y
-    again, _ = kernels.gelu(u, None, differentiable=False, output_needed=False)
+    again, _ = kernels.gelu(u.clone(), None, differentiable=False, output_needed=False)
     torch.testing.assert_close(again, y, **EXACT)
 
     bias = random(2667, seed=1).float()
-    y, _ = kernels.gelu(u, bias, differentiable=False, output_needed=False)
+    y, _ = kernels.gelu(u.clone(), bias, differentiable=False, output_needed=False)
     wanted = F.gelu(u.double() + bias)
     torch.testing.assert_close(y.double(), wanted, rtol=2**-8, atol=2e-7)
     theirs, _ = Kernels().gelu(u, bias, differentiable=False, output_needed=False)
@@ -420,7 +423,7 @@ def test_what_is_not_finite_stays_visible(kernels: Kernels, value: float) -> Non
     probabilities, _ = kernels.softmax(scores, layout, None)
     assert probabilities[0, 2, :20].isnan().any()
     assert probabilities[0, 3].isfinite().all()
-    y, _ = kernels.gelu(branch, None, differentiable=False, output_needed=False)
+    y, _ = kernels.gelu(branch.clone(), None, differentiable=False, output_needed=False)
     assert y[3, 5].isnan() or y[3, 5] == value
     far = torch.full((layout.size * HEADS, 1, layout.length), -1e30, dtype=torch.bfloat16)
     far[:, :, 2] = 1e30

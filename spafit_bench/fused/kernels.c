@@ -60,7 +60,10 @@ static inline void copy(bf16 *to, const bf16 *from, const float *bias, i64 count
 /* Sums of each thread, below one another, to the first. */
 static inline void reduce(float *sums, i64 count, i64 threads) {
   for (i64 thread = 1; thread < threads; thread++)
-    for EACH(i, count) accumulate(sums + i, rest(count - i), load(sums + thread * count + i, rest(count - i)));
+    for EACH(i, count) {
+      __mmask16 m = rest(count - i);
+      accumulate(sums + i, m, load(sums + thread * count + i, m));
+    }
 }
 
 static inline void clear(bf16 *x, i64 count) { memset(x, 0, sizeof(bf16) * count); }
@@ -132,7 +135,7 @@ static inline __mmask16 kept(const uint16_t *bits, i64 threshold) {
   return _mm256_cmplt_epu16_mask(x, _mm256_set1_epi16((short)threshold));
 }
 
-void gelu(const bf16 *x, const float *bias, bf16 *y, bf16 *slope, i64 rows, i64 width, i64 threads) {
+void gelu(bf16 *x, const float *bias, bf16 *slope, i64 rows, i64 width, i64 threads) {
   threads = worthwhile(rows * width, threads);
   PARALLEL
   for (i64 row = 0; row < rows; row++) {
@@ -140,7 +143,7 @@ void gelu(const bf16 *x, const float *bias, bf16 *y, bf16 *slope, i64 rows, i64 
     for EACH(i, width) {
       __mmask16 m = rest(width - i);
       __m512 derivative;
-      down(y + at + i, m, gelu_of(plus(x + at, bias, i, m), &derivative));
+      down(x + at + i, m, gelu_of(plus(x + at, bias, i, m), &derivative));
       if (slope) down(slope + at + i, m, derivative);
     }
   }
@@ -161,21 +164,21 @@ void gelu_backward(bf16 *gradient, const bf16 *slope, float *sums, i64 rows, i64
   reduce(sums, width, threads);
 }
 
-void add_norm(const float *stream, const bf16 *branch, const float *branch_bias, const float *weight,
-              const float *bias, float *z, float *y, bf16 *low, float *mean,
-              float *inverse_deviation, i64 rows, i64 width, float eps, float scale, uint64_t seed,
-              i64 threshold, i64 threads) {
+/* `z`, the stream, becomes stream + dropout(branch + its bias). `y` may be the same memory. */
+void add_norm(const bf16 *branch, const float *branch_bias, const float *weight, const float *bias,
+              float *z, float *y, bf16 *low, float *mean, float *inverse_deviation, i64 rows,
+              i64 width, float eps, float scale, uint64_t seed, i64 threshold, i64 threads) {
   threads = worthwhile(rows * width, threads);
   PARALLEL
   for (i64 row = 0; row < rows; row++) {
     i64 at = row * width;
     uint16_t bits[padded(width)];
-    float own[padded(width)], *added = z ? z + at : own;
+    float *added = z + at;
     __m512 total = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
     if (threshold < ALL) random_bits(seed, row, bits, width);
     for EACH(i, width) {
       __mmask16 m = rest(width - i), drawn = threshold < ALL ? kept(bits + i, threshold) & m : m;
-      __m512 x = load(stream + at + i, m);
+      __m512 x = load(added + i, m);
       __m512 more = plus(branch + at, branch_bias, i, m);
       x = _mm512_mask3_fmadd_ps(more, _mm512_set1_ps(scale), x, drawn);
       store(added + i, m, x);
@@ -202,10 +205,11 @@ void add_norm(const float *stream, const bf16 *branch, const float *branch_bias,
   }
 }
 
-void add_norm_backward(const float *gradient, const bf16 *more, const float *z, const float *mean,
-                       const float *inverse_deviation, const float *weight, float *stream,
-                       bf16 *branch, float *sums, i64 rows, i64 width, float scale, uint64_t seed,
-                       i64 threshold, i64 threads) {
+/* `z` becomes the gradient of the stream. */
+void add_norm_backward(const float *gradient, const bf16 *more, const float *mean,
+                       const float *inverse_deviation, const float *weight, float *z, bf16 *branch,
+                       float *sums, i64 rows, i64 width, float scale, uint64_t seed, i64 threshold,
+                       i64 threads) {
   threads = worthwhile(rows * width, threads);
   PARALLEL
   for (i64 row = 0; row < rows; row++) {
@@ -236,7 +240,7 @@ void add_norm_backward(const float *gradient, const bf16 *more, const float *z, 
       __mmask16 m = rest(width - i), drawn = threshold < ALL ? kept(bits + i, threshold) & m : m;
       __m512 x = _mm512_sub_ps(load(whole + i, m), a);
       x = _mm512_mul_ps(_mm512_fnmadd_ps(load(normal + i, m), b, x), inverse);
-      store(stream + at + i, m, x);
+      store(z + at + i, m, x);
       x = _mm512_maskz_mul_ps(drawn, x, _mm512_set1_ps(scale));
       down(branch + at + i, m, x);
       accumulate(of_branch + i, m, x);

@@ -47,8 +47,8 @@ class Activation:
 
     output: Tensor | None
     """(num_rows, width), where it is kept instead of computed again."""
-    kept: Tensor
-    """(num_rows, width): the slope, or the input."""
+    kept: Tensor | None
+    """(num_rows, width): the slope, or the input; None where there will be no gradients."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Kernels:
         """Return GELU of `u` (num_rows, width), and what gradients need.
 
         Args:
-            u: the input.
+            u: the input; may be overwritten.
             bias: what the product left out of it.
             differentiable: whether there will be gradients.
             output_needed: whether one of them needs the output.
@@ -181,6 +181,7 @@ class Kernels:
 
     def activated(self, kept: Activation) -> Tensor:
         """Return the first result of `gelu` again."""
+        assert kept.kept is not None
         return F.gelu(kept.kept)
 
     def gelu_backward(self, gradient: Tensor, kept: Activation) -> tuple[Tensor, Tensor | None]:
@@ -190,6 +191,7 @@ class Kernels:
             gradient: of GELU of `u`; overwritten.
             kept: of `gelu`.
         """
+        assert kept.kept is not None
         return torch.ops.aten.gelu_backward(gradient, kept.kept), None
 
     def add_norm(
@@ -205,8 +207,8 @@ class Kernels:
         """Return `norm(stream + dropout(branch))` in fp32, in the compute precision, and the rest.
 
         Args:
-            stream: (num_rows, hidden) fp32.
-            branch: (num_rows, hidden) in the compute precision; overwritten.
+            stream: (num_rows, hidden) fp32; may be overwritten, so may `branch`.
+            branch: (num_rows, hidden) in the compute precision.
             bias: what the product left out of the branch.
             norm: in fp32.
             dropout: of the branch.
@@ -234,7 +236,7 @@ class Kernels:
             gradient: (num_rows, hidden) fp32, of its output.
             more: what is to be added to it, in the compute precision.
             norm: the same.
-            kept: of `add_norm`.
+            kept: of `add_norm`; may be overwritten.
             dtype: the compute precision.
         """
         wanted = [True, norm.weight.requires_grad, norm.bias.requires_grad]

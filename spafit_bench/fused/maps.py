@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -64,12 +65,12 @@ class FusedMap:
         """Rows of `weight`, first and past the last, as `packed_product` takes them; kept until
         training goes on, which has better uses for the memory."""
 
-    @property
+    @cached_property
     def needs_input(self) -> bool:
         """Whether gradients need the input: a matrix or an adapter trains."""
         return any(parameter.dim() > 1 for parameter in self.parameters)
 
-    @property
+    @cached_property
     def needs_sums(self) -> bool:
         """Whether gradients need that of the output summed over rows: a bias trains."""
         return any(parameter.dim() == 1 for parameter in self.parameters)

@@ -31,10 +31,10 @@ _ALL = 1 << 15
 _POINTERS = {"b": torch.bfloat16, "s": torch.float32, "i": torch.int64}
 _KINDS = {"n": ctypes.c_int64, "f": ctypes.c_float} | dict.fromkeys(_POINTERS, ctypes.c_void_p)
 _SIGNATURES = {
-    "gelu": "bsbbnnn",
+    "gelu": "bsbnnn",
     "gelu_backward": "bbsnnn",
-    "add_norm": "sbsssssbssnnffnnn",
-    "add_norm_backward": "sbsssssbsnnfnnn",
+    "add_norm": "bsssssbssnnffnnn",
+    "add_norm_backward": "sbssssbsnnfnnn",
     "split_heads": "bsbiinnnnnfn",
     "join_heads": "bbiinnnnnfnn",
     "softmax": "bbinnnnnnn",
@@ -183,11 +183,10 @@ class NativeKernels(Kernels):
     def gelu(
         self, u: Tensor, bias: Tensor | None, *, differentiable: bool, output_needed: bool
     ) -> tuple[Tensor, Activation]:
-        """Do `Kernels.gelu`; its slope is computed along with it, rounded to bf16."""
-        y, slope = torch.empty_like(u), torch.empty_like(u) if differentiable else None
-        self._call("gelu", u, bias, y, slope, *u.shape, torch.get_num_threads())
-        kept = u if slope is None else slope
-        return y, Activation(y if output_needed else None, kept)
+        """Do `Kernels.gelu`, in place; its slope is computed along with it, rounded to bf16."""
+        slope = torch.empty_like(u) if differentiable else None
+        self._call("gelu", u, bias, slope, *u.shape, torch.get_num_threads())
+        return u, Activation(u if output_needed else None, slope)
 
     def activated(self, kept: Activation) -> Tensor:
         """Do `Kernels.activated`."""
@@ -211,16 +210,19 @@ class NativeKernels(Kernels):
         *,
         differentiable: bool,
     ) -> tuple[Tensor, Tensor, Normed]:
-        """Do `Kernels.add_norm`; what is dropped is drawn again for the gradient."""
-        y, low = torch.empty_like(branch, dtype=torch.float32), torch.empty_like(branch)
-        z = torch.empty_like(y) if differentiable else None
+        """Do `Kernels.add_norm`: the sum in place of `stream`, or, with no need of it, the result.
+
+        What is dropped is drawn again for the gradient.
+        """
+        z, low = stream.contiguous(), torch.empty_like(branch)
+        y = torch.empty_like(z) if differentiable else z
         mean, deviation = y.new_empty(2, len(y))
         seed = draw_seed() if dropout else 0
-        given = (stream.contiguous(), branch, bias, norm.weight, norm.bias)
+        given = (branch, bias, norm.weight, norm.bias)
         found = (z, y, low, mean, deviation)
         draw = _draw(dropout, seed)
         self._call("add_norm", *given, *found, *y.shape, norm.eps, *draw, torch.get_num_threads())
-        return y, low, Normed(y if z is None else z, mean, deviation, dropout, seed)
+        return y, low, Normed(z, mean, deviation, dropout, seed)
 
     def add_norm_backward(
         self,
@@ -230,15 +232,14 @@ class NativeKernels(Kernels):
         kept: Normed,
         dtype: torch.dtype,
     ) -> NormGradients:
-        """Do `Kernels.add_norm_backward`."""
+        """Do `Kernels.add_norm_backward`, in place of what is kept."""
         assert isinstance(kept.dropped, int)
-        shape, threads = kept.z.shape, torch.get_num_threads()
-        stream, branch = torch.empty_like(kept.z), torch.empty_like(kept.z, dtype=dtype)
-        sums = kept.z.new_zeros(threads, 3, shape[1])
-        given = (gradient.contiguous(), more, kept.z, kept.mean, kept.inverse_deviation)
-        draw = _draw(kept.dropout, kept.dropped)
-        found = (stream, branch, sums)
-        self._call("add_norm_backward", *given, norm.weight, *found, *shape, *draw, threads)
+        stream, threads = kept.z, torch.get_num_threads()
+        branch = torch.empty_like(stream, dtype=dtype)
+        sums = stream.new_zeros(threads, 3, stream.shape[1])
+        given = (gradient.contiguous(), more, kept.mean, kept.inverse_deviation, norm.weight)
+        found, draw = (stream, branch, sums), _draw(kept.dropout, kept.dropped)
+        self._call("add_norm_backward", *given, *found, *stream.shape, *draw, threads)
         of_weight, of_bias, of_branch = sums[0]
         own = [(norm.weight, of_weight), (norm.bias, of_bias)]
         trained = [found for parameter, found in own if parameter.requires_grad]
