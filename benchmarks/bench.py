@@ -43,6 +43,8 @@ def measure(system: str, case: Case) -> Measurement:
     )
     found: Measurement = json.loads(done.stdout.splitlines()[-1])
     found["train_tokens_per_s"] = sum(found["tokens"]) / sum(found["times_s"])
+    if "step_times_s" in found:
+        found["share_of_step"] = sum(found["times_s"]) / sum(found["step_times_s"])
     if found.get("eval_time_s"):
         found["eval_tokens_per_s"] = found["eval_tokens"] / found["eval_time_s"]
     found["own_bytes"] = found["peak_memory_bytes"] - found["loaded_bytes"]
@@ -79,9 +81,11 @@ def row(case: Case, rounds: list[dict[str, Measurement]]) -> dict[str, str]:
     def shown(value: float | None, pattern: str = "{:.2f}") -> str:
         return "—" if value is None else pattern.format(value)
 
-    def median(system: str, key: str = "train_tokens_per_s", unit: float = 1.0) -> str:
+    def median(
+        system: str, key: str = "train_tokens_per_s", unit: float = 1.0, pattern: str = "{:,.0f}"
+    ) -> str:
         found = [r[system][key] / unit for r in rounds if key in r.get(system, {})]
-        return shown(statistics.median(found) if found else None, "{:,.0f}")
+        return shown(statistics.median(found) if found else None, pattern)
 
     key = "train_tokens_per_s"
     return {
@@ -94,7 +98,7 @@ def row(case: Case, rounds: list[dict[str, Measurement]]) -> dict[str, str]:
         "floor": median("floor"),
         "ours / tuned": shown(ratio(rounds, key, "fast", "tuned")),
         "ours / stock": shown(ratio(rounds, key, "fast", "stock")),
-        "ours / floor": shown(ratio(rounds, key, "fast", "floor"), "{:.0%}"),
+        "ours / floor": median("floor", "share_of_step", pattern="{:.0%}"),
         "our evaluation": median("fast", "eval_tokens_per_s"),
         "evaluation / tuned": shown(ratio(rounds, "eval_tokens_per_s", "fast", "tuned")),
         "memory / tuned": shown(ratio(rounds, "peak_memory_bytes", "fast", "tuned"), "{:.0%}"),

@@ -1,40 +1,64 @@
-"""The time of a training step's matrix products alone, on the same shapes and the same machine."""
+"""The time of training steps' matrix products alone, measured beside the steps themselves."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 
-from spafit_bench.encoding import EncodedSplit, collate, training_batches
+from spafit_bench.encoding import EncodedSplit, collate
 from spafit_bench.fused import FusedEncoder
 from spafit_bench.fused.block import Block
 from spafit_bench.ragged import Ragged
 
 
-def step_times(
-    encoder: FusedEncoder, split: EncodedSplit, batch_size: int, seed: int
-) -> list[float]:
-    """Time the products of one epoch's steps, in seconds.
+@dataclass
+class FloorClock:
+    """Times steps, and right after them their products: what else the machine does slows both."""
 
-    Args:
-        encoder: says which products there are; its own weights are used.
-        split: decides the numbers of tokens.
-        batch_size: examples of a step.
-        seed: of the order.
-    """
-    import numpy as np
+    encoder: FusedEncoder
+    """Says which products there are; its own weights are used."""
+    split: EncodedSplit
+    batches: list[np.ndarray]
+    """Examples of each step."""
+    spans: list[tuple[int, int, float, float]] = field(default_factory=list)
+    """Steps done before and after, seconds of these steps, seconds of their products."""
+    last: tuple[int, float] | None = None
 
-    device = encoder.numerics.device
-    times = []
-    for indices in training_batches(split, batch_size, np.random.default_rng([seed, 0])):
-        layout = collate(split, indices, device).layout
+    def on_step(self, progress: Any) -> None:
+        """Note the time since the last call and measure; on a GPU a call comes every few steps."""
+        now = time.perf_counter()
+        if self.last is not None:
+            first, begin = self.last
+            products_s = sum(map(self.products_s, self.batches[first : progress.step]))
+            self.spans.append((first, progress.step, now - begin, products_s))
+        self.last = progress.step, time.perf_counter()
+
+    def on_evaluation(self, _: Any) -> None:
+        """Ignore it."""
+
+    def products_s(self, indices: np.ndarray) -> float:
+        """Time the products of one step on these examples."""
+        numerics = self.encoder.numerics
+        layout = collate(self.split, indices, numerics.device).layout
+        numerics.synchronize()
         start = time.perf_counter()
         with torch.no_grad():
-            _products(encoder.blocks, layout)
-        encoder.numerics.synchronize()
-        times.append(time.perf_counter() - start)
-    return times
+            _products(self.encoder.blocks, layout)
+        numerics.synchronize()
+        return time.perf_counter() - start
+
+    def after(self, warm_up: int, tokens: list[int]) -> dict[str, list[Any]]:
+        """Return times past the warm-up, of products and of steps, and the tokens of those steps."""
+        spans = [span for span in self.spans if span[0] >= warm_up]
+        return {
+            "times_s": [products_s for *_, products_s in spans],
+            "step_times_s": [steps_s for _, _, steps_s, _ in spans],
+            "tokens": [sum(tokens[first:last]) for first, last, _, _ in spans],
+        }
 
 
 def _products(blocks: list[Block], layout: Ragged) -> None:
@@ -53,7 +77,7 @@ def _block(block: Block, layout: Ragged, *, backward: bool, to_input: bool) -> N
             spans = ((layout.size, 0, 1), (layout.num_rows, 1, None))
         for rows, first, last in spans:
             x = fused.weight.new_ones(rows, fused.weight.shape[1])
-            y = fused.product(x, first, last)
+            y, _ = fused.product(x, first, last)
             if backward and (to_input or fused is not block.qkv):
                 fused.input_gradient(y, first, last)
             if backward and fused.needs_input:

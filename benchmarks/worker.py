@@ -44,7 +44,8 @@ class Clock:
 
 
 def measure_ours(case: Case, engine: str) -> dict[str, Any]:
-    """Train and evaluate with spafit-bench's own functions; or time the products of that alone."""
+    """Train and evaluate with spafit-bench's own functions; or time steps beside their products."""
+    from spafit_bench import memory
     from spafit_bench.evaluation import predict
     from spafit_bench.execute import build_model, make_graphs
     from spafit_bench.prepare import Preparer
@@ -68,26 +69,29 @@ def measure_ours(case: Case, engine: str) -> dict[str, Any]:
     )
     prepared = Preparer().prepare(config)
     splits = encode_task(prepared)
+    memory.keep_freed_memory()  # as `execute` does
     loaded = memory_bytes(case)
     adapted = build_model(prepared)
-    tokens = _tokens_of(splits["train"], case)
+    batches = _batches(splits["train"], case)
+    tokens = [int(splits["train"].lengths[batch].sum()) for batch in batches]
+    clock = Clock()
+    observer: Any = clock
     if engine == "floor":
-        from benchmarks.floor import step_times
+        from benchmarks.floor import FloorClock
         from spafit_bench.fused import FusedEncoder
 
         assert isinstance(adapted.engine, FusedEncoder)
-        times = step_times(adapted.engine, splits["train"], case.batch_size, case.seed)
-        times, tokens = times[case.warm_up :], tokens[case.warm_up :]
-        return {"times_s": times, "tokens": tokens, "loaded_bytes": loaded}
-    clock = Clock()
+        observer = FloorClock(adapted.engine, splits["train"], batches)
     train(
         adapted,
         splits["train"],
         config.train,
         seed=case.seed,
-        hooks=Hooks(evaluate=dict, observer=clock),
+        hooks=Hooks(evaluate=dict, observer=observer),
         graphs=make_graphs(prepared),
     )
+    if engine == "floor":
+        return observer.after(case.warm_up, tokens) | {"loaded_bytes": loaded}
     times, tokens = clock.after(case.warm_up, tokens)
     dev = next(name for name in splits if name != "train")
     rows = min(case.eval_examples, len(splits[dev]))
@@ -109,13 +113,12 @@ def memory_bytes(case: Case) -> int:
     return pages * resource.getpagesize()
 
 
-def _tokens_of(split: Any, case: Case) -> list[int]:
+def _batches(split: Any, case: Case) -> list[Any]:
     import numpy as np
 
     from spafit_bench.encoding import training_batches
 
-    batches = training_batches(split, case.batch_size, np.random.default_rng([case.seed, 0]))
-    return [int(split.lengths[batch].sum()) for batch in batches]
+    return training_batches(split, case.batch_size, np.random.default_rng([case.seed, 0]))
 
 
 def _first(split: Any, count: int) -> Any:

@@ -167,6 +167,7 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
     clock, started_at = time.perf_counter(), utc_now()
     encoded = encode_task(prepared)  # before the mark: only the first run of a task does it
     can_measure = memory.reset_peak_memory(prepared.numerics.device)
+    memory.keep_freed_memory()
     adapted = build_model(prepared)
     splits = with_prefixes(prepared, adapted, encoded, session.stop)
     meter = EnergyMeter.of(prepared.numerics.device)
@@ -268,8 +269,6 @@ def utc_now() -> str:
 def build_model(prepared: PreparedRun) -> AdaptedModel:
     """Load the weights and carry out the plan; afterwards every generator is freshly seeded."""
     config, numerics = prepared.config, prepared.numerics
-    if numerics.device.type == "cpu":
-        memory.keep_freed_memory()
     model, fresh = load_model(
         prepared.checkpoint,
         prepared.task,

@@ -14,7 +14,8 @@ _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Of mallopt(3)."""
-_KEPT_BYTES = 1 << 30
+_MMAP_BYTES = (1 << 30, 32 << 20)
+"""Pieces that are never kept; the second is the most that older versions of the library take."""
 
 
 def reset_peak_memory(device: torch.device) -> bool:
@@ -41,19 +42,19 @@ def reset_peak_memory(device: torch.device) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed on a CPU, up to a gigabyte, instead of returning it.
+    """Have the C library keep, for good, what this process frees on a CPU.
 
     Every training step asks for the same again, and the system clears a returned page before it
-    gives it out anew: up to a sixth of a step's time. Until `reset_peak_memory`, or the process's
-    end. Settings of one's own in the environment stand.
+    gives it out anew: up to a sixth of a step's time. `reset_peak_memory` returns what is free
+    then. Settings of one's own in the environment stand.
     """
     settings = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
     if any(name in os.environ for name in settings):
         return
     with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
-        library = ctypes.CDLL(None)
-        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-            library.mallopt(option, _KEPT_BYTES)
+        set_option = ctypes.CDLL(None).mallopt
+        if any(set_option(_M_MMAP_THRESHOLD, size) for size in _MMAP_BYTES):
+            set_option(_M_TRIM_THRESHOLD, -1)
 
 
 def peak_memory_bytes(device: torch.device) -> int | None:

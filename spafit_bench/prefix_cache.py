@@ -31,7 +31,7 @@ from spafit_bench.prepare import PreparedRun
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """To be raised when an entry comes to mean something else, so that no old one is taken."""
 BATCH_SIZE = 64
 """Examples per forward pass; one number, so that an entry is the same whichever run made it."""

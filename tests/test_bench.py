@@ -12,7 +12,7 @@ from conftest import write_data
 from models import SPECIAL, VOCABULARY, build, save_checkpoint
 
 from benchmarks.cases import Case
-from benchmarks.floor import step_times
+from benchmarks.floor import FloorClock
 from benchmarks.worker import Clock, measure_ours
 from spafit_bench.encoding import EncodedSplit
 from spafit_bench.fused import FusedEncoder
@@ -41,6 +41,25 @@ def test_our_own_measurement_is_of_the_steps_asked_for(
     assert len(found["times_s"]) == len(found["tokens"]) == 4
     assert all(time > 0 for time in found["times_s"])
     assert all(4 * 3 < tokens < 4 * 128 for tokens in found["tokens"])
+    if engine == "floor":
+        assert len(found["step_times_s"]) == 4
+        assert 0.01 < sum(found["times_s"]) / sum(found["step_times_s"]) < 1
+
+
+def test_the_floor_is_of_the_steps_that_it_stands_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU tells of some steps only; the time of the products is not in the next step's."""
+    now = iter([1.0, 1.0, 6.0, 7.0, 10.0, 12.0])
+    monkeypatch.setattr("benchmarks.floor.time.perf_counter", lambda: next(now))
+    steps: list[int] = []
+    monkeypatch.setattr(FloorClock, "products_s", lambda _, step: steps.append(step) or 0.5)
+    clock = FloorClock(None, None, [*range(6)])  # type: ignore[arg-type]
+    for step in (1, 3, 6):
+        clock.on_step(SimpleNamespace(step=step))
+    assert steps == [1, 2, 3, 4, 5]
+    tokens = [1, 10, 100, 1000, 10_000, 100_000]
+    whole = {"times_s": [1.0, 1.5], "step_times_s": [5.0, 3.0], "tokens": [110, 111_000]}
+    assert clock.after(0, tokens) == whole
+    assert clock.after(2, tokens) == {key: values[1:] for key, values in whole.items()}
 
 
 def test_the_floor_is_computed_on_the_models_device(tmp_path: Path) -> None:
@@ -53,4 +72,5 @@ def test_the_floor_is_computed_on_the_models_device(tmp_path: Path) -> None:
     offsets = np.array([0, 5, 12, 20, 40])
     split = EncodedSplit(ids, None, offsets, np.array([0, 1, 1, 0]), pad_token_id=0)
     assert adapted.numerics.device == torch.device("meta")
-    assert len(step_times(adapted.engine, split, 2, 0)) == 2
+    clock = FloorClock(adapted.engine, split, [])
+    assert clock.products_s(np.array([0, 3])) > 0

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from spafit_bench import memory
 from spafit_bench.errors import UserError
 from spafit_bench.export import Export, export_run
 from spafit_bench.inference import FORMATS, POOL_BATCHES, predict_texts, rendered
@@ -62,6 +63,7 @@ def predict(
     """
     if format_ not in FORMATS:
         raise UserError(f"--format {format_}: choices: {', '.join(FORMATS)}")
+    memory.keep_freed_memory()
     restored = load_run(Store(results), run, base)
     for warning in restored.warnings:
         sys.stderr.write(f"warning: {warning}\n")

@@ -75,8 +75,8 @@ class Block:
         """Apply the block.
 
         Args:
-            x: (num_tokens, hidden) fp32.
-            low: the same in the compute precision.
+            x: (num_tokens, hidden) fp32. Compiled kernels overwrite it: nobody else may need it.
+            low: the same in the compute precision; in fp32 it may be `x` itself.
             layout: where the sequences are.
             training: whether dropout is on.
 
@@ -129,15 +129,14 @@ def _forward(
     add_norm = partial(kernels.add_norm, differentiable=differentiable)
     stream = x[layout.starts] if block.first_token_only else x
     context, attended = _attend(block, low_x, layout, training)
-    branch = block.attention_output.product(context)
-    bias = block.attention_output.late_bias()
+    branch, bias = block.attention_output.product(context)
     dropout = _active(block.attention_output_dropout, training)
     h, low_h, attention_normed = add_norm(stream, branch, bias, block.attention_norm, dropout)
-    u, bias = block.intermediate.product(low_h), block.intermediate.late_bias()
+    u, bias = block.intermediate.product(low_h)
     activated, activation = kernels.gelu(
         u, bias, differentiable=differentiable, output_needed=block.output.needs_input
     )
-    branch, bias = block.output.product(activated), block.output.late_bias()
+    branch, bias = block.output.product(activated)
     dropout = _active(block.output_dropout, training)
     y, low_y, output_normed = add_norm(h, branch, bias, block.output_norm, dropout)
     kept = _Kept(
@@ -160,12 +159,12 @@ def _attend(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[Te
     """Return the attention's context, (num queries, hidden), and what its gradient needs."""
     kernels, heads, qkv = block.kernels, block.num_heads, block.qkv
     if block.first_token_only:
-        queries = plus(qkv.product(x[layout.starts], 0, 1), qkv.late_bias(0, 1))
-        queries = queries.mul_(block.query_scale).view(-1, 1, block.head_size)
-        keys, values = kernels.split(qkv.product(x, 1), qkv.late_bias(1), layout, heads, 2)
+        queries = plus(*qkv.product(x[layout.starts], 0, 1)).mul_(block.query_scale)
+        queries = queries.view(-1, 1, block.head_size)
+        keys, values = kernels.split(*qkv.product(x, 1), layout, heads, 2)
     else:
-        given, scale = (qkv.product(x), qkv.late_bias(), layout, heads, 3), block.query_scale
-        queries, keys, values = kernels.split(*given, scale=scale)
+        together = kernels.split(*qkv.product(x), layout, heads, 3, scale=block.query_scale)
+        queries, keys, values = together
     scores = torch.bmm(queries, keys.transpose(1, 2))
     dropout = _active(block.attention_dropout, training)
     dropped, probabilities = kernels.softmax(scores, layout, dropout)
@@ -192,6 +191,7 @@ class _BlockFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         del parameters  # the block has them; autograd has to see them
         ctx.block, ctx.layout = block, layout
+        x = x.detach()  # it may be kept, as what is written over it
         y, low, ctx.kept = _forward(block, x, low, layout, training, differentiable=True)
         low = low.detach()  # in fp32 it is y
         ctx.mark_non_differentiable(low)

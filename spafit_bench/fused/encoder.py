@@ -109,7 +109,7 @@ class FusedEncoder:
 
         def fuse(*names: str) -> FusedMap:
             linears = [layer.get_submodule(paths[name]) for name in names]
-            adds_bias = not self.kernels.adds_bias
+            adds_bias = not self.kernels.takes_bias
             return FusedMap(linears, self.numerics.dtype, adds_bias=adds_bias)  # type: ignore[arg-type]
 
         attention_norm, output_norm = (layer.get_submodule(n.module) for n in self.row.norms)
@@ -148,7 +148,7 @@ class FusedEncoder:
             x = (self.prefix(batch) if batch.prefix is None else batch.prefix).float()
         else:
             x = self._embed(batch, training)
-        low = x.to(self.numerics.dtype)
+        low = x.detach().to(self.numerics.dtype)
         for block in self.blocks[self.prefix_layers :]:
             x, low = block(x, low, batch.layout, training=training)
         with self.numerics.autocast():

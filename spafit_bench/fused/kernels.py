@@ -21,7 +21,8 @@ class Normed:
     """What the gradient of `norm(stream + dropout(branch))` needs."""
 
     z: Tensor
-    """(num_rows, hidden) fp32: what was normalised."""
+    """(num_rows, hidden) fp32: what was normalised, if there will be gradients; the first reader
+    may write over it."""
     mean: Tensor
     inverse_deviation: Tensor
     dropout: Dropout | None
@@ -74,7 +75,7 @@ class Kernels:
     """PyTorch's operations."""
 
     name = "torch"
-    adds_bias = False
+    takes_bias = False
     """Whether a product should leave its bias, fp32, to what comes next, where adding it costs
     nothing."""
 

@@ -32,8 +32,7 @@ class FusedMap:
         Args:
             linears: on one device; they share their input.
             dtype: the compute precision.
-            adds_bias: whether `product` does, in that precision; or else `late_bias` says what is
-                to be added, in fp32.
+            adds_bias: whether `product` does, in that precision.
         """
         self.linears, self.adds_bias = tuple(linears), adds_bias
         self.rows = _stacked([linear.out_features for linear in linears])
@@ -89,19 +88,27 @@ class FusedMap:
             if adapter := self.adapters.get(number):
                 adapter.merge(own)
 
-    def product(self, x: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Apply the maps `first:last` at once: (num_tokens, in) -> (num_tokens, their rows)."""
+    def product(
+        self, x: Tensor, first: int = 0, last: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Apply the maps `first:last` at once.
+
+        Args:
+            x: (num_tokens, in).
+            first: the first of these maps.
+            last: one past the last of them; None for the end.
+
+        Returns:
+            (num_tokens, their rows), and what is still to be added to it, (their rows,) fp32, if
+            anything.
+        """
         rows = self._span(first, last)
-        bias = self.bias[rows] if self.adds_bias else None
+        bias, late = (self.bias[rows], None) if self.adds_bias else (None, self.bias[rows])
         packed = None if self.is_training or len(x) < PACKING_ROWS else self._packed(rows)
         if packed is not None:
-            return packed_product(x, packed, bias)
+            return packed_product(x, packed, bias), late
         weight = self.weight[rows].t()
-        return x @ weight if bias is None else torch.addmm(bias, x, weight)
-
-    def late_bias(self, first: int = 0, last: int | None = None) -> Tensor | None:
-        """Return what `product` leaves out, (their rows,) fp32; None if nothing."""
-        return None if self.adds_bias else self.bias[self._span(first, last)]
+        return x @ weight if bias is None else torch.addmm(bias, x, weight), late
 
     def input_gradient(self, gradient: Tensor, first: int = 0, last: int | None = None) -> Tensor:
         """Pull a gradient of `product` back to its input."""

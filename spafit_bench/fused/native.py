@@ -114,7 +114,7 @@ class NativeKernels(Kernels):
     """The compiled ones."""
 
     name = "native"
-    adds_bias = True
+    takes_bias = True
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
