@@ -52,7 +52,7 @@ class FloorClock:
         return time.perf_counter() - start
 
     def after(self, warm_up: int, tokens: list[int]) -> dict[str, list[Any]]:
-        """Return times past the warm-up, of products and of steps, and the tokens of those steps."""
+        """Return times past the warm-up, of products and of steps, and these steps' tokens."""
         spans = [span for span in self.spans if span[0] >= warm_up]
         return {
             "times_s": [products_s for *_, products_s in spans],
