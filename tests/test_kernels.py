@@ -233,10 +233,9 @@ def test_dropout_does_not_depend_on_threads(kernels: Kernels) -> None:
         torch.manual_seed(1)
         with torch.no_grad():
             after, _ = kernels.softmax(scores.clone(), layout, dropout)
-            z = kernels.add_norm(stream.clone(), branch, None, norm, dropout, differentiable=True)[
-                2
-            ].z
-        found.append((after, z))
+            given = (stream.clone(), branch, None, norm, dropout)
+            *_, kept = kernels.add_norm(*given, differentiable=True)
+        found.append((after, kept.z))
     torch.set_num_threads(before)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], **EXACT)
@@ -375,9 +374,15 @@ def test_gelu_and_its_gradient(kernels: Kernels) -> None:
     torch.testing.assert_close(again, y, **EXACT)
 
     bias = random(2667, seed=1).float()
-    y, _ = kernels.gelu(u.clone(), bias, differentiable=False, output_needed=False)
-    wanted = F.gelu(u.double() + bias)
+    moved = (u.double() + bias).requires_grad_()
+    wanted = F.gelu(moved)
+    wanted.sum().backward()
+    wanted = wanted.detach()
+    y, biased = kernels.gelu(u.clone(), bias, differentiable=True, output_needed=False)
     torch.testing.assert_close(y.double(), wanted, rtol=2**-8, atol=2e-7)
+    assert biased.kept is not None
+    assert moved.grad is not None
+    torch.testing.assert_close(biased.kept.double(), moved.grad, rtol=2**-8, atol=2e-6)
     theirs, _ = Kernels().gelu(u, bias, differentiable=False, output_needed=False)
     torch.testing.assert_close(theirs.double(), wanted, rtol=2**-6, atol=2**-7)
 
