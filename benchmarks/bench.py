@@ -32,12 +32,19 @@ FLOOR_WARM_UP = 40
 ones, so early shares are of work that comes once a run."""
 
 
+def case_of(system: str, case: Case) -> Case:
+    """Return a case with as many steps as a system is given."""
+    if system == "stock":
+        return replace(case, steps=min(case.steps, STOCK_STEPS))
+    if system == "floor":
+        warm_up = min(FLOOR_WARM_UP, 2 * case.steps)  # of a large model a few steps take minutes
+        return replace(case, warm_up=max(case.warm_up, warm_up))
+    return case
+
+
 def measure(system: str, case: Case) -> Measurement:
     """Measure one system on one case in a process of its own."""
-    if system == "stock":
-        case = replace(case, steps=min(case.steps, STOCK_STEPS))
-    if system == "floor":
-        case = replace(case, warm_up=max(case.warm_up, FLOOR_WARM_UP))
+    case = case_of(system, case)
     ours = native_settings.KERNELS if system not in PEERS else {}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.worker", system, json.dumps(asdict(case))],
@@ -47,8 +54,12 @@ def measure(system: str, case: Case) -> Measurement:
         check=True,
     )
     found: Measurement = json.loads(done.stdout.splitlines()[-1])
+    if not found["times_s"]:
+        raise SystemExit(
+            f"{case.task} has no batch of {case.batch_size} after {case.warm_up} steps"
+        )
     found["train_tokens_per_s"] = sum(found["tokens"]) / sum(found["times_s"])
-    if found.get("step_times_s"):
+    if "step_times_s" in found:
         found["share_of_step"] = sum(found["times_s"]) / sum(found["step_times_s"])
     if found.get("eval_time_s"):
         found["eval_tokens_per_s"] = found["eval_tokens"] / found["eval_time_s"]

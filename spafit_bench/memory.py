@@ -45,7 +45,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep, for good, what this process frees on a CPU.
 
     Every training step asks for the same again, and the system clears a returned page before it
-    gives it out anew: up to a sixth of a step's time. `reset_peak_memory` returns what is free
+    gives it out anew: up to a fifth of a step's time. `reset_peak_memory` returns what is free
     then. Settings of one's own in the environment stand.
     """
     settings = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import torch
 from conftest import write_data
 from models import SPECIAL, VOCABULARY, build, save_checkpoint
 
+from benchmarks.bench import case_of
 from benchmarks.cases import Case
 from benchmarks.floor import FloorClock
 from benchmarks.worker import Clock, measure_ours
@@ -74,3 +76,14 @@ def test_the_floor_is_computed_on_the_models_device(tmp_path: Path) -> None:
     assert adapted.numerics.device == torch.device("meta")
     clock = FloorClock(adapted.engine, split, [])
     assert clock.products_s(np.array([0, 3])) > 0
+
+
+def test_few_steps_of_a_large_model_stay_few() -> None:
+    """Warming up for the floor takes no longer than twice what is asked for."""
+    case = Case("model", "data", "mrpc", "spafit", 16, steps=60)
+    assert case_of("fast", case) == case_of("tuned", case) == case
+    assert case_of("floor", case).warm_up == 40
+    assert case_of("floor", replace(case, steps=30)).warm_up == 40
+    assert case_of("floor", replace(case, steps=3)).warm_up == 6
+    assert case_of("floor", replace(case, steps=1)).warm_up == case.warm_up == 4
+    assert case_of("stock", case).steps == 6
