@@ -17,7 +17,7 @@ help: ## Show the targets
 
 setup: $(READY) ## Make the environment (.venv)
 
-$(READY): pyproject.toml setup.py constraints.txt spafit_bench/fused/kernels.c
+$(READY): pyproject.toml setup.py constraints.txt spafit_bench/models/fused/kernels.c
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -61,5 +61,5 @@ tiny-bert: $(READY) ## Pretrain the shipped tiny BERT again (under 20 minutes on
 	$(BIN)/python scripts/pretrain_tiny.py
 
 clean: ## Remove the environment and caches
-	rm -f spafit_bench/fused/*.so
+	rm -f spafit_bench/models/fused/*.so
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

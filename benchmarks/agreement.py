@@ -37,9 +37,9 @@ from torch.utils.data import Sampler
 from benchmarks.agreement_table import Both, Cell, table
 from benchmarks.cases import TEXTS, Case
 from benchmarks.peers import build_model
-from spafit_bench.checkpoint import find_checkpoint, fingerprint
-from spafit_bench.record import RunRecord
-from spafit_bench.store import Store
+from spafit_bench.models.checkpoint import find_checkpoint, fingerprint
+from spafit_bench.results.record import RunRecord
+from spafit_bench.results.store import Store
 
 Line = dict[str, Any]
 POOL_BATCHES = 32

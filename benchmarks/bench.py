@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import PEERS, SYSTEMS, Case
-from spafit_bench import native_settings
+from spafit_bench.base import native_settings
 
 Measurement = dict[str, Any]
 STOCK_STEPS = 6
@@ -222,7 +222,7 @@ def _without_paths(text: str, given: argparse.Namespace, model: str) -> str:
 
 
 def _facts(given: argparse.Namespace, threads: int) -> dict[str, Any]:
-    from spafit_bench.numerics import choose_numerics, device_name
+    from spafit_bench.models.numerics import choose_numerics, device_name
 
     command = " ".join(["python -m benchmarks.bench", *sys.argv[1:]])
     for path in (given.model, given.data):

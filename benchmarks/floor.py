@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from spafit_bench.encoding import EncodedSplit, collate
-from spafit_bench.fused import FusedEncoder
-from spafit_bench.fused.block import Block
-from spafit_bench.ragged import Ragged
+from spafit_bench.models.encoding import EncodedSplit, collate
+from spafit_bench.models.fused import FusedEncoder
+from spafit_bench.models.fused.block import Block
+from spafit_bench.models.ragged import Ragged
 
 
 @dataclass

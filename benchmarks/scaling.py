@@ -4,8 +4,8 @@
 
 Each point is a process of its own: a random encoder in the shape of MiniLM-L6 (384 wide, 12
 heads), SPAFIT, one step of random tokens again and again. A line is of points that differ from the
-middle one in one size. Time is compared with the count of `spafit_bench.estimate`, scaled at the
-middle point.
+middle one in one size. Time is compared with the count of `spafit_bench.running.estimate`,
+scaled at the middle point.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from spafit_bench import native_settings
+from spafit_bench.base import native_settings
 
 STEPS, WARM_UP = 12, 3
 
@@ -57,15 +57,20 @@ def measure(point: Point) -> dict[str, float]:
     import torch
     import transformers
 
-    from spafit_bench import memory
-    from spafit_bench.adapt import adapt
-    from spafit_bench.architectures import get_architecture
-    from spafit_bench.encoding import EncodedSplit, collate
-    from spafit_bench.estimate import Pass, Shape, activation_bytes, training_flops_per_token
-    from spafit_bench.gradients import loss_sum
-    from spafit_bench.methods import get_method
-    from spafit_bench.numerics import choose_numerics
-    from spafit_bench.plan import make_plan
+    from spafit_bench.methods.architectures import get_architecture
+    from spafit_bench.methods.method import get_method
+    from spafit_bench.methods.plan import make_plan
+    from spafit_bench.models.adapt import adapt
+    from spafit_bench.models.encoding import EncodedSplit, collate
+    from spafit_bench.models.numerics import choose_numerics
+    from spafit_bench.running.estimate import (
+        Pass,
+        Shape,
+        activation_bytes,
+        training_flops_per_token,
+    )
+    from spafit_bench.training import memory
+    from spafit_bench.training.gradients import loss_sum
 
     config = transformers.BertConfig(
         vocab_size=2000, hidden_size=384, intermediate_size=1536, num_attention_heads=12,
@@ -162,7 +167,7 @@ def main() -> None:
             if point not in known:
                 known[point] = _in_a_process(point) | {"point": asdict(point)}
             found.setdefault(name, []).append(known[point])
-    from spafit_bench.numerics import choose_numerics, device_name
+    from spafit_bench.models.numerics import choose_numerics, device_name
 
     machine = device_name(choose_numerics("cpu", "auto").device)
     threads = found["rank"][0]["threads"]

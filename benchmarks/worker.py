@@ -45,13 +45,13 @@ class Clock:
 
 def measure_ours(case: Case, engine: str) -> dict[str, Any]:
     """Train and evaluate with spafit-bench's own functions; or time steps beside their products."""
-    from spafit_bench import memory
-    from spafit_bench.evaluation import predict
-    from spafit_bench.execute import build_model, make_graphs
-    from spafit_bench.prepare import Preparer
-    from spafit_bench.requests import RunRequest, run_configs
-    from spafit_bench.token_cache import encode_task
-    from spafit_bench.train import Hooks, train
+    from spafit_bench.config.selection import RunRequest, run_configs
+    from spafit_bench.training import memory
+    from spafit_bench.training.evaluation import predict
+    from spafit_bench.training.loop import Hooks, train
+    from spafit_bench.training.prepare import Preparer
+    from spafit_bench.training.run import build_model, make_graphs
+    from spafit_bench.training.token_cache import encode_task
 
     settings = {"learning_rate": LEARNING_RATE[case.method], "batch_size": case.batch_size}
     flags = {
@@ -78,7 +78,7 @@ def measure_ours(case: Case, engine: str) -> dict[str, Any]:
     observer: Any = clock
     if engine == "floor":
         from benchmarks.floor import FloorClock
-        from spafit_bench.fused import FusedEncoder
+        from spafit_bench.models.fused import FusedEncoder
 
         assert isinstance(adapted.engine, FusedEncoder)
         observer = FloorClock(adapted.engine, splits["train"], batches)
@@ -116,7 +116,7 @@ def memory_bytes(case: Case) -> int:
 def _batches(split: Any, case: Case) -> list[Any]:
     import numpy as np
 
-    from spafit_bench.encoding import training_batches
+    from spafit_bench.models.encoding import training_batches
 
     return training_batches(split, case.batch_size, np.random.default_rng([case.seed, 0]))
 

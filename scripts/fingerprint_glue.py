@@ -12,9 +12,9 @@ import json
 import sys
 from pathlib import Path
 
-from spafit_bench.data import OFFICIAL_FINGERPRINTS, split_fingerprint, validated_split
-from spafit_bench.sources import HubFolder, parts_of
-from spafit_bench.tasks import TASKS
+from spafit_bench.data.layouts import HubFolder, parts_of
+from spafit_bench.data.load import OFFICIAL_FINGERPRINTS, split_fingerprint, validated_split
+from spafit_bench.data.tasks import TASKS
 
 
 def fingerprints(root: Path) -> dict[str, dict[str, str]]:

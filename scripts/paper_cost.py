@@ -15,18 +15,18 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 
-from spafit_bench.checkpoint import find_checkpoint
-from spafit_bench.config import RunConfig
-from spafit_bench.data import Split, load_task_data
-from spafit_bench.encoding import encode, load_tokenizer
-from spafit_bench.errors import UserError
-from spafit_bench.estimate import Pass, Shape, activation_bytes, state_bytes
-from spafit_bench.estimate import training_flops_per_token as flops_per_token
-from spafit_bench.plan import Plan
-from spafit_bench.prepare import model_shapes, plan_method
-from spafit_bench.sweep import final_configs, read_sweep, sweep_path, trial_configs
-from spafit_bench.tasks import Task, get_task
-from spafit_bench.units import duration, human_bytes
+from spafit_bench.base.errors import UserError
+from spafit_bench.base.units import duration, human_bytes
+from spafit_bench.config.run_config import RunConfig
+from spafit_bench.config.sweep import final_configs, read_sweep, sweep_path, trial_configs
+from spafit_bench.data.load import Split, load_task_data
+from spafit_bench.data.tasks import Task, get_task
+from spafit_bench.methods.plan import Plan
+from spafit_bench.models.checkpoint import find_checkpoint
+from spafit_bench.models.encoding import encode, load_tokenizer
+from spafit_bench.running.estimate import Pass, Shape, activation_bytes, state_bytes
+from spafit_bench.running.estimate import training_flops_per_token as flops_per_token
+from spafit_bench.training.prepare import model_shapes, plan_method
 
 SAMPLE = 2000
 """Rows that are tokenised to learn their length."""

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
-from spafit_bench.mini_glue import Passage, pretraining_text
-from spafit_bench.mini_glue.corpus import PERTURBATIONS
-from spafit_bench.mini_glue.lexicon import CAPITALISED, MEANING, OTHER_FORMS
+from spafit_bench.data.mini_glue import Passage, pretraining_text
+from spafit_bench.data.mini_glue.corpus import PERTURBATIONS
+from spafit_bench.data.mini_glue.lexicon import CAPITALISED, MEANING, OTHER_FORMS
 
 ASSET = Path(__file__).parent.parent / "spafit_bench" / "assets" / "tiny-bert"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

@@ -1,4 +1,4 @@
-"""Write tests/smoke_bands.json from a finished `spafit-bench sweep smoke --results DIR`.
+"""Write tests/cli/smoke_bands.json from a finished `spafit-bench sweep smoke --results DIR`.
 
 A band is the mean over seeds +- max(4 sd, 8 points), at least 3 points above the majority class and
 at most 100: wide enough for another processor's rounding, narrow enough to notice a broken method.
@@ -12,8 +12,8 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from spafit_bench.store import Store
-from spafit_bench.tasks import get_task
+from spafit_bench.data.tasks import get_task
+from spafit_bench.results.store import Store
 
 
 def main(results: str) -> None:
@@ -28,7 +28,7 @@ def main(results: str) -> None:
         mean, width = statistics.fmean(values), max(4 * statistics.stdev(values), 8.0)
         low, high = max(mean - width, floors[task]), min(mean + width, 100.0)
         bands[task][method] = [round(low, 1), round(high, 1)]
-    path = Path(__file__).parents[1] / "tests" / "smoke_bands.json"
+    path = Path(__file__).parents[1] / "tests" / "cli" / "smoke_bands.json"
     path.write_text(json.dumps(bands, indent=1) + "\n")
 
 

@@ -162,8 +162,8 @@ def fork(arguments: list[str], output: int) -> int:
 
 def essence(results: Path) -> dict[str, tuple[object, ...]]:
     """Return everything about the runs that is not a time; every byte is checked on the way."""
-    from spafit_bench.checksums import SUMS, check_file, read_sums
-    from spafit_bench.store import Store
+    from spafit_bench.base.checksums import SUMS, check_file, read_sums
+    from spafit_bench.results.store import Store
 
     store = Store(results)
     records, damages = store.survey()
@@ -182,7 +182,7 @@ def essence(results: Path) -> dict[str, tuple[object, ...]]:
 
 def check(results: Path, expected: dict[str, tuple[object, ...]]) -> None:
     """Assert that the folder is what an undisturbed sweep leaves."""
-    from spafit_bench.store import Store
+    from spafit_bench.results.store import Store
 
     found = essence(results)
     assert found.keys() == expected.keys(), (sorted(found), sorted(expected))
@@ -215,12 +215,6 @@ def import_libraries() -> None:
     import pandas as pd
     import pyarrow.parquet  # noqa: F401
     from transformers import BertForSequenceClassification, BertTokenizer  # noqa: F401
-
-    import spafit_bench.cli
-    import spafit_bench.commands.training
-    import spafit_bench.matrix
-    import spafit_bench.progress
-    import spafit_bench.tables.render  # noqa: F401
 
     pd.DataFrame({"a": [1]})
 

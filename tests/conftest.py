@@ -20,9 +20,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import numpy as np
 import pytest
-from glue_files import Rows, write_plain
 
-from spafit_bench.tasks import get_task
+from spafit_bench.data.tasks import get_task
+from tests.support.glue_files import Rows, write_plain
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WORDS = "one two three four red green blue black dog cat bird fish runs sleeps eats sings not the a"

@@ -12,12 +12,12 @@ import traceback
 
 import typer
 
-from spafit_bench import native_settings
+from spafit_bench.base import native_settings
 
 from spafit_bench.cli import training  # isort: skip (registered in the order of --help)
 from spafit_bench.cli import results, planning, models, upkeep, checks  # isort: skip
+from spafit_bench.base.errors import UserError
 from spafit_bench.cli.app import app
-from spafit_bench.errors import UserError
 
 __all__ = ["app", "checks", "main", "models", "planning", "results", "training", "upkeep"]
 

@@ -21,7 +21,7 @@ def doctor(
     results: Results = Path("results"), offline: Offline = False, as_json: Json = False
 ) -> None:
     """Say whether this machine can run benchmarks, and what to mend (then exit code 2)."""
-    from spafit_bench.commands import checks
+    from spafit_bench.cli.commands import checks
 
     sound, text = checks.doctor(results, offline=offline, as_json=as_json)
     print_text(text)
@@ -49,7 +49,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Read tasks' data whole: what is there, rows, official or not, and damage (exit code 2)."""
-    from spafit_bench.commands import checks
+    from spafit_bench.cli.commands import checks
 
     sound, text = checks.verify_data(source, joined(task), offline=offline, as_json=as_json)
     print_text(text)

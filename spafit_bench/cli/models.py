@@ -51,8 +51,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a run as a model: weights, tokenizer, label names and a model card."""
-    from spafit_bench.commands import models
-    from spafit_bench.restore import Base
+    from spafit_bench.cli.commands import models
+    from spafit_bench.export.restore import Base
 
     base = Base(model=model, offline=offline, other_weights=other_weights)
     made = models.export(run, results, to, format_, base)
@@ -109,9 +109,9 @@ def predict(
     ] = None,
 ) -> None:
     """Label texts with a trained model."""
-    from spafit_bench.commands import models
-    from spafit_bench.restore import Base
-    from spafit_bench.text_input import TextSource
+    from spafit_bench.cli.commands import models
+    from spafit_bench.data.text_input import TextSource
+    from spafit_bench.export.restore import Base
 
     source = TextSource(
         texts=tuple(text or ()), pairs=tuple(text_pair or ()), file=file, kind=input_format

@@ -27,29 +27,29 @@ def complete_list(incomplete: str, names: Sequence[str]) -> list[str]:
 
 def complete_tasks(incomplete: str) -> list[str]:
     """Complete a task's name, also in a comma list."""
-    from spafit_bench.task_files import shipped_tasks
-    from spafit_bench.tasks import TASKS
+    from spafit_bench.data.custom_tasks import shipped_tasks
+    from spafit_bench.data.tasks import TASKS
 
     return complete_list(incomplete, (*TASKS, *shipped_tasks(), "all"))
 
 
 def complete_methods(incomplete: str) -> list[str]:
     """Complete a method's name, also in a comma list."""
-    from spafit_bench.methods import ablation_names, method_names
+    from spafit_bench.methods.method import ablation_names, method_names
 
     return complete_list(incomplete, (*method_names(), *ablation_names(), "all"))
 
 
 def complete_sweeps(incomplete: str) -> list[str]:
     """Complete the name of a shipped sweep."""
-    from spafit_bench.sweep import sweep_names
+    from spafit_bench.config.sweep import sweep_names
 
     return [name for name in sweep_names() if name.startswith(incomplete)]
 
 
 def complete_presets(incomplete: str) -> list[str]:
     """Complete a preset's name."""
-    from spafit_bench.config import preset_names
+    from spafit_bench.config.run_config import preset_names
 
     return [name for name in preset_names() if name.startswith(incomplete)]
 

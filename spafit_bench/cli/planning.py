@@ -44,8 +44,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Show, layer by layer, what a method trains, without loading weights."""
-    from spafit_bench.commands import planning
-    from spafit_bench.requests import RunRequest
+    from spafit_bench.cli.commands import planning
+    from spafit_bench.config.selection import RunRequest
 
     flags = given({"model": model, "revision": revision, "offline": offline or None})
     request = RunRequest(

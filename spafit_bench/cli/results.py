@@ -45,7 +45,7 @@ def table(
     as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
 ) -> None:
     """Print tables of scores, parameters and cost; keep DIR/tables current."""
-    from spafit_bench.commands import results as commands
+    from spafit_bench.cli.commands import results as commands
 
     form = "json" if as_json else format_
     text = commands.table(results, form, out, reference, unlike=unlike, baseline=baseline)
@@ -81,8 +81,8 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Write the GLUE server's zip of eleven files from test predictions, and check every row."""
-    from spafit_bench.commands import results as commands
-    from spafit_bench.submit import SubmitRequest
+    from spafit_bench.analysis.submit import SubmitRequest
+    from spafit_bench.cli.commands import results as commands
 
     request = SubmitRequest(
         method=method, seed=seed, model=model, setting=setting, fill_majority=fill_majority
@@ -100,7 +100,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Say whether A is better than B: paired tests per task and overall."""
-    from spafit_bench.commands import results as commands
+    from spafit_bench.cli.commands import results as commands
 
     print_text(commands.compare(methods or (), results, as_json=as_json))
 
@@ -125,7 +125,7 @@ def plot(
     as_json: Json = False,
 ) -> None:
     """Draw figures as SVG and PNG: score over size, curves, differences, ranks, layers."""
-    from spafit_bench.commands import results as commands
+    from spafit_bench.cli.commands import results as commands
 
     print_text(commands.plot(results, out or results / "plots", baseline, as_json=as_json))
 
@@ -147,7 +147,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page: every table, figure and run."""
-    from spafit_bench.commands import results as commands
+    from spafit_bench.cli.commands import results as commands
 
     page = out or results / "report.html"
     print_text(commands.report(results, page, (baseline, reference), as_json=as_json))
@@ -162,7 +162,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List tasks, methods, models, sweeps or runs."""
-    from spafit_bench.commands import results as commands
+    from spafit_bench.cli.commands import results as commands
 
     print_text(commands.list_things(what, results, as_json=as_json))
 
@@ -176,6 +176,6 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one run in full."""
-    from spafit_bench.commands import results as commands
+    from spafit_bench.cli.commands import results as commands
 
     print_text(commands.show(run_id, results, as_json=as_json))

@@ -187,8 +187,8 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train and evaluate one or more methods on one or more tasks."""
-    from spafit_bench.commands import training
-    from spafit_bench.requests import RunRequest
+    from spafit_bench.cli.commands import training
+    from spafit_bench.config.selection import RunRequest
 
     training.check_log(log)
     if (code := training.launch(processes)) is not None:
@@ -251,7 +251,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show it all: nine tasks x four methods on a tiny BERT and mini-GLUE."""
-    from spafit_bench.commands import training
+    from spafit_bench.cli.commands import training
 
     is_whole, text = training.demo(results, jobs, as_json=as_json)
     print_text(text)
@@ -346,7 +346,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Carry out a matrix of runs; the same command goes on after a stop."""
-    from spafit_bench.commands import training
+    from spafit_bench.cli.commands import training
 
     flags = given({"model": model, "data": data, "device": device, "offline": offline or None})
     ray = {"address": address, "cpus_per_run": cpus_per_run, "gpus_per_run": gpus_per_run}

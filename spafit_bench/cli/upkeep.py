@@ -57,8 +57,8 @@ def rm(
     as_json: Json = False,
 ) -> None:
     """Remove runs: those that are named, or that pass every filter (comma lists)."""
-    from spafit_bench.commands import upkeep
-    from spafit_bench.requests import split_list
+    from spafit_bench.cli.commands import upkeep
+    from spafit_bench.config.selection import split_list
 
     filters = {"task": task, "method": method, "model": model, "seed": seed, "status": status}
     how = upkeep.Removal(dry_run=dry_run, as_json=as_json, ask=lambda q: _ask(q, yes=yes))
@@ -74,7 +74,7 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Remove dead claims, half-written files, snapshots of ended runs, superseded failures."""
-    from spafit_bench.commands import upkeep
+    from spafit_bench.cli.commands import upkeep
 
     how = upkeep.Removal(dry_run=dry_run, as_json=as_json, ask=lambda q: _ask(q, yes=yes))
     print_text(upkeep.collect_garbage(results, how))
@@ -96,7 +96,7 @@ def merge(
     as_json: Json = False,
 ) -> None:
     """Join results folders; nothing is overwritten, a run that is there twice is there once."""
-    from spafit_bench.commands import upkeep
+    from spafit_bench.cli.commands import upkeep
 
     text = upkeep.merge(sources, results, keep_apart=keep_apart, dry_run=dry_run, as_json=as_json)
     print_text(text)

@@ -1,0 +1,100 @@
+"""SHA-256 of every file of a folder, kept beside them as `sha256sum --check` reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from spafit_bench.base.errors import DamagedError
+
+SUMS = "SHA256SUMS"
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def sums_of(files: Mapping[str, bytes]) -> bytes:
+    """Return the content of `SHA256SUMS` for files of these names and contents."""
+    lines = (f"{_digest(content)}  {name}\n" for name, content in sorted(files.items()))
+    return "".join(lines).encode()
+
+
+def read_sums(folder: Path) -> dict[str, str] | None:
+    """Return file name -> SHA-256; None where there are none.
+
+    Raises:
+        DamagedError: not a list of checksums.
+    """
+    path = folder / SUMS
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedError(path, f"cannot be read ({error})") from None
+    sums = {}
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        if not _DIGEST.fullmatch(digest) or Path(name).name != name or name in ("", ".."):
+            raise DamagedError(path, "is not a list of checksums")
+        sums[name] = digest
+    return sums
+
+
+def check_content(path: Path, content: bytes, sums: Mapping[str, str]) -> None:
+    """Make sure that a file's content is what was written.
+
+    Raises:
+        DamagedError: it is not.
+    """
+    if sums.get(path.name) != _digest(content):
+        raise DamagedError(path, f"is not as it was written (its SHA-256 is not that of {SUMS})")
+
+
+def check_file(path: Path) -> None:
+    """Make sure that a file that is about to be used is what was written.
+
+    Nothing can be said of a folder without `SHA256SUMS`: versions before 0.1 wrote none.
+
+    Raises:
+        DamagedError: it is not, or it is missing.
+    """
+    sums = read_sums(path.parent)
+    if sums is None:
+        return
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read ({error.strerror})") from None
+    if sums.get(path.name) != digest:
+        with suppress(OSError):
+            os.utime(path)  # so that `check_folder` looks at it, whoever altered it
+        raise DamagedError(path, f"is not as it was written (its SHA-256 is not that of {SUMS})")
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure, cheaply, that a folder's files are there and as they were written.
+
+    Adapters of hundreds of runs would take minutes to read, so only files that were touched after
+    their checksums were written are. The others are checked when they are used (`check_file`).
+
+    Raises:
+        DamagedError: one is missing or altered.
+    """
+    sums = read_sums(folder)
+    if sums is None:
+        return
+    try:
+        written_ns = (folder / SUMS).stat().st_mtime_ns
+        touched = [n for n in sums if (folder / n).stat().st_mtime_ns > written_ns]
+    except OSError as error:
+        raise DamagedError(Path(error.filename), f"cannot be read ({error.strerror})") from None
+    for name in touched:
+        check_file(folder / name)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,388 @@
+"""The configuration of one run, and how the layers of settings become one.
+
+A later layer wins: shipped defaults, `--preset`, `--config`, `--set`, flags. Within one file its
+top level comes first, then `tasks: <task>:`, then `methods: <defaults key of the method>:`, then
+`methods: <method>:`.
+"""
+
+from __future__ import annotations
+
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from spafit_bench.base.errors import UserError, nearest
+from spafit_bench.base.frozen import Frozen
+from spafit_bench.base.nested import merge_settings
+from spafit_bench.base.shipped import config_folder, read_yaml
+from spafit_bench.data.custom_tasks import find_task, shipped_tasks
+from spafit_bench.data.tasks import TASKS
+from spafit_bench.methods.method import Method, get_method, method_names
+from spafit_bench.methods.treatments import parse_treatment
+
+
+def _no_truth_value(value: Any) -> Any:
+    if isinstance(value, bool):  # YAML reads yes, no, on and off as truth values
+        raise ValueError("this must be a number")
+    return value
+
+
+Number = BeforeValidator(_no_truth_value)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), Number]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), Number]
+Share = Annotated[float, Field(ge=0, lt=1), Number]
+Count = Annotated[int, Field(ge=1, lt=2**31), Number]
+HeadTreatment = Literal["frozen", "bias", "full"]
+
+
+def known_device(name: str) -> str:
+    """Return the name of a device.
+
+    Raises:
+        ValueError: it is none, whatever this machine has.
+    """
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name):
+        raise ValueError("choices: auto, cpu, cuda, cuda:0, cuda:1, ...")
+    return name
+
+
+class MethodSettings(Frozen):
+    """A method by name, with overrides that apply to each of its LoRA treatments."""
+
+    name: str = "spafit"
+    rank: Count | None = None
+    alpha: Positive | None = None
+    dropout: Share | None = None
+    rslora: bool | None = None
+    dora: bool | None = None
+    alpha_per_rank: Positive | None = None
+    """Alpha as a multiple of the rank, so that the adapters' scale stays as the rank changes."""
+    shuffle: Annotated[int, Field(ge=0), Number] | None = None
+    """Seed of a permutation of the treatments over the layers."""
+    embeddings: HeadTreatment | None = None
+
+
+class HeadSettings(Frozen):
+    """What happens on top of the encoder; None leaves it to the method."""
+
+    pooler: HeadTreatment | None = None
+    pooler_init: Literal["pretrained", "fresh"] = "pretrained"
+
+    @field_validator("pooler_init")
+    @classmethod
+    def _can_learn(cls, pooler_init: str, info: ValidationInfo) -> str:
+        if pooler_init == "fresh" and info.data.get("pooler") in ("frozen", "bias"):
+            raise ValueError("a pooler drawn anew trains in full; leave out head.pooler")
+        return pooler_init
+
+
+class TrainSettings(Frozen):
+    """Optimisation of one run."""
+
+    learning_rate: Positive
+    epochs: Annotated[Positive, Field(le=10_000)]
+    batch_size: Count
+    """Examples per optimizer step."""
+    micro_batch_size: Count | None = None
+    """Examples per forward pass; gradients accumulate to `batch_size`. None: the whole batch."""
+    eval_batch_size: Count = 64
+    max_length: Annotated[int, Field(ge=8, lt=2**31), Number]
+    batch_tokens: Count | None = None
+    """Tokens per optimizer step, about, in place of `batch_size`; at least `max_length`. The loss
+    of a step stays the mean over its examples."""
+    warmup: NonNegative
+    """Fraction of all steps if below 1, else a number of steps."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """After warm-up: decay to zero, or stay."""
+    weight_decay: NonNegative
+    """Decoupled; never on biases and normalisations."""
+    max_grad_norm: Positive
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    adam_eps: Positive
+
+    @field_validator("batch_tokens")
+    @classmethod
+    def _holds_any_example(cls, batch_tokens: int | None, info: ValidationInfo) -> int | None:
+        longest = info.data.get("max_length")
+        if batch_tokens is not None and longest is not None and batch_tokens < longest:
+            raise ValueError(f"one example may have more tokens, max_length = {longest}")
+        return batch_tokens
+
+
+class RunConfig(Frozen):
+    """Everything that one run needs to know."""
+
+    task: str
+    method: MethodSettings = MethodSettings()
+    model: str = "bert-large-cased"
+    revision: str | None = None
+    data: str = "hub"
+    offline: bool = False
+    cache: bool = True
+    """Keep tokenised text for later runs; see `array_cache.user_cache` for where and how much."""
+    cache_prefix: bool = False
+    """Keep the frozen first layers' output; nothing is dropped in them then (`prefix_cache`)."""
+    cuda_graphs: bool = False
+    """Replay the launches of shapes that come again; see `graphs`."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: Annotated[str, AfterValidator(known_device)] = "auto"
+    engine: Literal["auto", "fast", "plain"] = "auto"
+    """How logits are computed: fused and without padding, or by the model as it was written."""
+    limit: Count | None = None
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of train that is held out and evaluated on instead of dev, to choose settings."""
+    select: Literal["last", "best"] = "last"
+    predict_test: bool = True
+    save_weights: Literal["all", "best", "none"] = "best"
+    """Adapters kept: of every evaluation, of the chosen one, or none."""
+    measure_forgetting: bool = False
+    """Record how far the encoder moved from the pretrained one; changes nothing else."""
+    head: HeadSettings = HeadSettings()
+    train: TrainSettings
+
+    def resolved_method(self) -> Method:
+        """Return the method with the overrides of `method` and `head` applied.
+
+        Raises:
+            UserError: unknown method, or LoRA settings for a method without LoRA.
+        """
+        parts = {"embeddings": self.method.embeddings, "pooler": self.head.pooler}
+        chosen = {part: parse_treatment(text) for part, text in parts.items() if text}
+        keys = ("rank", "alpha", "dropout", "rslora", "dora", "alpha_per_rank", "shuffle")
+        settings = {key: getattr(self.method, key) for key in keys}
+        method = get_method(self.method.name)
+        return method.overridden({k: v for k, v in settings.items() if v is not None}, chosen)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One source of settings."""
+
+    where: str
+    """Named in messages."""
+    body: Mapping[str, Any]
+
+
+_SECTIONS = ("tasks", "methods")
+
+
+def load_layers(
+    *, preset: str | None, config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]
+) -> tuple[Layer, ...]:
+    """Collect and check every layer of settings, weakest first.
+
+    Args:
+        preset: name of a file in `configs/presets`.
+        config: a YAML file.
+        assignments: `key=value` texts of `--set`, keys with dots.
+        flags: nested settings from the command line.
+
+    Raises:
+        UserError: an unreadable file or an unknown key, with the nearest match.
+    """
+    layers = [_file_layer(config_folder() / "defaults.yaml", "defaults")]
+    if preset is not None:
+        if preset not in preset_names():
+            raise UserError(f"unknown preset {preset!r}: {nearest(str(preset), preset_names())}")
+        layers.append(_file_layer(config_folder() / "presets" / f"{preset}.yaml", preset))
+    if config is not None:
+        layers.append(_file_layer(config, str(config)))
+    layers += [_assignment_layer(text) for text in assignments]
+    layers.append(Layer("the command line", flags))
+    return tuple(layers)
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names that `--preset` takes."""
+    return tuple(sorted(path.stem for path in (config_folder() / "presets").glob("*.yaml")))
+
+
+def _file_layer(path: Path, where: str) -> Layer:
+    body = read_yaml(path)
+    check_settings(body, where)
+    return Layer(where, body)
+
+
+def check_settings(body: Any, where: str) -> None:
+    """Refuse unknown keys in settings with `tasks:` and `methods:` sections.
+
+    Raises:
+        UserError: an unknown key, with the nearest match.
+    """
+    if not isinstance(body, dict):
+        raise UserError(f"{where}: must be a mapping of settings, not {body!r:.60}")
+    for key, value in body.items():
+        if key in _SECTIONS:
+            _check_section(key, value, where)
+        else:
+            _check_key(RunConfig, key, value, where, "")
+
+
+def _check_section(section: str, value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: {section!r} must be a mapping from names to settings")
+    for name, settings in value.items():
+        known = (*TASKS, *shipped_tasks())
+        is_file = str(name).endswith((".yaml", ".yml"))
+        if section == "tasks" and name not in known and not is_file:
+            raise UserError(f"{where}: unknown task {str(name)!r}: {nearest(str(name), known)}")
+        if not isinstance(settings, dict):
+            raise UserError(f"{where}: {section}.{name} must be a mapping of settings")
+        for key, inner in settings.items():
+            if chosen_by(key, inner):
+                raise UserError(f"{where}: {section}.{name}.{key} cannot be chosen in a section")
+            _check_key(RunConfig, key, inner, where, f"{section}.{name}.")
+
+
+def chosen_by(key: str, value: Any) -> str | None:
+    """Name the flag that chooses what a setting would: a task, a seed, a method by name."""
+    names = key != "method" or not isinstance(value, dict) or "name" in value
+    return key if key in ("task", "seed", "method") and names else None
+
+
+def check_method_sections(layers: Sequence[Layer], methods: Sequence[str]) -> None:
+    """Refuse a section of `methods:` that is neither of a known method nor of a requested one.
+
+    Raises:
+        UserError: with the nearest match.
+    """
+    names = [*method_names(), *methods]
+    known = dict.fromkeys([*names, *(get_method(name).defaults for name in names)])
+    for layer in layers:
+        for name in layer.body.get("methods", {}):
+            if name not in known:
+                raise UserError(
+                    f"{layer.where}: methods.{name} is of no method: {nearest(str(name), known)}"
+                )
+
+
+def _check_key(model: type[BaseModel], key: Any, value: Any, where: str, path: str) -> None:
+    """Refuse a key that the model does not have, at any depth."""
+    choices = list(model.model_fields)
+    if key not in choices:
+        raise UserError(
+            f"{where}: unknown key {path + str(key)!r}: {_meant(str(key), choices, path)}"
+        )
+    inner = _model_of(model.model_fields[key].annotation)
+    if inner is MethodSettings and isinstance(value, str | list) and not path:
+        return
+    if inner is not None:
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {path}{key} must be a mapping of settings, not {value!r}")
+        for inner_key, inner_value in value.items():
+            _check_key(inner, inner_key, inner_value, where, f"{path}{key}.")
+
+
+def _meant(key: str, choices: Sequence[str], path: str) -> str:
+    """Say what a key may have been meant to be: one further down first, then its neighbours."""
+    if path:
+        return nearest(key, choices)
+    for section in choices:
+        inner = _model_of(RunConfig.model_fields[section].annotation)
+        if inner is not None and key in inner.model_fields:
+            return f"did you mean {f'{section}.{key}'!r}?"
+    return nearest(key, (*choices, *_SECTIONS))
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    for candidate in typing.get_args(annotation) or (annotation,):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _assignment_layer(text: str) -> Layer:
+    import yaml
+
+    key, equals, value = text.partition("=")
+    where = f"--set {text}"
+    if not equals or not key.strip():
+        raise UserError(f"{where}: write key=value, e.g. --set method.rank=8")
+    try:
+        parsed = yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"{where}: the value is not valid YAML ({problem:.200})") from None
+    return assignment(key.strip(), parsed, where)
+
+
+def assignment(key: str, value: Any, where: str) -> Layer:
+    """Return one setting as a layer.
+
+    Args:
+        key: with dots, e.g. `train.learning_rate`.
+        value: as YAML reads it.
+        where: named in messages.
+
+    Raises:
+        UserError: no such setting.
+    """
+    if key.partition(".")[0] in _SECTIONS:
+        raise UserError(f"{where}: sections are for files; set the key itself, e.g. train.epochs=3")
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    for first, inner in value.items():
+        if first in ("task", "seed"):
+            raise UserError(f"{where}: use --{first}")
+        _check_key(RunConfig, first, inner, where, "")
+    return Layer(where, value)
+
+
+def resolve(layers: Sequence[Layer], *, task: str, method: str, seed: int) -> RunConfig:
+    """Merge the layers into the configuration of one run.
+
+    Raises:
+        UserError: a value of the wrong type or out of range, naming the key and its source.
+    """
+    own = Layer(f"the file of {task}", {"train": find_task(task).train})
+    check_settings(own.body, own.where)
+    family = get_method(method).defaults
+    families = {name: None for layer in layers for name in layer.body.get("methods", {})}
+    if family not in families:
+        raise UserError(f"method {method}: defaults: {family}: {nearest(family, families)}")
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    sections = dict.fromkeys((("tasks", task), ("methods", family), ("methods", method)))
+    for layer in (layers[0], own, *layers[1:]):
+        merge_settings(merged, _without_names(layer.body), sources, layer.where)
+        for section, name in sections:
+            settings = layer.body.get(section, {}).get(name, {})
+            merge_settings(merged, settings, sources, f"{layer.where}, {section}.{name}")
+    merged |= {"task": task, "seed": seed, "method": merged.get("method", {}) | {"name": method}}
+    sources |= {"seed": "--seed"}
+    try:
+        return RunConfig.model_validate(merged)
+    except ValidationError as error:
+        raise _invalid(error, sources) from None
+
+
+def _without_names(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out sections and what is chosen elsewhere; `method: lora` names one, no settings."""
+    top = {key: value for key, value in body.items() if key not in (*_SECTIONS, "task", "seed")}
+    if not isinstance(top.get("method", {}), dict):
+        del top["method"]
+    return top
+
+
+def _invalid(error: ValidationError, sources: Mapping[str, str]) -> UserError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    where = sources.get(key, "configuration")
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return UserError(f"{where}: {key} = {first.get('input')!r}: {message}")

@@ -1,0 +1,278 @@
+"""Tasks beyond GLUE: any classification or regression data set, described in one YAML file.
+
+    name: reviews
+    text: [title, body]             # one column or two; "{title}: {body}" puts columns together
+    label: stars                    # a column
+    labels: [bad, good]             # class names in the order of their ids, or range: [0, 5]
+    metrics: [accuracy, f1]
+    splits: { train: train.csv, validation: dev.csv, test: test.csv }
+    train: { epochs: 5 }
+
+The description travels in a run's record, so that results are read without the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from spafit_bench.base.errors import UserError, nearest
+from spafit_bench.base.shipped import config_folder, read_yaml
+from spafit_bench.data.tasks import TASKS, HubFiles, SplitFile, Task, TestSet, TsvLayout
+
+Metric = Literal["accuracy", "f1", "f1_macro", "matthews_correlation", "pearson", "spearman"]
+SplitName = Literal["train", "validation", "test"]
+Value = TypeVar("Value")
+
+DATA_FILES = (".csv", ".jsonl", ".parquet")
+_TWO_CLASSES = ("f1", "matthews_correlation")
+_CORRELATIONS = ("pearson", "spearman")
+_COLUMN = re.compile(r"\{([^{}]+)\}")
+NOT_GLUE = "not a task of GLUE"
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _quoted(value: Any) -> Any:
+    values = _listed(value)
+    if isinstance(values, list) and any(isinstance(item, bool) for item in values):
+        raise ValueError("YAML reads yes, no, true and false as truth values: quote the names")
+    return [str(v) if isinstance(v, int) else v for v in values] if type(values) is list else values
+
+
+def _data_file(pattern: str) -> str:
+    path = PurePosixPath(pattern)
+    if path.is_absolute() or ".." in path.parts or "\\" in pattern or "\0" in pattern:
+        raise ValueError("a file below the data folder, without '..'")
+    if path.suffix not in DATA_FILES:
+        raise ValueError(f"the name must end in {', '.join(DATA_FILES)}")
+    return pattern
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    if not line.isprintable():
+        raise ValueError("it has a character that cannot be shown")
+    return line
+
+
+def _known_name(name: str) -> str:
+    if name in TASKS:
+        raise ValueError("that is GLUE's; choose another name")
+    return name
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+ClassNames = Annotated[tuple[str, ...], BeforeValidator(_quoted)]
+DataFile = Annotated[str, AfterValidator(_data_file)]
+Name = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,23}$"), AfterValidator(_known_name)
+]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitDefinition(_Part):
+    """A split whose columns are called otherwise than the task's."""
+
+    file: DataFile
+    text: Names = ()
+    """The task's columns in their order, under this file's names."""
+    label: str | None = None
+
+
+class HubDefinition(_Part):
+    """Where the task is on the Hugging Face hub."""
+
+    repository: str
+    files: dict[SplitName, DataFile]
+    """Split -> its parquet files, with `*` for the numbers of shards."""
+
+
+class TaskDefinition(_Part):
+    """A task as its YAML file states it."""
+
+    name: Name
+    title: Annotated[Line, Field(max_length=24)] = ""
+    description: Line = ""
+    source: Line = ""
+    text: Annotated[Names, Field(min_length=1, max_length=2)]
+    label: str = "label"
+    labels: ClassNames = ()
+    range: Annotated[tuple[float, float], Field(strict=False)] | None = None
+    """Of a regression's scores, both ends included."""
+    metrics: Annotated[tuple[Metric, ...], BeforeValidator(_listed), Field(min_length=1)]
+    splits: dict[SplitName, DataFile | SplitDefinition] = {}
+    """Without it: `train`, `validation` and `test`, each `.csv`, `.jsonl` or `.parquet`."""
+    hub: HubDefinition | None = None
+    rows: dict[SplitName, Annotated[int, Field(ge=1)]] = {}
+    """Rows of the original data, where these are known."""
+    empty_texts: bool = False
+    train: dict[str, Any] = {}
+    """Training defaults of this task, as `train:` of a configuration file."""
+    note: Line = ""
+
+    @model_validator(mode="after")
+    def _fits(self) -> TaskDefinition:
+        problem = self._label_problem() or self._split_problem()
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def _label_problem(self) -> str:
+        if bool(self.labels) == (self.range is not None):
+            return "give labels (of a classification) or range (of a regression), one of the two"
+        if self.range is not None and not self.range[0] < self.range[1]:
+            return "range must be [lowest, highest]"
+        if self.labels and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
+            return "labels must be two names or more, each once"
+        for metric in self.metrics:
+            if (metric in _CORRELATIONS) != (self.range is not None):
+                kind = "classification" if self.labels else "regression"
+                return f"metric {metric} is not one of a {kind}"
+            if metric in _TWO_CLASSES and len(self.labels) != 2:
+                return f"metric {metric} is of two classes, and there are {len(self.labels)}"
+        return "" if len(set(self.metrics)) == len(self.metrics) else "a metric is there twice"
+
+    def _split_problem(self) -> str:
+        for where, splits in (
+            ("splits", self.splits),
+            ("rows", self.rows),
+            ("hub.files", self.hub.files if self.hub else {}),
+        ):
+            if splits and not splits.keys() >= {"train", "validation"}:
+                return f"{where} must name train and validation (test may be left out)"
+        width = len(self._columns)
+        for name, split in self.splits.items():
+            if isinstance(split, SplitDefinition) and len(split.text) not in (0, width):
+                return f"splits.{name}.text must name {width} columns: {', '.join(self._columns)}"
+        return ""
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        named = [_COLUMN.findall(text) or [text] for text in self.text]
+        return tuple(dict.fromkeys(column for columns in named for column in columns))
+
+    def task(self) -> Task:
+        """Return the task that this describes."""
+        columns = self._columns
+        templates = tuple(t if _COLUMN.search(t) else f"{{{t}}}" for t in self.text)
+        return Task(
+            name=self.name,
+            title=self.title or self.name,
+            text_columns=columns,
+            templates=() if columns == self.text else templates,
+            label_column=self.label,
+            tsv=TsvLayout(folder=self.name, text_columns=columns, label_column=self.label),
+            labels=self.labels,
+            label_range=self.range,
+            metrics=tuple(self.metrics),
+            test_sets=(TestSet(split="test", submission=self.name),),
+            rows=_by_text(self.rows),
+            empty_texts=self.empty_texts,
+            note="; ".join(filter(None, (NOT_GLUE, self.note))),
+            in_glue=False,
+            files=MappingProxyType({name: self._file(name, columns) for name in SPLITS}),
+            hub=None
+            if self.hub is None
+            else HubFiles(self.hub.repository, _by_text(self.hub.files)),
+        )
+
+    def _file(self, name: SplitName, columns: tuple[str, ...]) -> SplitFile:
+        split = self.splits.get(name)
+        if split is None:
+            patterns = () if self.splits else tuple(f"{name}{ending}" for ending in DATA_FILES)
+            return SplitFile(patterns=patterns, text_columns=columns, label_column=self.label)
+        if isinstance(split, str):
+            return SplitFile(patterns=(split,), text_columns=columns, label_column=self.label)
+        return SplitFile(
+            patterns=(split.file,),
+            text_columns=split.text or columns,
+            label_column=split.label or self.label,
+        )
+
+
+def _by_text(values: Mapping[SplitName, Value]) -> MappingProxyType[str, Value]:
+    return MappingProxyType({str(split): value for split, value in values.items()})
+
+
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class FoundTask:
+    """A task, and where it is not GLUE's, the description it is from."""
+
+    task: Task
+    definition: TaskDefinition | None = None
+
+    @property
+    def train(self) -> Mapping[str, Any]:
+        """Training defaults of the task's own."""
+        return self.definition.train if self.definition else {}
+
+
+def shipped_tasks() -> tuple[str, ...]:
+    """Names of the shipped descriptions."""
+    return tuple(sorted(path.stem for path in (config_folder() / "tasks").glob("*.yaml")))
+
+
+def find_task(text: str) -> FoundTask:
+    """Return the task that `text` names: one of GLUE, a shipped description or a YAML file.
+
+    Raises:
+        UserError: no such task (with the nearest match), or a wrong description.
+    """
+    if text in TASKS:
+        return FoundTask(TASKS[text])
+    names = shipped_tasks()
+    is_file = text.endswith((".yaml", ".yml"))
+    if not is_file and text not in names:
+        raise UserError(f"unknown task {text!r}: {nearest(text, (*TASKS, *names))}")
+    definition = read_task(Path(text) if is_file else config_folder() / "tasks" / f"{text}.yaml")
+    return FoundTask(definition.task(), definition)
+
+
+def read_task(path: Path) -> TaskDefinition:
+    """Read a description.
+
+    Raises:
+        UserError: unreadable, an unknown key, or a value that cannot be; the message names it.
+    """
+    body = read_yaml(path)
+    keys = tuple(TaskDefinition.model_fields)
+    for key in body:
+        if key not in keys:
+            raise UserError(f"{path}: unknown key {str(key)!r}: {nearest(str(key), keys)}")
+    try:
+        return TaskDefinition.model_validate({"name": path.stem} | body)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_problem(error)}") from None
+
+
+def _problem(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{where!r} is missing"
+    return f"{where} = {first.get('input')!r:.80}: {message}" if where else message

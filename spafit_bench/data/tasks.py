@@ -1,0 +1,295 @@
+"""What a GLUE task is: one row of a table.
+
+Facts are those of the GLUE benchmark (Wang et al., arXiv:1804.07461) in the label order of the
+`nyu-mll/glue` data set. Nothing else in the package knows a task by name. Tasks beyond GLUE come
+from YAML files (`task_files.py`) and are of the same type.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from spafit_bench.base.errors import UserError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """A split that is only predicted: its labels are never read."""
+
+    __test__ = False  # not a pytest class
+
+    split: str
+    submission: str
+    """Name of the GLUE server's file, without `.tsv`."""
+    config: str | None = None
+    """Hub configuration that holds the split, where it is not the task's own (AX)."""
+    tsv_files: tuple[str, ...] = ()
+    """Where a GLUE TSV folder may keep it, where that is not `<task folder>/<split>.tsv`."""
+
+    @property
+    def key(self) -> str:
+        """Name of the split among the task's own: AX is `ax`, not another `test`."""
+        return self.config or self.split
+
+
+@dataclass(frozen=True, kw_only=True)
+class TsvLayout:
+    """How the task looks in GLUE's own TSV files, in which quotes have no meaning."""
+
+    folder: str
+    text_columns: tuple[str, ...]
+    label_column: str = "label"
+    headerless: tuple[str, ...] = ()
+    """Columns of train and dev, where those files have no header line."""
+    torn_rows: bool = False
+    """Whether line breaks inside texts tear official rows apart; the hub leaves those rows out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFile:
+    """How a split of a task beyond GLUE is found and read."""
+
+    patterns: tuple[str, ...]
+    """File names below the data folder, `*` allowed; each is another place to look."""
+    text_columns: tuple[str, ...]
+    label_column: str
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """A data set on the Hugging Face hub."""
+
+    repository: str
+    patterns: Mapping[str, str]
+    """Split -> its parquet files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task."""
+
+    name: str
+    title: str
+    text_columns: tuple[str, ...]
+    """One column for single sentences, two for pairs; with `templates`, whatever these name."""
+    tsv: TsvLayout
+    labels: tuple[str, ...] = ()
+    """Class names in label order; empty for a regression task."""
+    label_range: tuple[float, float] | None = None
+    """Inclusive range of a regression label."""
+    metrics: tuple[str, ...] = ("accuracy",)
+    """Reported metrics, in native scale; the task's score is their mean."""
+    dev_splits: tuple[str, ...] = ("validation",)
+    """Every metric is computed on each; the task's score is the mean over them."""
+    test_sets: tuple[TestSet, ...] = ()
+    rows: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Official number of rows of each split."""
+    dev_majority: float = 0
+    """Most frequent class id of the official dev set (each of them); for a regression, its mean."""
+    submit_names: bool = False
+    """Whether the GLUE server takes class names rather than class ids."""
+    empty_texts: bool = False
+    """Whether a few official rows have an empty text."""
+    note: str = ""
+    """What a reader of a score should know."""
+    label_column: str = "label"
+    templates: tuple[str, ...] = ()
+    """One or two texts such as `{word}: {sentence}`, where they are not columns as they stand."""
+    in_glue: bool = True
+    """Whether it counts in GLUE's average."""
+    files: Mapping[str, SplitFile] = field(default_factory=lambda: MappingProxyType({}))
+    """Of a task beyond GLUE: split -> its files."""
+    hub: HubFiles | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the encoder reads, one or two texts: columns or templates."""
+        return self.templates or self.text_columns
+
+    def compose(self, cells: Sequence[str]) -> tuple[str, ...]:
+        """Return the one or two texts of an example, given its `text_columns`."""
+        if not self.templates:
+            return tuple(cells)
+        values = dict(zip(self.text_columns, cells, strict=True))
+        return tuple(
+            re.sub(r"\{([^{}]+)\}", lambda match: values[match[1]], text) for text in self.templates
+        )
+
+    def split_score(self, metrics: Mapping[str, Mapping[str, float]], split: str) -> float | None:
+        """Mean of the task's metrics on a split, native scale; None where one is missing."""
+        return mean_or_none([metrics.get(split, {}).get(metric) for metric in self.metrics])
+
+    def score(self, metrics: Mapping[str, Mapping[str, float]]) -> float | None:
+        """Mean over the dev splits of `split_score`: what GLUE's average averages."""
+        return mean_or_none([self.split_score(metrics, split) for split in self.dev_splits])
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the label is a number rather than a class."""
+        return not self.labels
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the classifier: one for regression."""
+        return len(self.labels) or 1
+
+
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """Mean of the values, or None where one is missing."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known and len(known) == len(values) else None
+
+
+def _rows(**counts: int) -> MappingProxyType[str, int]:
+    return MappingProxyType(counts)
+
+
+def _test(submission: str, split: str = "test") -> TestSet:
+    return TestSet(split=split, submission=submission)
+
+
+_ENTAILMENT = ("entailment", "not_entailment")
+_PAIR = ("sentence1", "sentence2")
+_QUESTIONS = ("question1", "question2")
+_MNLI_DEV = ("validation_matched", "validation_mismatched")
+
+_ALL = (
+    Task(
+        name="cola",
+        title="CoLA",
+        text_columns=("sentence",),
+        tsv=TsvLayout(
+            folder="CoLA",
+            text_columns=("sentence",),
+            headerless=("source", "label", "annotation", "sentence"),
+        ),
+        labels=("unacceptable", "acceptable"),
+        metrics=("matthews_correlation",),
+        test_sets=(_test("CoLA"),),
+        dev_majority=1,
+        rows=_rows(train=8551, validation=1043, test=1063),
+    ),
+    Task(
+        name="sst2",
+        title="SST-2",
+        text_columns=("sentence",),
+        tsv=TsvLayout(folder="SST-2", text_columns=("sentence",)),
+        labels=("negative", "positive"),
+        test_sets=(_test("SST-2"),),
+        dev_majority=1,
+        rows=_rows(train=67349, validation=872, test=1821),
+    ),
+    Task(
+        name="mrpc",
+        title="MRPC",
+        text_columns=_PAIR,
+        tsv=TsvLayout(
+            folder="MRPC", text_columns=("#1 String", "#2 String"), label_column="Quality"
+        ),
+        labels=("not_equivalent", "equivalent"),
+        metrics=("f1", "accuracy"),
+        test_sets=(_test("MRPC"),),
+        dev_majority=1,
+        rows=_rows(train=3668, validation=408, test=1725),
+    ),
+    Task(
+        name="stsb",
+        title="STS-B",
+        text_columns=_PAIR,
+        tsv=TsvLayout(folder="STS-B", text_columns=_PAIR, label_column="score"),
+        label_range=(0.0, 5.0),
+        metrics=("pearson", "spearman"),
+        test_sets=(_test("STS-B"),),
+        dev_majority=2.364,
+        rows=_rows(train=5749, validation=1500, test=1379),
+    ),
+    Task(
+        name="qqp",
+        title="QQP",
+        text_columns=_QUESTIONS,
+        tsv=TsvLayout(
+            folder="QQP", text_columns=_QUESTIONS, label_column="is_duplicate", torn_rows=True
+        ),
+        labels=("not_duplicate", "duplicate"),
+        metrics=("f1", "accuracy"),
+        test_sets=(_test("QQP"),),
+        rows=_rows(train=363846, validation=40430, test=390965),
+        empty_texts=True,
+    ),
+    Task(
+        name="mnli",
+        title="MNLI",
+        text_columns=("premise", "hypothesis"),
+        tsv=TsvLayout(folder="MNLI", text_columns=_PAIR, label_column="gold_label"),
+        labels=("entailment", "neutral", "contradiction"),
+        dev_splits=_MNLI_DEV,
+        test_sets=(
+            _test("MNLI-m", "test_matched"),
+            _test("MNLI-mm", "test_mismatched"),
+            TestSet(
+                split="test",
+                submission="AX",
+                config="ax",
+                tsv_files=("AX/diagnostic.tsv", "diagnostic/diagnostic.tsv"),
+            ),
+        ),
+        submit_names=True,
+        rows=_rows(
+            train=392702,
+            validation_matched=9815,
+            validation_mismatched=9832,
+            test_matched=9796,
+            test_mismatched=9847,
+            ax=1104,
+        ),
+    ),
+    Task(
+        name="qnli",
+        title="QNLI",
+        text_columns=("question", "sentence"),
+        tsv=TsvLayout(folder="QNLI", text_columns=("question", "sentence")),
+        labels=_ENTAILMENT,
+        test_sets=(_test("QNLI"),),
+        dev_majority=1,
+        submit_names=True,
+        rows=_rows(train=104743, validation=5463, test=5463),
+    ),
+    Task(
+        name="rte",
+        title="RTE",
+        text_columns=_PAIR,
+        tsv=TsvLayout(folder="RTE", text_columns=_PAIR),
+        labels=_ENTAILMENT,
+        test_sets=(_test("RTE"),),
+        submit_names=True,
+        rows=_rows(train=2490, validation=277, test=3000),
+    ),
+    Task(
+        name="wnli",
+        title="WNLI",
+        text_columns=_PAIR,
+        tsv=TsvLayout(folder="WNLI", text_columns=_PAIR),
+        labels=("not_entailment", "entailment"),
+        test_sets=(_test("WNLI"),),
+        rows=_rows(train=635, validation=71, test=146),
+        note="the dev set is adversarial to train: a model that learns from train scores "
+        "below the majority class",
+    ),
+)
+
+TASKS: MappingProxyType[str, Task] = MappingProxyType({task.name: task for task in _ALL})
+
+
+def get_task(name: str) -> Task:
+    """Return the task called `name`.
+
+    Raises:
+        UserError: the name is not a task's; the message has the nearest match.
+    """
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}: {nearest(name, TASKS)}")
+    return TASKS[name]

@@ -1,0 +1,313 @@
+"""A pretrained encoder on disk: found, checked, and loaded with a task's head.
+
+Safetensors only: a pickled checkpoint can run code when it is opened, so it is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spafit_bench.base.errors import UserError
+from spafit_bench.data.tasks import Task
+from spafit_bench.methods.architectures import Architecture, get_architecture, locate
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_TOKENIZER_FILES = (
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt")
+
+SHIPPED_MODELS = {"tiny-bert": Path(__file__).parents[1] / "assets" / "tiny-bert"}
+"""Encoders inside the package, by the name that `--model` takes."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder whose configuration is readable and whose encoder is supported."""
+
+    name: str
+    """As the user wrote it."""
+    path: Path
+    revision: str | None
+    config: dict[str, Any]
+    architecture: Architecture
+
+    @property
+    def short_name(self) -> str:
+        """The name without the folder it was in."""
+        local = Path(self.name).expanduser()
+        return local.resolve().name if local.is_dir() else self.name
+
+    @property
+    def num_layers(self) -> int:
+        """Depth of the encoder."""
+        return int(self.config.get("num_hidden_layers", self.config.get("n_layers", 0)))
+
+
+def find_checkpoint(
+    name: str, *, revision: str | None = None, offline: bool = False, weights: bool = True
+) -> Checkpoint:
+    """Find a checkpoint in the package, in a folder, or on the hub.
+
+    Args:
+        name: `tiny-bert`, the path of a folder, or a hub repository.
+        revision: hub branch, tag or commit.
+        offline: use only what is already downloaded.
+        weights: whether weights and tokenizer are needed, or only `config.json`.
+
+    Raises:
+        UserError: not found, not a checkpoint, pickled weights, or an unsupported encoder.
+    """
+    path = SHIPPED_MODELS.get(name) or _local(name)
+    if path is None:
+        from spafit_bench.base.hub import fetch
+
+        wanted = ["config.json", *((*_TOKENIZER_FILES, "*.safetensors*") if weights else ())]
+        fetched = fetch(
+            name, repo_type="model", revision=revision, patterns=wanted, offline=offline
+        )
+        path, revision = fetched.path, fetched.revision
+        if weights and not weight_files(path):
+            raise UserError(
+                f"{name} has no model.safetensors on the hub; pickled weights are refused, opening "
+                "them can run code: give --revision of a conversion, or convert it "
+                "(save_pretrained does) and give its folder"
+            )
+    elif revision is not None:
+        raise UserError(f"--revision {revision}: {name} is no hub repository, so it has none")
+    config = _read_config(path)
+    architecture = get_architecture(str(config.get("model_type")))
+    if weights:
+        _check_weights(path)
+        if not any((path / file).is_file() for file in _TOKENIZER_FILES):
+            raise UserError(f"{path}: no tokenizer (vocab.txt or tokenizer.json) in the checkpoint")
+    return Checkpoint(name, path, revision, config, architecture)
+
+
+def _local(name: str) -> Path | None:
+    """Return the folder that `name` means, or None if it reads like a hub repository."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
+    if looks_like_path:
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise UserError(f"--model {name}: {what}; give a Hugging Face checkpoint folder")
+    return None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(
+            f"{path}: no config.json, so this is not a Hugging Face checkpoint folder; "
+            "it needs config.json, model.safetensors and a tokenizer"
+        )
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not readable as JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: not a model configuration")
+    return config
+
+
+def _check_weights(path: Path) -> None:
+    if weight_files(path):
+        return
+    pickled = [name for name in _PICKLED if (path / name).is_file()]
+    if pickled:
+        raise UserError(
+            f"{path / pickled[0]}: pickled weights are refused, opening them can run code; convert "
+            "the checkpoint to model.safetensors (save_pretrained does) and use that folder"
+        )
+    raise UserError(f"{path}: no model.safetensors in the checkpoint folder")
+
+
+def weight_files(path: Path) -> tuple[Path, ...]:
+    """Return the safetensors files that make up a checkpoint; other ones beside them do not count.
+
+    Raises:
+        UserError: an index that is damaged or names a file that is not there.
+    """
+    whole, index = (path / name for name in _WEIGHTS)
+    if whole.is_file():
+        return (whole,)
+    if not index.is_file():
+        return ()
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{index}: not a readable index of weights ({error!r})") from None
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"{index}: names {name}, which is not a file of the folder")
+        if not (path / name).is_file():
+            raise UserError(f"{index}: names {name}, which is not in the folder")
+    return tuple(path / name for name in names)
+
+
+@cache  # a sweep over checkpoints asks for each again and again
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    del size, mtime_ns  # part of the cache key only
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(checkpoint: Checkpoint) -> tuple[str, str]:
+    """Return SHA-256 of the weights, and of configuration and tokenizer together."""
+
+    def digest(paths: list[Path]) -> str:
+        total = hashlib.sha256()
+        for path in paths:
+            stat = path.stat()
+            total.update(f"{path.name} {_sha256(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
+        return total.hexdigest()
+
+    weights = list(weight_files(checkpoint.path))
+    names = ("config.json", *_TOKENIZER_FILES)
+    rest = [path for name in names if (path := checkpoint.path / name).is_file()]
+    return digest(weights), digest(rest)
+
+
+def model_config(checkpoint: Checkpoint, task: Task) -> PretrainedConfig:
+    """Return the checkpoint's configuration with the outputs and label names of a task."""
+    from transformers import AutoConfig
+
+    names = dict(enumerate(task.labels or ("score",)))
+    try:
+        return AutoConfig.from_pretrained(
+            checkpoint.path,
+            local_files_only=True,
+            num_labels=task.num_labels,
+            id2label=names,
+            label2id={label: index for index, label in names.items()},
+        )
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{checkpoint.path / 'config.json'}: {error}") from None
+
+
+def parameter_shapes(checkpoint: Checkpoint, task: Task) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every parameter with a task's head, allocating no weights."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    quiet_transformers()
+    config = model_config(checkpoint, task)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+def load_model(
+    checkpoint: Checkpoint, task: Task, *, seed: int, fresh_pooler: bool, attention: str
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Load the encoder in fp32 with a head for the task.
+
+    The classifier, and whatever else the checkpoint lacks, is drawn from the seed alone, each
+    tensor from a generator of its own, so that every method starts from the same head.
+
+    Args:
+        checkpoint: where the weights are.
+        task: decides the number of outputs.
+        seed: for fresh tensors.
+        fresh_pooler: draw the pooler anew although the checkpoint has one.
+        attention: transformers' attention implementation (`eager`, `sdpa`); an encoder that has
+            only `eager` gets that.
+
+    Returns:
+        The model on the CPU, and the names of its fresh tensors in the model's order.
+
+    Raises:
+        UserError: weights that cannot be read or do not fit the configuration.
+    """
+    row = checkpoint.architecture
+    model, missing = _load_pretrained(checkpoint, task, attention if row.has_sdpa else "eager")
+    redrawn = {"classifier", "pooler"} if fresh_pooler else {"classifier"}
+    scale = float(getattr(model.config, "initializer_range", 0.02))
+    fresh = []
+    for name, parameter in model.named_parameters():
+        if name in missing or locate(name, row).component in redrawn:
+            _initialise(name, parameter, seed, scale)
+            fresh.append(name)
+    return model, tuple(fresh)
+
+
+def _load_pretrained(
+    checkpoint: Checkpoint, task: Task, attention: str
+) -> tuple[PreTrainedModel, set[str]]:
+    """Load what is stored; return the model and the parameters that the weights lack."""
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification
+
+    quiet_transformers()
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            checkpoint.path,
+            config=model_config(checkpoint, task),
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            attn_implementation=attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # a classifier of another task; the rest is checked below
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{checkpoint.path}: the weights cannot be loaded ({reason:.300})"
+        ) from None
+    for name, stored, expected in sorted(info["mismatched_keys"]):
+        if locate(name, checkpoint.architecture).component != "classifier":
+            raise UserError(
+                f"{checkpoint.path}: {name!r} is stored with shape {tuple(stored)}, but "
+                f"config.json means {tuple(expected)}; the two do not belong together"
+            )
+    return model, set(info["missing_keys"])
+
+
+def _initialise(name: str, parameter: torch.Tensor, seed: int, scale: float) -> None:
+    """Draw a fresh tensor: matrices N(0, scale), biases 0, normalisations 1 (as BERT does)."""
+    import torch
+
+    with torch.no_grad():
+        if parameter.dim() > 1:
+            parameter.normal_(0.0, scale, generator=generator(seed, name))
+        else:
+            parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """Return a random generator that depends on the seed and a name, and on nothing else."""
+    import torch
+
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def quiet_transformers() -> None:
+    """Keep transformers from reporting missing head tensors: the plan and record say so."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -1,0 +1,183 @@
+"""A BERT-like classifier on tokens without padding, from the plain model's own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (torch's own custom)
+from transformers import PreTrainedModel
+
+from spafit_bench.methods.architectures import get_architecture
+from spafit_bench.methods.plan import Plan
+from spafit_bench.models.encoding import Batch
+from spafit_bench.models.fused.block import Block
+from spafit_bench.models.fused.dropout import Dropout
+from spafit_bench.models.fused.maps import FusedMap
+from spafit_bench.models.fused.native import choose_kernels
+from spafit_bench.models.numerics import Numerics
+
+Head = Callable[[Any, Tensor], Tensor]
+"""A model and its first tokens, (size, hidden) -> (size, num_outputs)."""
+
+
+def _bert_head(model: Any, first: Tensor) -> Tensor:
+    logits: Tensor = model.classifier(model.dropout(model.bert.pooler(first[:, None])))
+    return logits
+
+
+def _first_token_head(model: Any, first: Tensor) -> Tensor:
+    logits: Tensor = model.classifier(first[:, None])
+    return logits
+
+
+def _distilbert_head(model: Any, first: Tensor) -> Tensor:
+    logits: Tensor = model.classifier(model.dropout(F.relu(model.pre_classifier(first))))
+    return logits
+
+
+_HEADS: dict[str, Head] = {
+    "bert": _bert_head,
+    "roberta": _first_token_head,
+    "camembert": _first_token_head,
+    "xlm-roberta": _first_token_head,
+    "electra": _first_token_head,
+    "distilbert": _distilbert_head,
+}
+
+
+def why_not_fused(config: Mapping[str, Any], plan: Plan) -> str | None:
+    """Say why a run needs the plain engine; None if it does not.
+
+    Args:
+        config: the checkpoint's `config.json`.
+        plan: what trains.
+    """
+    kind = str(config.get("model_type"))
+    if kind not in _HEADS:
+        return f"it has no {kind}"
+    activation = config.get("hidden_act", config.get("activation", "gelu"))
+    if activation != "gelu":
+        return f"it has no activation {activation!r}"
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        return "it has no relative positions"
+    loras = [tensor.lora for tensor in plan.tensors if tensor.lora is not None]
+    if any(lora.dora for lora in loras):
+        return "it has no DoRA"
+    if any(lora.dropout > 0 for lora in loras):
+        return "it merges adapters, so nothing can be dropped from an adapter's input"
+    return None
+
+
+class FusedEncoder:
+    """Computes a model's logits from its parameters, which stay the model's.
+
+    It differs from the model's own forward pass in what is computed, not in the result: no padding;
+    query, key and value in one product; adapters merged into their matrices; in the last block
+    nothing but what the first tokens need; dropout from cheap bits.
+    """
+
+    name = "fast"
+
+    def __init__(self, model: PreTrainedModel, numerics: Numerics, prefix_layers: int = 0) -> None:
+        """Prepare the products.
+
+        Args:
+            model: on its device, for which `why_not_fused` is None.
+            numerics: device and compute precision.
+            prefix_layers: frozen layers in which nothing is ever dropped; a batch may bring their
+                output along.
+        """
+        self.model, self.numerics, self.prefix_layers = model, numerics, prefix_layers
+        config = model.config
+        self.row = get_architecture(config.model_type)
+        self.embeddings = model.get_submodule(self.row.embeddings[0])
+        hidden = getattr(config, "hidden_dropout_prob", getattr(config, "dropout", 0.0))
+        self.dropout = Dropout.of(hidden)
+        self.kernels = choose_kernels(numerics)
+        layers = list(model.get_submodule(self.row.layers).children())
+        self.blocks = [self._block(layer, layer is layers[-1]) for layer in layers]
+        self.projection = getattr(model.base_model, "embeddings_project", None)
+        padding = int(config.pad_token_id or 0)
+        self.first_position = padding + 1 if self.row.reserves_positions else 0
+        self.refresh()
+
+    def _block(self, layer: nn.Module, is_last: bool) -> Block:
+        paths = {matrix.name: matrix.module for matrix in self.row.matrices}
+
+        def fuse(*names: str) -> FusedMap:
+            linears = [layer.get_submodule(paths[name]) for name in names]
+            adds_bias = not self.kernels.takes_bias
+            return FusedMap(linears, self.numerics.dtype, adds_bias=adds_bias)  # type: ignore[arg-type]
+
+        attention_norm, output_norm = (layer.get_submodule(n.module) for n in self.row.norms)
+        assert isinstance(attention_norm, nn.LayerNorm)
+        assert isinstance(output_norm, nn.LayerNorm)
+        config = self.model.config
+        probability = getattr(config, "attention_probs_dropout_prob", None)
+        if probability is None:
+            probability = config.attention_dropout
+        drops_both = config.model_type != "distilbert"  # which adds attention's output whole
+        return Block(
+            qkv=fuse("query", "key", "value"),
+            attention_output=fuse("attention_output"),
+            intermediate=fuse("intermediate"),
+            output=fuse("output"),
+            attention_norm=attention_norm,
+            output_norm=output_norm,
+            num_heads=config.num_attention_heads,
+            attention_output_dropout=self.dropout if drops_both else Dropout.of(0.0),
+            output_dropout=self.dropout,
+            attention_dropout=Dropout.of(probability),
+            kernels=self.kernels,
+            first_token_only=is_last,
+        )
+
+    def refresh(self) -> None:
+        """Form merged weights and the like anew from the parameters."""
+        for block in self.blocks:
+            for fused in block.maps:
+                fused.refresh(training=self.model.training)
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Apply the model: (size, num_outputs) fp32; dropout as the model's mode says."""
+        training = self.model.training
+        if self.prefix_layers:
+            x = (self.prefix(batch) if batch.prefix is None else batch.prefix).float()
+        else:
+            x = self._embed(batch, training)
+        low = x.detach().to(self.numerics.dtype)
+        for block in self.blocks[self.prefix_layers :]:
+            x, low = block(x, low, batch.layout, training=training)
+        with self.numerics.autocast():
+            return _HEADS[self.model.config.model_type](self.model, x).float()
+
+    @torch.no_grad()
+    def prefix(self, batch: Batch) -> Tensor:
+        """Apply the embeddings and the first `prefix_layers` blocks without dropout.
+
+        Returns:
+            (num_rows, hidden) in the compute precision, whether it is to be kept or used at once:
+            results do not depend on which.
+        """
+        x = self._embed(batch, training=False)
+        low = x.to(self.numerics.dtype)
+        for block in self.blocks[: self.prefix_layers]:
+            x, low = block(x, low, batch.layout, training=False)
+        return low
+
+    def _embed(self, batch: Batch, training: bool) -> Tensor:
+        inputs = {"input_ids": batch.input_ids[None]}
+        inputs["position_ids"] = batch.position_ids[None] + self.first_position
+        if batch.token_type_ids is not None:
+            inputs["token_type_ids"] = batch.token_type_ids[None]
+        self.embeddings.eval()  # its own dropout is the slow kind
+        x: Tensor = self.embeddings(**inputs)[0]
+        if training:
+            x = self.dropout(x)
+        if self.projection is None:
+            return x
+        with self.numerics.autocast():  # frozen, it is in the compute precision
+            return self.projection(x).float()

@@ -1,0 +1,216 @@
+"""What can go from a results folder: chosen runs, and what stopped processes left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from spafit_bench.base.errors import UserError
+from spafit_bench.results.claims import Claims
+from spafit_bench.results.lookup import find_run
+from spafit_bench.results.record import RunRecord
+from spafit_bench.results.store import Store
+
+_HOUR_S = 3600.0
+"""A file that is written under another name is renamed within minutes."""
+_FORGOTTEN_S = 30 * 24 * _HOUR_S
+_PLACES = ("model", "revision", "data", "offline", "device", "precision")
+"""Settings that two attempts at one result may differ in."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that can go."""
+
+    path: Path
+    why: str
+    run_id: str | None = None
+    """The run whose claim must be had to remove it, None for what belongs to none."""
+    is_claim: bool = False
+    record: RunRecord | None = field(default=None, compare=False)
+    """Set where it is a whole run."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size on disk, of files."""
+        with suppress(OSError):
+            if self.path.is_dir():
+                return sum(p.lstat().st_size for p in self.path.rglob("*") if p.is_file())
+            return self.path.lstat().st_size
+        return 0
+
+
+def chosen_runs(
+    store: Store, names: Sequence[str], filters: Mapping[str, Sequence[str]]
+) -> list[RunRecord]:
+    """Return the runs that are named, or all, as far as they pass every filter.
+
+    Args:
+        store: the results folder.
+        names: runs, or unambiguous beginnings of their names.
+        filters: key of the record -> values that pass, as text.
+
+    Raises:
+        UserError: neither a name nor a filter, an unknown run, or a value that no run has.
+    """
+    if not names and not filters:
+        raise UserError("say which runs: their names, --task, --method, --model, --seed, --status")
+    records = store.records()
+    for key, values in filters.items():
+        there = sorted({str(getattr(record, key)) for record in records})
+        for value in values:
+            if value not in there:
+                raise UserError(f"--{key} {value}: no run has it; there are {', '.join(there)}")
+    if names:
+        records = list({(r := _own_run(name, store)).run_id: r for name in names}.values())
+    return [
+        record
+        for record in records
+        if all(str(getattr(record, key)) in values for key, values in filters.items())
+    ]
+
+
+def _own_run(name: str, store: Store) -> RunRecord:
+    found = find_run(name, store)
+    if found.folder.resolve() != (store.runs / found.record.run_id).resolve():
+        raise UserError(f"{name} is no run of {store.root}: name its results folder, --results DIR")
+    return found.record
+
+
+def refuse_live(store: Store, records: Sequence[RunRecord]) -> None:
+    """Refuse to touch runs that a live process works on.
+
+    Raises:
+        UserError: naming the first.
+    """
+    claims = Claims(store.root / "claims")
+    for run_id in set(_claimed(claims)) & {record.run_id for record in records}:
+        if not claims.is_free(run_id):
+            owner = claims.owner(run_id) or "another process"
+            raise UserError(f"{run_id}: {owner} works on it; stop that first")
+
+
+def leftovers(store: Store) -> list[Leftover]:
+    """Find everything that is of no use any more; runs that somebody works on are left alone.
+
+    Raises:
+        UserError: the folder does not exist, or a record is damaged.
+    """
+    records = {record.run_id: record for record in store.records()}
+    claims = Claims(store.root / "claims")
+    claimed = {run_id: claims.is_free(run_id) for run_id in _claimed(claims)}
+    live = {run_id for run_id, is_free in claimed.items() if not is_free}
+    found = [
+        Leftover(claims.folder / run_id, "a claim of a process that is gone", run_id, is_claim=True)
+        for run_id, is_free in claimed.items()
+        if is_free
+    ]
+    found += _temporary(store, claims.folder)
+    found += _snapshots(store, records, live)
+    found += _superseded(store, records, live)
+    found += [
+        Leftover(path, "logs of a run that is gone")
+        for path in sorted(store.logs.glob("[!.]*"))
+        if path.name not in records.keys() | live and not store.snapshot_path(path.name).exists()
+    ]
+    return found
+
+
+def _claimed(claims: Claims) -> list[str]:
+    """Name the runs that somebody has or had."""
+    return sorted(path.name for path in claims.folder.glob("[!.]*"))
+
+
+def _temporary(store: Store, claims: Path) -> Iterator[Leftover]:
+    places = [
+        (store.runs, ".unfinished-*"),
+        (claims, ".unfinished-*"),
+        (store.root, ".results.csv-*"),
+        (store.root / "tables", ".*-*"),
+        (store.root / "unfinished", ".*.snapshot-*"),
+    ]
+    for folder, pattern in places:
+        for path in sorted(folder.glob(pattern)):
+            if _age_s(path) > _HOUR_S:
+                yield Leftover(path, "half written, by a process that was killed")
+
+
+def _snapshots(
+    store: Store, records: Mapping[str, RunRecord], live: set[str]
+) -> Iterator[Leftover]:
+    for path in sorted((store.root / "set-aside").glob("*")):
+        yield Leftover(path, "damaged, and set aside")
+    for path in sorted((store.root / "unfinished").glob("[!.]*")):
+        record = records.get(path.stem)
+        if path.stem in live:
+            continue
+        if record is not None and record.status in ("done", "diverged"):
+            yield Leftover(path, f"a snapshot of a run that is {record.status}", path.stem)
+        elif _age_s(path) > _FORGOTTEN_S:
+            yield Leftover(path, "a snapshot that nobody went on from for 30 days", path.stem)
+
+
+def _superseded(
+    store: Store, records: Mapping[str, RunRecord], live: set[str]
+) -> Iterator[Leftover]:
+    """Yield runs without a result where another attempt at the same one has it."""
+    done = {_purpose(record): run_id for run_id, record in records.items() if record.metrics}
+    for run_id, record in records.items():
+        has_none = record.status in ("failed", "interrupted") and run_id not in live
+        if has_none and (other := done.get(_purpose(record))):
+            why = f"{record.status}, and {other} has the result"
+            yield Leftover(store.runs / run_id, why, run_id, record=record)
+
+
+def _purpose(record: RunRecord) -> str:
+    settings = {key: value for key, value in record.config.items() if key not in _PLACES}
+    what = (record.weights.weights_sha256, record.data.fingerprint, settings)
+    return json.dumps(what, sort_keys=True)
+
+
+def remove(store: Store, found: Sequence[Leftover]) -> list[Leftover]:
+    """Remove leftovers; return those that changed or came to life meanwhile and were left alone.
+
+    Raises:
+        UserError: something cannot be removed.
+    """
+    kept, runs = [], []
+    with Claims(store.root / "claims") as claims:
+        for each in found:
+            if each.run_id is None:
+                _remove_path(each.path)
+            elif (claim := claims.take(each.run_id)) is None:  # which removes a dead owner's
+                kept.append(each)
+            elif each.record is not None:  # its claim is had until all runs are gone
+                same = store.find(each.run_id) == each.record
+                runs += [each.run_id] if same else []
+                kept += [] if same else [each]
+            else:
+                if not each.is_claim:
+                    _remove_path(each.path)
+                claim.release()
+        if runs:
+            store.remove(runs)
+    return kept
+
+
+def _remove_path(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be removed ({error.strerror})") from None
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.lstat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,0 +1,266 @@
+"""What one run leaves behind, as a typed record.
+
+The results half of the package (store, tables, statistics, plots) knows runs only through this
+module. Metrics are in native scale here (accuracy 0.84, not 84) and times 100 only in tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from spafit_bench.base.checksums import SUMS
+from spafit_bench.base.errors import DamagedError, UserError
+from spafit_bench.base.frozen import Frozen
+from spafit_bench.data.custom_tasks import TaskDefinition
+from spafit_bench.data.tasks import Task, get_task
+
+SCHEMA_VERSION = 2
+RUN_ID = r"^[^./\x00][^/\x00]{0,250}$"
+"""A run is named after a folder of its own: a plain file name, whatever the record says."""
+
+Status = Literal["done", "diverged", "failed", "interrupted"]
+SplitMetrics = dict[str, dict[str, float]]
+"""Split -> metric -> value in native scale."""
+
+
+class Evaluation(Frozen):
+    """Every dev metric at one point of training."""
+
+    step: int
+    epoch: float
+    train_loss: float | None
+    """Mean training loss since the evaluation before, per example."""
+    metrics: SplitMetrics
+
+
+class StratumCount(Frozen):
+    """Parameters of one stratum: a group of layers, the embeddings or a part of the head."""
+
+    stratum: str
+    treatment: str
+    parameters: int
+    """Parameters of the base model in this stratum, adapters not counted."""
+    trainable: int
+    """What trains in it, adapters counted."""
+
+
+class DataProvenance(Frozen):
+    """Which text and labels a run was trained and scored on."""
+
+    source: str
+    fingerprint: str
+    """SHA-256 over text and labels of every split, test labels and `idx` left out."""
+    official_basis: str
+    """Why `official_split` is what it is: `fingerprint`, `row count`, or what differs."""
+    rows: dict[str, int]
+    """Rows used of each split (train after `--limit`)."""
+
+
+class ModelProvenance(Frozen):
+    """Which pretrained weights a run started from."""
+
+    revision: str | None
+    weights_sha256: str
+    files_sha256: str
+    """Of configuration and tokenizer files together."""
+    architecture: str
+    num_layers: int
+    fresh_tensors: tuple[str, ...]
+    """Tensors that the checkpoint lacks and that were therefore initialised by the seed."""
+
+
+class Environment(Frozen):
+    """The machine and versions.
+
+    Of these, `run_id` has device, precision, engine, threads and number of processes.
+    """
+
+    host: str
+    device: str
+    device_name: str
+    precision: str
+    engine: str = "plain"
+    """`fast` or `plain`: how logits were computed."""
+    kernels: str | None = None
+    """Of the fast engine: `native` (compiled) or `torch`; None in older records, and of `plain`."""
+    num_threads: int
+    """Of each process."""
+    world_size: int = 1
+    """Processes that shared every batch. Peak memory is that of the first."""
+    python: str
+    packages: dict[str, str]
+    git_commit: str | None
+    command: str
+
+
+class LayerDrift(Frozen):
+    """How far training moved the hidden states behind one layer; see `forgetting.py`."""
+
+    cka: float
+    """Linear CKA with the pretrained encoder's: 1 is unchanged (up to rotation and scale)."""
+    relative_distance: float
+    """Frobenius distance over the norm of the pretrained encoder's: 0 is unchanged."""
+
+
+class Movement(Frozen):
+    """How far training moved a group of parameters; see `movement.py`."""
+
+    change: float
+    """Frobenius norm of what training changed, adapters included: 0 where frozen."""
+    pretrained: float
+    """Frobenius norm of the same parameters before."""
+
+    @property
+    def relative(self) -> float | None:
+        """The change as a share of what was there; None where that was nothing."""
+        return self.change / self.pretrained if self.pretrained else None
+
+
+class RunRecord(Frozen):
+    """One run. Keys at the top level are a contract that other tools rely on."""
+
+    schema_version: int = SCHEMA_VERSION
+    run_id: str = Field(pattern=RUN_ID)
+    status: Status
+    reason: str | None = None
+    """Why a run is not `done`."""
+    task: str
+    task_definition: TaskDefinition | None = None
+    """Of a task beyond GLUE: what its file said."""
+    method: str
+    model: str
+    seed: int
+    official_split: bool
+    train_limit: int | None
+    holdout: float | None = None
+    """Share of train that was evaluated on instead of dev: such a run only serves a choice."""
+    select: Literal["last", "best"]
+    metrics: SplitMetrics = Field(default_factory=dict)
+    """Of the evaluation that `select` chose."""
+    score: float | None = None
+    """Mean over dev splits of the mean of the task's metrics, native scale."""
+    last: Evaluation | None = None
+    best: Evaluation | None = None
+    evaluations: tuple[Evaluation, ...] = ()
+    majority: SplitMetrics = Field(default_factory=dict)
+    """The same metrics for predicting train's most frequent class (or mean) everywhere."""
+    collapsed: bool = False
+    """Whether the chosen evaluation predicts a constant on any dev split."""
+    trainable_parameters: int
+    base_parameters: int
+    trainable_percent: float
+    strata: tuple[StratumCount, ...]
+    train_time_s: float | None = None
+    """Training steps only: no evaluation, no set-up."""
+    train_tokens: int | None = None
+    """Real (unpadded) tokens trained on, the first step included."""
+    graph_time_s: float | None = None
+    """Recording CUDA graphs, a part of `train_time_s`; None where there are none."""
+    train_tokens_per_s: float | None = None
+    micro_batch_size: int | None = None
+    """Examples of one forward pass in training; None: all of a batch. Less than the configuration
+    asks for where the device was out of memory."""
+    eval_tokens_per_s: float | None = None
+    wall_time_s: float
+    peak_memory_bytes: int | None = None
+    energy_j: float | None = None
+    """Of the machine's processors (other programs included) for training and predictions; None
+    where the machine does not tell."""
+    stored_bytes: int | None = None
+    """Size of `adapter.safetensors`: what this task adds to the shared base model."""
+    forgetting: dict[str, LayerDrift] | None = None
+    """`embeddings` and layers from `0` -> how far they moved, on the first 256 examples of the
+    first dev split; None where it was not measured. Its cost is in no time or memory above."""
+    movement: dict[str, dict[str, Movement]] | None = None
+    """Layers from `0`, and parts around them -> kind of parameter -> how far it moved; None in
+    records from before it was measured. Its cost is in no time or memory above."""
+    started_at: str
+    """UTC, ISO 8601."""
+    config: dict[str, Any]
+    """The full resolved configuration."""
+    data: DataProvenance
+    weights: ModelProvenance
+    environment: Environment
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def task_facts(self) -> Task:
+        """What the task is.
+
+        Raises:
+            UserError: it is neither of GLUE nor described here.
+        """
+        return self.task_definition.task() if self.task_definition else get_task(self.task)
+
+    def to_json(self) -> str:
+        """Serialise with sorted structure kept and one key per line."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+
+_Body = dict[str, Any]
+
+
+def _from_1(body: _Body) -> _Body:
+    """Version 2 has the same fields; what is new is that checksums stand beside the record."""
+    return body
+
+
+_UPGRADES: dict[int, Callable[[_Body], _Body]] = {1: _from_1}
+"""Schema version -> what makes a record of that version one of the next."""
+
+
+def parse_record(text: str, where: str, *, sealed: bool = True) -> RunRecord:
+    """Read a record back, upgrading one of an older schema.
+
+    Args:
+        text: content of a `record.json`.
+        where: its path, for messages.
+        sealed: whether there are checksums, which records have since schema version 2.
+
+    Raises:
+        DamagedError: the text is not a record.
+        UserError: it is one of a newer schema; the message says which version of this package is
+            needed.
+    """
+    path = Path(where)
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(path, f"is not JSON ({error})") from None
+    version = body.get("schema_version") if isinstance(body, dict) else None
+    if type(version) is not int or version < 1:
+        raise DamagedError(path, "has no schema_version, so it is not a spafit-bench record")
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{path}: written by spafit-bench {_version_of(body)} (record schema {version}; this "
+            f"version reads up to {SCHEMA_VERSION}): upgrade to that version or a later one"
+        )
+    if version > 1 and not sealed:
+        raise DamagedError(path.parent / SUMS, "is missing")
+    for number in range(version, SCHEMA_VERSION):
+        body = _UPGRADES[number](body) | {"schema_version": number + 1}
+    try:
+        return RunRecord.model_validate(body)
+    except (ValidationError, RecursionError) as error:
+        raise DamagedError(path, _first_problem(error)) from None
+
+
+def _first_problem(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "is nested too deeply"
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return f"is not a record: {key}: {first['msg']}"
+
+
+def _version_of(body: _Body) -> str:
+    """Return which version of this package wrote a record whose schema is not known."""
+    found: Any = body
+    for key in ("environment", "packages", "spafit-bench"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else "of a later version"

@@ -1,0 +1,126 @@
+"""The folder of one run: written with checksums, believed only if they are right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spafit_bench.base.checksums import SUMS, check_content, check_file, read_sums, sums_of
+from spafit_bench.base.durable import sync_folder, write_durably
+from spafit_bench.base.errors import DamagedError, UserError
+from spafit_bench.results.record import RunRecord, parse_record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a run's files and their checksums so that they outlast a power failure.
+
+    The checksums come last: a file of a later time has been touched since (`check_folder`).
+
+    Args:
+        folder: an empty one.
+        files: name -> content.
+    """
+    for name, content in (*files.items(), (SUMS, sums_of(files))):
+        write_durably(folder / name, content)
+    sync_folder(folder)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """Return a run's files by name, its record left out.
+
+    Raises:
+        DamagedError: one is not as it was written, or cannot be read.
+    """
+    sums = read_sums(folder)
+    names = sums or [path.name for path in folder.iterdir() if path.is_file()]
+    files = {}
+    for name in names:
+        if name in ("record.json", SUMS):
+            continue
+        try:
+            files[name] = (folder / name).read_bytes()
+        except OSError as error:
+            raise DamagedError(folder / name, f"cannot be read ({error.strerror})") from None
+        if sums is not None:
+            check_content(folder / name, files[name], sums)
+    return files
+
+
+def read_run(folder: Path) -> RunRecord | None:
+    """Read the record of a run folder; None if it is none.
+
+    Raises:
+        DamagedError: the record is not as it was written, or another run's.
+    """
+    path = folder / "record.json"
+    try:
+        if not path.exists() and not (folder / SUMS).exists():
+            return None
+    except PermissionError as error:
+        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+    record = read_record(path)
+    if record.run_id != folder.name:
+        raise DamagedError(path, f"is of another run, {record.run_id:.80}")
+    return record
+
+
+def read_record(path: Path) -> RunRecord:
+    """Read a `record.json` and make sure that it is as it was written.
+
+    Raises:
+        DamagedError: missing, truncated, edited, or not a record.
+        UserError: it may not be read, or it is a sound record of another version of this package.
+    """
+    try:
+        content = path.read_bytes()
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read ({error.strerror})") from None
+    sums = read_sums(path.parent)
+    if sums is not None:
+        check_content(path, content, sums)
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise DamagedError(path, f"cannot be read ({error})") from None
+    try:
+        return parse_record(text, str(path), sealed=sums is not None)
+    except DamagedError as error:
+        if sums is None:
+            raise
+        raise UserError(
+            f"{error.problem}, but its checksum is right: another version of spafit-bench wrote "
+            "it; use that one"
+        ) from None
+
+
+def read_rows(
+    path: Path, columns: Sequence[str], splits: Sequence[str] | None = None
+) -> pd.DataFrame | None:
+    """Read `split` and other columns of a `predictions.parquet`; None where a run has none.
+
+    Args:
+        path: the file.
+        columns: names, as in `prediction_rows`.
+        splits: which rows (default: all).
+
+    Raises:
+        DamagedError: missing or altered since it was written, or not such a table.
+    """
+    import pandas as pd
+    from pyarrow import ArrowException
+
+    if not path.exists() and path.name not in (read_sums(path.parent) or {}):
+        return None
+    check_file(path)
+    wanted = None if splits is None else [("split", "in", list(splits))]
+    try:
+        return pd.read_parquet(path, columns=["split", *columns], filters=wanted)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedError(path, f"cannot be read ({reason:.200})") from None

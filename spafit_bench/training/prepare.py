@@ -1,0 +1,335 @@
+"""Everything about a run that is known before its weights are loaded: what it is, and its name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from spafit_bench.base import distributed
+from spafit_bench.base.errors import UserError
+from spafit_bench.config.run_config import HeadSettings, RunConfig
+from spafit_bench.data.custom_tasks import TaskDefinition, find_task
+from spafit_bench.data.load import TaskData, hold_out, limited, load_task_data
+from spafit_bench.data.tasks import Task
+from spafit_bench.methods.budget import match_budget
+from spafit_bench.methods.method import Method
+from spafit_bench.methods.plan import Plan, make_plan
+from spafit_bench.models.checkpoint import (
+    Checkpoint,
+    find_checkpoint,
+    fingerprint,
+    parameter_shapes,
+    weight_files,
+)
+from spafit_bench.models.encoding import load_tokenizer
+from spafit_bench.models.engines import check_graphs, check_prefix, engine_name
+from spafit_bench.models.fused import kernels_name
+from spafit_bench.models.numerics import Numerics, choose_numerics
+from spafit_bench.models.stored_weights import fresh_parameters, untrained_pooler
+
+_NOT_IN_RUN_ID = {"model", "revision", "data", "offline", "device", "predict_test", "save_weights"}
+_NOT_IN_RUN_ID |= {"measure_forgetting", "cache", "cuda_graphs"}
+"""Settings that do not change the result: places, and what is written down of it."""
+_VOCABULARIES = (
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.json",
+    "spm.model",
+    "sentencepiece.bpe.model",
+)
+
+
+_AS_THE_METHOD_SAYS = HeadSettings()
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that can start: every input has been found and checked."""
+
+    config: RunConfig
+    task: Task
+    data: TaskData
+    checkpoint: Checkpoint
+    weights_sha256: str
+    files_sha256: str
+    plan: Plan
+    numerics: Numerics
+    engine: str
+    """`fast` or `plain`."""
+    kernels: str | None
+    """Of the fast engine: `native` or `torch`."""
+    warnings: tuple[str, ...]
+    definition: TaskDefinition | None = None
+    """Of a task beyond GLUE."""
+
+    @property
+    def method(self) -> str:
+        """The method's name; a file of a method has it inside, whatever the file is called."""
+        return self.plan.method.name
+
+    @property
+    def model(self) -> str:
+        """The model's name without the folder it was in."""
+        return self.checkpoint.short_name
+
+    @property
+    def prefix_layers(self) -> int:
+        """Layers whose output is kept, and in which nothing is dropped then."""
+        return self.plan.frozen_layers if self.config.cache_prefix else 0
+
+    @property
+    def run_id(self) -> str:
+        """A readable name that ends in a hash of everything that changes the result."""
+        settings = self.config.model_dump(mode="json", exclude=_NOT_IN_RUN_ID)
+        if self.config.train.batch_tokens is None:  # as in runs from before there was this setting
+            del settings["train"]["batch_tokens"]
+        if not self.config.cache_prefix:
+            del settings["cache_prefix"]
+        identity = settings | {
+            "task": self.task.name,
+            "method": self.plan.method.spec,
+            "head": self.config.head.pooler_init,
+            "weights": self.weights_sha256,
+            "files": self.files_sha256,
+            "data": self.data.fingerprint,
+            "precision": self.numerics.precision,
+            "engine": self.engine,
+            "device": self.numerics.device.type,
+            "threads": torch.get_num_threads() if self.numerics.device.type == "cpu" else None,
+        }
+        if self.kernels == "native":
+            identity["kernels"] = self.kernels  # which drop other elements
+        if distributed.size() > 1:
+            identity["processes"] = distributed.size()
+        canonical = json.dumps(identity, sort_keys=True).encode()
+        digest = hashlib.sha256(canonical).hexdigest()[:10]
+        parts = (self.task.name, _slug(self.method), _slug(self.model.rpartition("/")[2]))
+        return f"{'-'.join(parts)}-s{self.config.seed}-{digest}"
+
+
+def _slug(text: str) -> str:
+    slug = re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
+    return slug[:40].strip("-.") or "x"
+
+
+@dataclass
+class Preparer:
+    """Prepares runs, finding each data set and checkpoint once."""
+
+    data: dict[tuple[str, str, int | None, float | None], TaskData] = field(default_factory=dict)
+    """Task, source, limit and held-out share -> rows."""
+    checkpoints: dict[tuple[str, str | None], Checkpoint] = field(default_factory=dict)
+    tokenizers: dict[Path, tuple[str, ...]] = field(default_factory=dict)
+    """Checkpoint folder -> warnings about its tokenizer."""
+    shapes: dict[tuple[Path, int], dict[str, tuple[int, ...]]] = field(default_factory=dict)
+    numerics: Callable[[str, str], Numerics] = choose_numerics
+    """Device and precision -> numerics; another's where another machine will compute."""
+    kernels: Callable[[Numerics], str] = kernels_name
+    """Numerics -> kernels of the fast engine; likewise."""
+
+    def prepare(self, config: RunConfig) -> PreparedRun:
+        """Find and check everything that a run needs.
+
+        Raises:
+            UserError: anything that would keep the run from starting.
+        """
+        found = find_task(config.task)
+        task = found.task
+        method = config.resolved_method()
+        numerics = self.numerics(config.device, config.precision)
+        checkpoint = self._checkpoint(config)
+        _check_length(config, checkpoint)
+        plan, warnings = self._plan(config, task, method, checkpoint)
+        if config.cache_prefix:
+            check_prefix(config.engine, checkpoint.config, plan)
+        if config.cuda_graphs:
+            check_graphs(config.engine, checkpoint.config, plan, numerics)
+        rows = self._whole(config, task).splits["train"].num_rows
+        if config.limit is not None and config.limit >= rows:
+            config = config.model_copy(update={"limit": None})  # nothing is cut
+        data = self._data(config, task)
+        weights_sha256, files_sha256 = fingerprint(checkpoint)
+        engine = engine_name(config.engine, checkpoint.config, plan)
+        return PreparedRun(
+            config=config,
+            task=data.task,
+            data=data,
+            checkpoint=checkpoint,
+            weights_sha256=weights_sha256,
+            files_sha256=files_sha256,
+            plan=plan,
+            numerics=numerics,
+            engine=engine,
+            kernels=self.kernels(numerics) if engine == "fast" else None,
+            warnings=(*self.tokenizers[checkpoint.path], *warnings),
+            definition=found.definition,
+        )
+
+    def _checkpoint(self, config: RunConfig) -> Checkpoint:
+        key = (config.model, config.revision)
+        if key not in self.checkpoints:
+            found = find_checkpoint(config.model, revision=config.revision, offline=config.offline)
+            self.tokenizers[found.path] = _check_tokenizer(found)
+            self.checkpoints[key] = found
+        return self.checkpoints[key]
+
+    def _whole(self, config: RunConfig, task: Task) -> TaskData:
+        key = (config.task, config.data, None, None)
+        if key not in self.data:
+            self.data[key] = load_task_data(task, config.data, offline=config.offline)
+        return self.data[key]
+
+    def _data(self, config: RunConfig, task: Task) -> TaskData:
+        key = (config.task, config.data, config.limit, config.holdout)
+        if key not in self.data:  # trials of a choice share one slice
+            data = limited(self._whole(config, task), config.limit)
+            self.data[key] = data if config.holdout is None else hold_out(data, config.holdout)
+        return self.data[key]
+
+    def _plan(
+        self, config: RunConfig, task: Task, method: Method, checkpoint: Checkpoint
+    ) -> tuple[Plan, tuple[str, ...]]:
+        key = (checkpoint.path, task.num_labels)
+        if key not in self.shapes:
+            self.shapes[key] = model_shapes(checkpoint, task)
+            _check_stored(checkpoint, self.shapes[key])
+        return plan_method(method, checkpoint, self.shapes[key], head=config.head)
+
+
+def plan_method(
+    method: Method,
+    checkpoint: Checkpoint,
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    head: HeadSettings = _AS_THE_METHOD_SAYS,
+) -> tuple[Plan, tuple[str, ...]]:
+    """Plan a method on a checkpoint, and say what a user should know about its head.
+
+    Args:
+        method: not yet resolved for the depth.
+        checkpoint: with or without weights.
+        shapes: every parameter of the model with a task's head.
+        head: of the run; a pooler that will be drawn anew counts as fresh.
+
+    Returns:
+        The plan and warnings.
+    """
+    architecture, fresh_pooler = checkpoint.architecture, head.pooler_init == "fresh"
+    fresh = set(fresh_parameters(checkpoint, list(shapes)))
+    pooler = [n for n in shapes if n.startswith(tuple(f"{p}." for p in architecture.pooler))]
+    if fresh_pooler:
+        fresh |= set(pooler)
+    in_order = [name for name in shapes if name in fresh]
+
+    def planned(method: Method) -> Plan:
+        return make_plan(method, architecture, shapes, fresh=in_order)
+
+    notes = []
+    if method.matches is not None:
+        method, note = match_budget(method, planned)
+        notes.append(note)
+    plan = planned(method)
+    warnings = [*notes, *plan.warnings]
+    if not pooler and head != HeadSettings() and not any(w.startswith("pooler:") for w in warnings):
+        warnings.append(f"settings of head.pooler change nothing: {checkpoint.name} has no pooler")
+    if fresh & set(pooler) and not fresh_pooler:
+        warnings.append(
+            f"{checkpoint.name} has no pooler: it starts from the seed and trains in full, "
+            "as --set head.pooler=full states"
+        )
+    elif pooler and plan.treatment_of("pooler") != "full" and untrained_pooler(checkpoint):
+        warnings.append(
+            f"the pooler of {checkpoint.name} was never trained (its bias is exactly 0), and "
+            f"{method.name} keeps its matrix frozen, which makes models predict one class; "
+            "use --set head.pooler=full"
+        )
+    return plan, tuple(warnings)
+
+
+def model_shapes(checkpoint: Checkpoint, task: Task) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter of the model with a task's head.
+
+    Raises:
+        UserError: no model can be built from the checkpoint's configuration.
+    """
+    if not checkpoint.num_layers > 0:
+        raise UserError(f"{checkpoint.path / 'config.json'}: an encoder without layers")
+    try:
+        return parameter_shapes(checkpoint, task)
+    except UserError:
+        raise
+    except Exception as error:  # what it raises depends on the architecture
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{checkpoint.path / 'config.json'}: no model can be built from it ({reason:.200})"
+        ) from error
+
+
+def _check_tokenizer(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Refuse a tokenizer that the encoder cannot understand; return a warning if in doubt."""
+    if not any((checkpoint.path / name).is_file() for name in _VOCABULARIES):
+        raise UserError(
+            f"{checkpoint.path}: no vocabulary in the checkpoint, one of {', '.join(_VOCABULARIES)}"
+        )
+    tokenizer = load_tokenizer(checkpoint)
+    try:
+        tokenizer("a", "b")
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UserError(f"{checkpoint.path}: the tokenizer is damaged ({error})") from None
+    rows = checkpoint.config.get("vocab_size")
+    if isinstance(rows, int) and len(tokenizer) > rows:
+        raise UserError(
+            f"{checkpoint.path}: the tokenizer has {len(tokenizer)} tokens, and the encoder knows "
+            f"{rows} (vocab_size in config.json); they are not of one checkpoint"
+        )
+    if isinstance(rows, int) and len(tokenizer) < 0.9 * rows:
+        return (
+            f"the tokenizer of {checkpoint.name} has {len(tokenizer)} tokens where the encoder "
+            f"knows {rows}: is its vocabulary cut short?",
+        )
+    return ()
+
+
+def _check_stored(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Refuse weights that are not those of the configuration."""
+    root, _, rest = checkpoint.architecture.layers.partition(".")
+    in_layer = re.compile(rf"(?:{root}\.)?{re.escape(rest)}\.(\d+)\.")
+    bare = {name.partition(".")[2]: shape for name, shape in shapes.items()}
+    for file in weight_files(checkpoint.path):
+        for key, shape in _stored_shapes(file).items():
+            wanted = shapes.get(key, bare.get(key))
+            problem = f"has shape {shape}, but the model asks for {wanted}"
+            layer = in_layer.match(key)
+            if layer and int(layer[1]) >= checkpoint.num_layers:
+                problem = f"is of layer {layer[1]}, but there are {checkpoint.num_layers} layers"
+            elif wanted is None or wanted == shape:
+                continue
+            raise UserError(f"{file}: {key} {problem} (see config.json; other task or checkpoint?)")
+
+
+def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np") as tensors:
+            names = list(tensors.keys())
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+
+
+def _check_length(config: RunConfig, checkpoint: Checkpoint) -> None:
+    positions = checkpoint.config.get("max_position_embeddings")
+    if isinstance(positions, int) and checkpoint.architecture.reserves_positions:
+        positions -= int(checkpoint.config.get("pad_token_id") or 0) + 1  # it counts from there
+    if isinstance(positions, int) and config.train.max_length > positions:
+        raise UserError(
+            f"--max-length {config.train.max_length}: {checkpoint.name} has only {positions} "
+            "positions"
+        )

@@ -1,0 +1,405 @@
+"""Carries out one prepared run, from weights to a record."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spafit_bench.base import distributed
+from spafit_bench.methods.plan import Plan
+from spafit_bench.models.adapt import AdaptedModel, adapt, frozen_matrices
+from spafit_bench.models.checkpoint import load_model
+from spafit_bench.models.encoding import EncodedSplit
+from spafit_bench.models.numerics import seed_everything
+from spafit_bench.models.stored_weights import read_again
+from spafit_bench.results.record import (
+    DataProvenance,
+    Evaluation,
+    ModelProvenance,
+    RunRecord,
+    SplitMetrics,
+    Status,
+    StratumCount,
+)
+from spafit_bench.training import memory
+from spafit_bench.training.cuda_graphs import CudaRecorder, Graphs
+from spafit_bench.training.energy import EnergyMeter
+from spafit_bench.training.environment import describe_environment
+from spafit_bench.training.evaluation import (
+    Predictions,
+    is_collapsed,
+    majority_scores,
+    predict,
+    score_splits,
+)
+from spafit_bench.training.forgetting import measure_forgetting
+from spafit_bench.training.loop import Diverged, Hooks, Observer, TrainResult, train
+from spafit_bench.training.movement import measure_movement
+from spafit_bench.training.prefix_cache import with_prefixes
+from spafit_bench.training.prepare import PreparedRun
+from spafit_bench.training.snapshot import Snapshot
+from spafit_bench.training.token_cache import encode_task, test_splits
+
+log = logging.getLogger(__name__)
+
+State = Mapping[str, np.ndarray]
+"""Trained tensors by name, as stored."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its record, and what is stored beside it."""
+
+    record: RunRecord
+    predictions: Mapping[str, Predictions]
+    """Of every dev and test split that was predicted."""
+    labels: Mapping[str, np.ndarray]
+    """Of the dev splits."""
+    states: Mapping[str, State]
+    """File name -> trained tensors."""
+
+
+@dataclass
+class _DevScores:
+    """Evaluates the dev splits whenever training asks, and remembers the evaluation to report."""
+
+    prepared: PreparedRun
+    adapted: AdaptedModel
+    splits: Mapping[str, EncodedSplit]
+    meter: EnergyMeter
+    stop: Callable[[], bool]
+    predictions: dict[str, Predictions] = field(default_factory=dict)
+    """Of the evaluation to report: the best so far, or the last."""
+    best: float = -np.inf
+    best_state: dict[str, Tensor] | None = None
+    """Trained tensors of the best evaluation, where that is the one to report."""
+    every_state: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    """By the number of the evaluation, from 1."""
+    count: int = 0
+    tokens: int = 0
+    time_s: float = 0.0
+
+    def __call__(self) -> SplitMetrics:
+        config, task = self.prepared.config, self.prepared.task
+        size = config.train.eval_batch_size
+        new = {
+            name: predict(self.adapted, self.splits[name], batch_size=size, stop=self.stop)
+            for name in task.dev_splits
+        }
+        self.tokens += sum(p.num_tokens for p in new.values())
+        self.time_s += sum(p.time_s for p in new.values())
+        if not all(np.isfinite(p.logits).all() for p in new.values()):
+            raise Diverged("the model's outputs are not finite; try a lower --lr")
+        metrics = score_splits(task, new, self.splits)
+        score = task.score(metrics) or 0.0
+        self.count += 1
+        if config.save_weights == "all":
+            self.every_state[self.count] = self.adapted.trained_state()
+        if config.select == "last":
+            self.predictions = new
+        elif score > self.best:
+            self.predictions, self.best_state = new, self.adapted.trained_state()
+        self.best = max(self.best, score)
+        return metrics
+
+    def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and facts that `restore` needs."""
+        tensors = {f"dev/{n}": torch.from_numpy(p.logits) for n, p in self.predictions.items()}
+        tensors |= {f"best/{n}": t for n, t in (self.best_state or {}).items()}
+        for number, state in self.every_state.items():
+            tensors |= {f"every/{number}/{n}": t for n, t in state.items()}
+        facts = {
+            "best": None if np.isinf(self.best) else self.best,
+            "states": [*self.every_state],
+            "count": self.count,
+            "eval_tokens": self.tokens,
+            "eval_time_s": self.time_s,
+            "energy_j": self.meter.joules(),
+        }
+        return tensors, facts
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to the state of a snapshot."""
+        facts = snapshot.facts
+        self.predictions = {
+            name: Predictions(logits.numpy(), 0, 0.0)
+            for name, logits in snapshot.part("dev").items()
+        }
+        self.best = -np.inf if facts["best"] is None else facts["best"]
+        self.best_state = snapshot.part("best") or None
+        self.every_state = {n: snapshot.part(f"every/{n}") for n in facts["states"]}
+        self.count = facts["count"]
+        self.tokens, self.time_s = facts["eval_tokens"], facts["eval_time_s"]
+        self.meter.earlier = facts.get("energy_j")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """How a run is watched, stopped and kept while it goes."""
+
+    observer: Observer
+    resume: Snapshot | None = None
+    keep: Callable[[Snapshot], None] = lambda _: None
+    keep_every_s: float = 300.0
+    stop: Callable[[], bool] = lambda: False
+
+
+def execute(prepared: PreparedRun, session: Session) -> Outcome:
+    """Train and evaluate one run.
+
+    Args:
+        prepared: checked inputs.
+        session: hears of progress, and keeps the state of the run.
+
+    Returns:
+        A record that is `done` or `diverged`, with predictions and trained tensors.
+
+    Raises:
+        UserError: the weights or the tokenizer cannot be loaded.
+        KeyboardInterrupt: `session.stop` said so; the state has been kept.
+    """
+    clock, started_at = time.perf_counter(), utc_now()
+    encoded = encode_task(prepared)  # before the mark: only the first run of a task does it
+    can_measure = memory.reset_peak_memory(prepared.numerics.device)
+    memory.keep_freed_memory()
+    adapted = build_model(prepared)
+    splits = with_prefixes(prepared, adapted, encoded, session.stop)
+    meter = EnergyMeter.of(prepared.numerics.device)
+    scores = _DevScores(prepared, adapted, splits, meter, session.stop)
+    if session.resume is not None:
+        scores.restore(session.resume)
+        clock -= session.resume.facts["wall_time_s"]
+        started_at = session.resume.facts["started_at"]
+    result = _train(session, scores, clock, started_at)
+    if result.diverged is None:
+        predictions, states, reported = _finish(scores, result)
+        status: Status = "done"
+    else:
+        predictions, states, reported, status = {}, {}, {}, "diverged"
+    measured = {
+        "wall_time_s": round(time.perf_counter() - clock, 3),
+        "peak_memory_bytes": memory.peak_memory_bytes(prepared.numerics.device)
+        if can_measure
+        else None,
+        "energy_j": scores.meter.joules(),
+        "majority": majority_scores(prepared.task, splits),
+        **_training_facts(result, scores),
+        **reported,
+    }
+    if status == "done" and distributed.rank() == 0:  # whose record is kept
+        measured |= _distances(scores)
+    return Outcome(
+        record=blank_record(prepared, started_at, status).model_copy(update=measured),
+        predictions=predictions,
+        labels={name: splits[name].targets for name in prepared.task.dev_splits},
+        states=states,
+    )
+
+
+def _distances(scores: _DevScores) -> dict[str, Any]:
+    """Measure how far training went; a finished run is not lost over this."""
+    prepared, adapted = scores.prepared, scores.adapted
+    found: dict[str, Any] = {"movement": measure_movement(adapted, prepared.checkpoint)}
+    if prepared.config.measure_forgetting:
+        held_out = scores.splits[prepared.task.dev_splits[0]]
+        try:
+            found["forgetting"] = measure_forgetting(build_model(prepared), adapted, held_out)
+        except torch.OutOfMemoryError:
+            log.warning("out of memory with a second model: forgetting is not measured")
+    return found
+
+
+def _train(session: Session, scores: _DevScores, clock: float, started_at: str) -> TrainResult:
+    """Train, keeping the state of the training and of the evaluations together."""
+
+    def keep(training: Snapshot) -> None:
+        so_far = {"wall_time_s": time.perf_counter() - clock, "started_at": started_at}
+        tensors, facts = scores.snapshot()
+        session.keep(
+            Snapshot({**training.tensors, **tensors}, {**training.facts, **facts, **so_far})
+        )
+
+    return train(
+        scores.adapted,
+        scores.splits["train"],
+        scores.prepared.config.train,
+        seed=scores.prepared.config.seed,
+        hooks=Hooks(
+            evaluate=scores,
+            observer=session.observer,
+            keep=keep,
+            keep_every_s=session.keep_every_s,
+            stop=session.stop,
+        ),
+        resume=session.resume,
+        graphs=make_graphs(scores.prepared),
+    )
+
+
+def make_graphs(prepared: PreparedRun) -> Graphs | None:
+    """Return what replays launches, if that was asked for."""
+    wanted, device = prepared.config.cuda_graphs, prepared.numerics.device
+    return Graphs(CudaRecorder(device)) if wanted else None
+
+
+def _finish(
+    scores: _DevScores, result: TrainResult
+) -> tuple[dict[str, Predictions], dict[str, State], dict[str, Any]]:
+    """Go to the evaluation to report; return predictions, what is stored, and its scores."""
+    prepared, adapted = scores.prepared, scores.adapted
+    if scores.best_state is not None:
+        adapted.restore(scores.best_state)
+    predictions = scores.predictions | _test_predictions(scores)
+    reported = _chosen(prepared, result.evaluations)
+    reported["collapsed"] = is_collapsed(prepared.task, predictions)
+    return predictions, _states(prepared, adapted, scores), reported
+
+
+def utc_now() -> str:
+    """Return the time as records write it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def build_model(prepared: PreparedRun) -> AdaptedModel:
+    """Load the weights and carry out the plan; afterwards every generator is freshly seeded."""
+    config, numerics = prepared.config, prepared.numerics
+    model, fresh = load_model(
+        prepared.checkpoint,
+        prepared.task,
+        seed=config.seed,
+        fresh_pooler=config.head.pooler_init == "fresh",
+        attention="sdpa" if numerics.device.type == "cuda" else "eager",
+    )
+    assert fresh == prepared.plan.fresh, (fresh, prepared.plan.fresh)
+    frozen = [name for name in frozen_matrices(model, prepared.plan) if name not in fresh]
+    if numerics.dtype != torch.float32:
+        read_again(model, prepared.checkpoint, frozen, numerics.dtype)
+    adapted = adapt(
+        model,
+        prepared.plan,
+        numerics=numerics,
+        seed=config.seed,
+        engine=prepared.engine,
+        prefix_layers=prepared.prefix_layers,
+    )
+    seed_everything(config.seed)
+    return adapted
+
+
+def _test_predictions(scores: _DevScores) -> dict[str, Predictions]:
+    size = scores.prepared.config.train.eval_batch_size
+    return {
+        name: predict(scores.adapted, scores.splits[name], batch_size=size, stop=scores.stop)
+        for name in test_splits(scores.prepared)
+    }
+
+
+def _chosen(prepared: PreparedRun, evaluations: tuple[Evaluation, ...]) -> dict[str, Any]:
+    """Report the last and the best evaluation, and the one that `select` asks for."""
+
+    def score(evaluation: Evaluation) -> float:
+        return prepared.task.score(evaluation.metrics) or 0.0
+
+    last, best = evaluations[-1], max(evaluations, key=score)
+    chosen = best if prepared.config.select == "best" else last
+    return {"last": last, "best": best, "metrics": chosen.metrics, "score": score(chosen)}
+
+
+def _training_facts(result: TrainResult, scores: _DevScores) -> dict[str, Any]:
+    stored = sum(t.numel() * t.element_size() for t in scores.adapted.trainable().values())
+    return {
+        "reason": result.diverged,
+        "evaluations": result.evaluations,
+        "train_time_s": round(result.train_time_s, 3),
+        "train_tokens": result.train_tokens,
+        "micro_batch_size": result.micro_batch_size,
+        "graph_time_s": None if result.graph_time_s is None else round(result.graph_time_s, 3),
+        "train_tokens_per_s": round(result.train_tokens / result.train_time_s, 1),
+        "eval_tokens_per_s": round(scores.tokens / scores.time_s, 1) if scores.time_s else None,
+        "stored_bytes": stored,
+    }
+
+
+def _states(prepared: PreparedRun, adapted: AdaptedModel, scores: _DevScores) -> dict[str, State]:
+    """Return what `save_weights` keeps, by file name."""
+    if prepared.config.save_weights == "none":
+        return {}
+    states = {"adapter.safetensors": adapted.trained_state()}
+    kept = scores.every_state if prepared.config.save_weights == "all" else {}
+    for number, state in kept.items():
+        states[f"adapter-evaluation-{number}.safetensors"] = state
+    return {
+        file: {name: tensor.numpy() for name, tensor in state.items()}
+        for file, state in states.items()
+    }
+
+
+def blank_record(
+    prepared: PreparedRun, started_at: str, status: Status, reason: str | None = None
+) -> RunRecord:
+    """Return a record of everything that is known without training."""
+    config, plan = prepared.config, prepared.plan
+    settings = config.model_dump(mode="json")
+    settings["method"]["spec"] = plan.method.spec
+    rows = {name: split.num_rows for name, split in prepared.data.splits.items()}
+    return RunRecord(
+        run_id=prepared.run_id,
+        status=status,
+        reason=reason,
+        task=prepared.task.name,
+        task_definition=prepared.definition,
+        method=prepared.method,
+        model=prepared.model,
+        seed=config.seed,
+        official_split=prepared.data.official_split,
+        train_limit=config.limit,
+        holdout=config.holdout,
+        select=config.select,
+        trainable_parameters=plan.trainable_parameters,
+        base_parameters=plan.base_parameters,
+        trainable_percent=round(plan.trainable_percent, 4),
+        strata=_stratum_counts(plan),
+        wall_time_s=0.0,
+        started_at=started_at,
+        config=settings,
+        data=DataProvenance(
+            source=prepared.data.source,
+            fingerprint=prepared.data.fingerprint,
+            official_basis=prepared.data.official_basis,
+            rows=rows,
+        ),
+        weights=ModelProvenance(
+            revision=prepared.checkpoint.revision,
+            weights_sha256=prepared.weights_sha256,
+            files_sha256=prepared.files_sha256,
+            architecture=prepared.checkpoint.architecture.model_type,
+            num_layers=plan.num_layers,
+            fresh_tensors=plan.fresh,
+        ),
+        environment=describe_environment(prepared.numerics, prepared.engine, prepared.kernels),
+        warnings=prepared.warnings,
+    )
+
+
+def _stratum_counts(plan: Plan) -> tuple[StratumCount, ...]:
+    """Count each stratum of a plan."""
+    counts = []
+    for name in plan.stratum_names():
+        tensors = [tensor for tensor in plan.tensors if tensor.stratum == name]
+        counts.append(
+            StratumCount(
+                stratum=name,
+                treatment=plan.treatment_of(name),
+                parameters=sum(tensor.num_parameters for tensor in tensors),
+                trainable=sum(tensor.num_trainable for tensor in tensors),
+            )
+        )
+    return tuple(counts)

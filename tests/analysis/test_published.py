@@ -1,0 +1,60 @@
+"""Results in the repository: sound records, derived files that follow from them, README's table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spafit_bench.analysis.tables import build_tables
+from spafit_bench.analysis.tables.render import render, write_tables
+from spafit_bench.results.store import Store
+from tests.conftest import REPOSITORY
+
+EXPLAINED = [path.parent for path in sorted((REPOSITORY / "results").glob("*/README.md"))]
+"""Published ones explain themselves; others, such as `make demo`'s, are their maker's own."""
+FOLDERS = [runs.parent for folder in EXPLAINED for runs in sorted(folder.glob("**/runs"))]
+pytestmark = pytest.mark.skipif(not FOLDERS, reason="this checkout has no results")
+
+
+def name_of(folder: Path) -> str:
+    """What a test of a folder is called."""
+    return str(folder.relative_to(REPOSITORY / "results"))
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_records_are_sound_and_name_nobodys_folders(folder: Path) -> None:
+    """Checksums hold, and model, data and command are named as anyone could."""
+    records, damages = Store(folder).survey()
+    assert not damages
+    assert records
+    for record in records:
+        assert record.status == "done", record.run_id
+        is_known = record.official_split or record.data.source == "glue-derived"  # marked: below
+        assert record.holdout is not None or is_known, record.run_id
+        named = (record.config["model"], record.config["data"], record.environment.command)
+        assert not any("/tmp" in text or text.startswith("/") for text in named), named
+        assert record.environment.command.startswith("spafit-bench "), record.run_id
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_tables_follow_from_the_records(folder: Path) -> None:
+    """What `table` would write is what is there."""
+    for name, content in write_tables(build_tables(Store(folder).records())).items():
+        assert (folder / "tables" / name).read_text(encoding="utf-8") == content, name
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_what_is_not_glues_own_data_is_marked(folder: Path) -> None:
+    """In the table itself, not only in a text beside it."""
+    records = [run for run in Store(folder).records() if run.holdout is None]
+    unofficial = {run.task for run in records if not run.official_split}
+    table = (folder / "tables" / "scores.md").read_text(encoding="utf-8")
+    assert ("not the official GLUE data" in table) == bool(unofficial)
+
+
+def test_the_readme_shows_the_table_that_there_is() -> None:
+    """Byte for byte as `table` prints it."""
+    scores = build_tables(Store(REPOSITORY / "results" / "minilm-l6").records())[:1]
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert render(scores, "md").partition("\n\n")[2].strip() in readme

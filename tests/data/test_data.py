@@ -1,0 +1,352 @@
+"""Validation, fingerprints and officialness of a task's data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spafit_bench.base.errors import UserError
+from spafit_bench.data.load import Split, load_task_data, official_fingerprints, split_fingerprint
+from spafit_bench.data.tasks import TASKS
+from tests.support.glue_files import rows_of, write_hub, write_plain, write_tsv
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+needs_glue = pytest.mark.skipif(
+    not (SHARED / "glue").is_dir(), reason=f"no official GLUE at {SHARED / 'glue'}"
+)
+COMPLETE = ("cola", "sst2", "mrpc", "stsb", "rte", "wnli")
+
+
+def message(task_name: str, root: Path) -> str:
+    """Return the one message that loading gives."""
+    with pytest.raises(UserError) as caught:
+        load_task_data(TASKS[task_name], str(root))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task_name", "column", "value", "said"),
+    [
+        ("rte", "sentence2", "", "empty text"),
+        ("rte", "sentence1", "  ", "empty text"),
+        ("rte", "label", 2, "label 2 is out of range; rte takes 0 (entailment) or 1 (not_ent"),
+        ("rte", "label", -1, "this looks like a test split"),
+        ("rte", "label", -2, "label -2 is out of range"),
+        ("rte", "label", "entailed", "neither a class id nor a class name (did you mean 'entail"),
+        ("rte", "label", 0.5, "label '0.5' is neither a class id"),
+        ("rte", "label", "", "no label"),
+        ("mnli", "label", 3, "mnli takes 0 (entailment), 1 (neutral) or 2 (contradiction)"),
+        ("stsb", "label", 5.5, "score 5.5 is out of range; stsb takes a number from 0 to 5"),
+        ("stsb", "label", "nan", "score 'nan' is no number"),
+        ("stsb", "label", "inf", "score inf is out of range"),
+        ("stsb", "label", -1, "this looks like a test split"),
+        ("stsb", "label", "high", "score 'high' is no number"),
+        ("stsb", "label", "", "no score"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_bad_cell_is_named(
+    task_name: str, column: str, value: object, said: str, kind: str, tmp_path: Path
+) -> None:
+    """File, line (the header is line 1), column, what is wrong and what would be right."""
+    rows = rows_of(TASKS[task_name])
+    rows["train"][2][column] = value
+    write_plain(tmp_path, TASKS[task_name], rows, kind)
+    error = message(task_name, tmp_path)
+    line = 4 if kind == "csv" else 3
+    assert error.startswith(
+        f"{tmp_path}/{task_name}/train.{kind}, line {line}, column '{column}': "
+    )
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("sentence1", None, "no text (null)"),
+        ("label", None, "no label"),
+        ("label", -1, "this looks like a test split"),
+    ],
+)
+def test_a_bad_parquet_cell_is_named_by_row(
+    column: str, value: object, said: str, tmp_path: Path
+) -> None:
+    """Parquet has rows, not lines."""
+    rows = rows_of(TASKS["rte"])
+    rows["validation"][3][column] = value
+    write_hub(tmp_path, TASKS["rte"], rows)
+    error = message("rte", tmp_path)
+    assert f"validation-00000-of-00001.parquet, row 3 (counted from 0), column '{column}'" in error
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("1\ta\tb", "line 3: 3 fields, but 4 are needed (index, sentence1, sentence2, label)"),
+        ("1\ta\tb\tc\t0", "line 3: 5 fields, but 4 are needed"),
+        ("1\ta\t \tentailment", "line 3, column 'sentence2': empty text"),
+        ("1\ta\tb\tneutral", "line 3, column 'label': label 'neutral' is neither"),
+        (b"1\ta\tb \xff\tentailment", "line 3, column 'sentence2': not UTF-8"),
+    ],
+)
+def test_a_bad_tsv_line_is_named(line: str | bytes, said: str, tmp_path: Path) -> None:
+    """Lines are counted from 1, the header included."""
+    write_tsv(tmp_path, TASKS["rte"], rows_of(TASKS["rte"]))
+    path = tmp_path / "RTE/train.tsv"
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = line if isinstance(line, bytes) else line.encode()
+    path.write_bytes(b"\n".join(lines))
+    assert f"{path}, {said}" in message("rte", tmp_path)
+
+
+def test_a_missing_column_gets_the_nearest_present(tmp_path: Path) -> None:
+    """A misnamed column is found again, in every format."""
+    for kind in ("csv", "jsonl", "hub"):
+        rows = rows_of(TASKS["rte"])
+        renamed = [{"sentence_1": r.pop("sentence1")} | r for r in rows["train"]]
+        write_hub(tmp_path / kind, TASKS["rte"], rows | {"train": renamed})
+        if kind != "hub":
+            shutil.rmtree(tmp_path / kind)
+            write_plain(tmp_path / kind, TASKS["rte"], rows_of(TASKS["rte"]), kind)
+            path = tmp_path / kind / f"rte/train.{kind}"
+            path.write_text(path.read_text().replace("sentence1", "sentence_1"))
+        error = message("rte", tmp_path / kind)
+        assert "no column 'sentence1': did you mean 'sentence_1'?" in error
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("sentence1", [1, 2], "has type int64, but must be text"),
+        ("label", [0.0, 1.0], "has type double, but must be an integer or a class name"),
+        ("label", [[0], [1]], "has type list<element: int64>, but must be an integer"),
+    ],
+)
+def test_a_parquet_column_of_the_wrong_type_is_named(
+    column: str, values: list[Any], said: str, tmp_path: Path
+) -> None:
+    """Types are checked before cells."""
+    rows = rows_of(TASKS["rte"], 2)
+    for row, value in zip(rows["train"], values, strict=True):
+        row[column] = value
+    write_hub(tmp_path, TASKS["rte"], rows)
+    assert f"column '{column}' {said}" in message("rte", tmp_path)
+
+
+def with_names(rows: list[dict[str, Any]], names: list[str]) -> pa.Table:
+    """Return a table with the metadata that the `datasets` library writes."""
+    table = pa.Table.from_pylist(rows)
+    features = {"label": {"names": names, "_type": "ClassLabel"}}
+    info = json.dumps({"info": {"features": features}})
+    return table.replace_schema_metadata({"huggingface": info})
+
+
+def test_ids_in_another_class_order_are_refused(tmp_path: Path) -> None:
+    """MNLI copies disagree on what 0 means; the metadata says, so it is believed."""
+    task, rows = TASKS["mnli"], rows_of(TASKS["mnli"])
+    swapped = with_names(rows["train"], ["contradiction", "entailment", "neutral"])
+    write_hub(tmp_path, task, rows | {"train": swapped})
+    assert "task's order is entailment, neutral, contradiction" in message("mnli", tmp_path)
+    for names in (list(task.labels), ["0", "1", "2"]):
+        write_hub(tmp_path, task, rows | {"train": with_names(rows["train"], names)})
+        assert load_task_data(task, str(tmp_path)).splits["train"].num_rows == 5
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_class_names_are_labels_too(dictionary: bool, tmp_path: Path) -> None:
+    """As strings in parquet, plain or dictionary-encoded."""
+    task, rows = TASKS["mnli"], rows_of(TASKS["mnli"])
+    expected = [row["label"] for row in rows["train"]]
+    table = pa.Table.from_pylist(
+        [row | {"label": task.labels[row["label"]]} for row in rows["train"]]
+    )
+    if dictionary:
+        table = table.set_column(2, "label", table["label"].dictionary_encode())
+    write_hub(tmp_path, task, rows | {"train": table})
+    labels = load_task_data(task, str(tmp_path)).splits["train"].labels
+    np.testing.assert_array_equal(labels, expected)
+
+
+@pytest.mark.parametrize("kind", ["hub", "tsv", "csv"])
+def test_no_rows_and_empty_files_are_said(kind: str, tmp_path: Path) -> None:
+    """Both happen when a download or a filter went wrong."""
+    task, rows = TASKS["rte"], rows_of(TASKS["rte"])
+    if kind == "hub":
+        write_hub(tmp_path, task, rows | {"train": pa.Table.from_pylist(rows["train"])[:0]})
+    elif kind == "tsv":
+        write_tsv(tmp_path, task, rows | {"train": []})
+    else:
+        write_plain(tmp_path, task, rows | {"train": []}, "csv")
+    assert "no rows; train needs at least one" in message("rte", tmp_path)
+    (path,) = (path for path in tmp_path.rglob("train*") if path.is_file())
+    path.write_bytes(b"")
+    assert message("rte", tmp_path).startswith(f"{path}: the file is empty")
+
+
+def test_a_truncated_parquet_file_is_said(tmp_path: Path) -> None:
+    """An interrupted download."""
+    write_hub(tmp_path, TASKS["rte"], rows_of(TASKS["rte"]))
+    path = tmp_path / "rte/train-00000-of-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert f"{path}: cannot be read as parquet" in message("rte", tmp_path)
+
+
+def test_half_surrogates_are_refused(tmp_path: Path) -> None:
+    """JSON can write what UTF-8 cannot."""
+    write_plain(tmp_path, TASKS["rte"], rows_of(TASKS["rte"]), "jsonl")
+    path = tmp_path / "rte/train.jsonl"
+    path.write_text(path.read_text().replace("train sentence1 2", "\\ud83d"))
+    assert "line 3, column 'sentence1': half of a surrogate pair" in message("rte", tmp_path)
+
+
+def test_qqp_may_have_an_empty_question(tmp_path: Path) -> None:
+    """Two official rows have one."""
+    rows = rows_of(TASKS["qqp"])
+    rows["train"][1]["question2"] = ""
+    write_hub(tmp_path, TASKS["qqp"], rows)
+    assert load_task_data(TASKS["qqp"], str(tmp_path)).splits["train"].texts[1][1] == ""
+
+
+BASE = Split(texts=(("a", "bc"), ("d", "e")), labels=np.array([0, 1]))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Split(texts=(("ab", "c"), ("d", "e")), labels=BASE.labels),
+        Split(texts=(("bc", "a"), ("d", "e")), labels=BASE.labels),
+        Split(texts=(("d", "e"), ("a", "bc")), labels=BASE.labels),
+        Split(texts=(("a", "bc", "d", "e"),), labels=BASE.labels),
+        Split(texts=BASE.texts, labels=np.array([1, 0])),
+        Split(texts=BASE.texts, labels=None),
+        Split(texts=(("a", "bc"), ("d", "e ")), labels=BASE.labels),
+    ],
+)
+def test_the_fingerprint_sees_every_difference(other: Split) -> None:
+    """Where one text ends, the order of rows and columns, labels, blanks."""
+    assert split_fingerprint(other) != split_fingerprint(BASE)
+
+
+def test_scores_count_to_three_decimals() -> None:
+    """GLUE gives three, and copies hold them as float32, float64 or text."""
+    exact = Split(texts=(("a",),), labels=np.array([3.067], dtype=np.float32))
+    near = Split(texts=(("a",),), labels=np.array([3.0671], dtype=np.float32))
+    far = Split(texts=(("a",),), labels=np.array([3.068], dtype=np.float32))
+    assert split_fingerprint(exact) == split_fingerprint(near) != split_fingerprint(far)
+
+
+def test_scores_beyond_glue_count_to_the_last_digit() -> None:
+    """Another range may have all its scores within a thousandth."""
+    first, second = (
+        Split(texts=(("a",),), labels=np.array([score], dtype=np.float32))
+        for score in (0.00034, 0.00035)
+    )
+    assert split_fingerprint(first) == split_fingerprint(second)
+    found = [split_fingerprint(split, exact_scores=True) for split in (first, second)]
+    assert found[0] != found[1]
+    wide = Split(texts=(("a",),), labels=np.array([np.float32(0.00034)], dtype=np.float64))
+    assert split_fingerprint(wide, exact_scores=True) == found[0], "whatever holds the number"
+
+
+def test_loaded_labels_cannot_be_changed(tmp_path: Path) -> None:
+    """Two runs that share loaded data see the same."""
+    write_hub(tmp_path, TASKS["rte"], rows_of(TASKS["rte"]))
+    labels = load_task_data(TASKS["rte"], str(tmp_path)).splits["train"].labels
+    assert labels is not None
+    with pytest.raises(ValueError, match="read-only"):
+        labels[0] = 1
+
+
+def test_officialness_by_row_count_where_no_fingerprint_is_known(tmp_path: Path) -> None:
+    """The basis is said; one row fewer is not official."""
+    counts = {"train": 5, "validation": 5}
+    unknown = dataclasses.replace(TASKS["rte"], name="newtask", rows=MappingProxyType(counts))
+    write_hub(tmp_path, unknown, rows_of(unknown))
+    data = load_task_data(unknown, str(tmp_path))
+    assert (data.official_split, data.official_basis) == (True, "row count")
+    write_hub(tmp_path, unknown, {"train": rows_of(unknown)["train"][:4]})
+    data = load_task_data(unknown, str(tmp_path))
+    assert (data.official_split, data.official_basis) == (False, "train has 4 rows, official has 5")
+
+
+@needs_glue
+@pytest.mark.parametrize("name", COMPLETE)
+def test_official_glue_is_recognised_in_both_layouts(name: str) -> None:
+    """Parquet and TSV copies are the same data, test sets included, and official."""
+    hub, tsv = (load_task_data(TASKS[name], str(SHARED / kind)) for kind in ("glue", "glue-tsv"))
+    assert hub.official_split
+    assert hub.official_basis == "fingerprint"
+    assert hub.fingerprint == tsv.fingerprint
+    assert {key: split.num_rows for key, split in hub.splits.items()} == dict(hub.task.rows)
+
+
+@needs_glue
+def test_one_changed_label_or_text_is_not_official(tmp_path: Path) -> None:
+    """The row count stays, the fingerprint does not."""
+    shutil.copytree(SHARED / "glue/rte", tmp_path / "rte")
+    path = tmp_path / "rte/validation-00000-of-00001.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows[7]["label"] = 1 - rows[7]["label"]
+    write_hub(tmp_path, TASKS["rte"], {"validation": rows})
+    data = load_task_data(TASKS["rte"], str(tmp_path))
+    assert not data.official_split
+    assert data.official_basis == "validation differs from official GLUE"
+
+
+@needs_glue
+def test_idx_and_test_labels_do_not_matter(tmp_path: Path) -> None:
+    """Copies of GLUE differ there."""
+    official = load_task_data(TASKS["mrpc"], str(SHARED / "glue"))
+    for path in (SHARED / "glue/mrpc").iterdir():
+        rows = pq.read_table(path).to_pylist()
+        for row in rows:
+            del row["idx"]
+            row["label"] = 1 if "test" in path.name else row["label"]
+        write_hub(tmp_path, TASKS["mrpc"], {path.name.split("-")[0]: rows})
+    copy = load_task_data(TASKS["mrpc"], str(tmp_path))
+    assert (copy.fingerprint, copy.official_split) == (official.fingerprint, True)
+
+
+@needs_glue
+@pytest.mark.parametrize("name", ["mnli", "qnli", "qqp"])
+def test_splits_carved_out_of_dev_are_not_official(name: str) -> None:
+    """Real text in the wrong split."""
+    data = load_task_data(TASKS[name], str(SHARED / "glue-derived"))
+    assert not data.official_split
+    assert f"official has {data.task.rows['train']}" in data.official_basis
+
+
+@needs_glue
+def test_dev_by_fingerprint_and_train_by_row_count(tmp_path: Path) -> None:
+    """Where only dev's fingerprint is known, the basis says both."""
+    shutil.copytree(SHARED / "glue/qnli", tmp_path / "qnli")
+    num_rows = TASKS["qnli"].rows["train"]
+    row = {"question": "q", "sentence": "s", "label": 0}
+    write_hub(tmp_path, TASKS["qnli"], {"train": [row] * num_rows})
+    data = load_task_data(TASKS["qnli"], str(tmp_path))
+    assert (data.official_split, data.official_basis) == (True, "fingerprint and row count")
+    assert set(official_fingerprints()["qnli"]) == {"validation"}
+
+
+@needs_glue
+def test_mnli_test_sets_include_ax_from_both_layouts(tmp_path: Path) -> None:
+    """AX is the same 1,104 rows wherever it comes from."""
+    task = TASKS["mnli"]
+    write_hub(tmp_path / "hub", task, {k: v for k, v in rows_of(task).items() if k != "ax"})
+    shutil.copytree(SHARED / "glue/ax", tmp_path / "hub/ax")
+    write_tsv(tmp_path / "tsv", task, {k: v for k, v in rows_of(task).items() if k != "ax"})
+    shutil.copytree(SHARED / "glue-tsv/AX", tmp_path / "tsv/AX")
+    hub, tsv = (load_task_data(task, str(tmp_path / kind)) for kind in ("hub", "tsv"))
+    assert hub.fingerprint == tsv.fingerprint
+    assert hub.splits["ax"].num_rows == 1104
