@@ -203,12 +203,6 @@ def _is_run(name: str, found: dict[str, tuple[object, ...]]) -> bool:
     return folder == "runs" and run_id in found
 
 
-def age(results: Path) -> None:
-    """Make half-made claims older than they are: they count as litter after a minute."""
-    for path in (results / "claims").rglob(".unfinished-*"):
-        os.utime(path, (time.time() - 3600,) * 2)
-
-
 def import_libraries() -> None:
     """Import what the command imports while it works."""
     import evaluate  # noqa: F401
@@ -236,7 +230,6 @@ def carry_out(stress: Stress, sweep: str, say: Callable[[str], None]) -> None:
         rounds += 1
         results = stress.folder / f"round-{rounds}"
         stress.round(results)
-        age(results)
         stress.undisturbed(results)
         check(results, expected)
         say(f"round {rounds}: whole; {sum(stress.kills.values())} kills so far\n")

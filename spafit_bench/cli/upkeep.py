@@ -73,7 +73,7 @@ def gc(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Remove dead claims, half-written files, snapshots of ended runs, superseded failures."""
+    """Remove half-written files, snapshots of ended runs, superseded failures, dead lock files."""
     from spafit_bench.cli.commands import upkeep
 
     how = upkeep.Removal(dry_run=dry_run, as_json=as_json, ask=lambda q: _ask(q, yes=yes))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from spafit_bench.base.errors import UserError
-from spafit_bench.results.claims import Claims
+from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.lookup import find_run
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.store import Store
@@ -30,8 +30,7 @@ class Leftover:
     path: Path
     why: str
     run_id: str | None = None
-    """The run whose claim must be had to remove it, None for what belongs to none."""
-    is_claim: bool = False
+    """The run that must be locked to remove it; None for what belongs to no run."""
     record: RunRecord | None = field(default=None, compare=False)
     """Set where it is a whole run."""
 
@@ -88,11 +87,9 @@ def refuse_live(store: Store, records: Sequence[RunRecord]) -> None:
     Raises:
         UserError: naming the first.
     """
-    claims = Claims(store.root / "claims")
-    for run_id in set(_claimed(claims)) & {record.run_id for record in records}:
-        if not claims.is_free(run_id):
-            owner = claims.owner(run_id) or "another process"
-            raise UserError(f"{run_id}: {owner} works on it; stop that first")
+    with RunLocks(store.root, needed=False) as locks:
+        for run_id in locks.held() & {record.run_id for record in records}:
+            raise UserError(f"{run_id}: {locks.holder(run_id)} works on it; stop that first")
 
 
 def leftovers(store: Store) -> list[Leftover]:
@@ -102,15 +99,11 @@ def leftovers(store: Store) -> list[Leftover]:
         UserError: the folder does not exist, or a record is damaged.
     """
     records = {record.run_id: record for record in store.records()}
-    claims = Claims(store.root / "claims")
-    claimed = {run_id: claims.is_free(run_id) for run_id in _claimed(claims)}
-    live = {run_id for run_id, is_free in claimed.items() if not is_free}
-    found = [
-        Leftover(claims.folder / run_id, "a claim of a process that is gone", run_id, is_claim=True)
-        for run_id, is_free in claimed.items()
-        if is_free
-    ]
-    found += _temporary(store, claims.folder)
+    with RunLocks(store.root, needed=False) as locks:
+        live = locks.held()
+    found = list(_temporary(store))
+    if (claims := store.root / "claims").is_dir():
+        found.append(Leftover(claims, "claims of an earlier version, which had no locks"))
     found += _snapshots(store, records, live)
     found += _superseded(store, records, live)
     found += [
@@ -121,15 +114,10 @@ def leftovers(store: Store) -> list[Leftover]:
     return found
 
 
-def _claimed(claims: Claims) -> list[str]:
-    """Name the runs that somebody has or had."""
-    return sorted(path.name for path in claims.folder.glob("[!.]*"))
-
-
-def _temporary(store: Store, claims: Path) -> Iterator[Leftover]:
+def _temporary(store: Store) -> Iterator[Leftover]:
     places = [
         (store.runs, ".unfinished-*"),
-        (claims, ".unfinished-*"),
+        (store.root / "locks", ".check-*"),
         (store.root, ".results.csv-*"),
         (store.root / "tables", ".*-*"),
         (store.root / "unfinished", ".*.snapshot-*"),
@@ -180,20 +168,19 @@ def remove(store: Store, found: Sequence[Leftover]) -> list[Leftover]:
         UserError: something cannot be removed.
     """
     kept, runs = [], []
-    with Claims(store.root / "claims") as claims:
+    with RunLocks(store.root, needed=False) as locks:
         for each in found:
             if each.run_id is None:
                 _remove_path(each.path)
-            elif (claim := claims.take(each.run_id)) is None:  # which removes a dead owner's
+            elif (lock := locks.acquire(each.run_id)) is None:
                 kept.append(each)
-            elif each.record is not None:  # its claim is had until all runs are gone
+            elif each.record is not None:  # locked until all runs are gone
                 same = store.find(each.run_id) == each.record
                 runs += [each.run_id] if same else []
                 kept += [] if same else [each]
             else:
-                if not each.is_claim:
-                    _remove_path(each.path)
-                claim.release()
+                _remove_path(each.path)
+                lock.release()
         if runs:
             store.remove(runs)
     return kept

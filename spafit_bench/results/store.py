@@ -30,6 +30,7 @@ from spafit_bench.base.durable import (
     write_durably,
 )
 from spafit_bench.base.errors import DamagedError, UserError
+from spafit_bench.results.locks import UNSUPPORTED
 from spafit_bench.results.record import RUN_ID, RunRecord
 from spafit_bench.results.run_folder import read_run, write_files
 
@@ -253,9 +254,9 @@ class Store:
         return False
 
     def remove_litter(self, run_id: str) -> None:
-        """Remove what killed processes left half written of a run that this process has claimed.
+        """Remove what killed processes left half written of a run that this process has locked.
 
-        Only the owner of a claim writes a run, so there is no living process to disturb.
+        Only the holder of the lock writes a run, so there is no living process to disturb.
         """
         for folder in self.runs.glob(f"{_UNFINISHED}{glob.escape(run_id)}-????????"):
             shutil.rmtree(folder, ignore_errors=True)
@@ -313,7 +314,11 @@ class Store:
         # Not truncated: whoever can write here could have made it a link to another file.
         handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
             yield
         finally:
             os.close(handle)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 from spafit_bench.base import command_line
-from spafit_bench.results.claims import Claims
+from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.store import Store
 from spafit_bench.running.events import (
     Busy,
@@ -82,11 +82,11 @@ class InProcess:
         run, self._next = self._next, None
         if run is None:
             return
-        with Claims(self.store.root / "claims") as claims:
+        with RunLocks(self.store.root, needed=not self.options.sharded) as locks:
             reporter = Reporter(hear, "")
-            series = Series(self.store, reporter, self.options, self.stopped, claims)
+            series = Series(self.store, reporter, self.options, self.stopped, locks)
             if series.attempt(run) is None:
-                hear(Busy(run_id=run.run_id, owner=series.owner(run)))
+                hear(Busy(run_id=run.run_id, owner=locks.holder(run.run_id)))
 
     def stop(self) -> None:
         """Do nothing: nothing goes on between two calls of `poll`."""

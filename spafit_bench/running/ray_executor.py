@@ -23,7 +23,7 @@ from spafit_bench.base.errors import UserError
 from spafit_bench.config.run_config import RunConfig
 from spafit_bench.models.fused import kernels_name
 from spafit_bench.models.numerics import Numerics, choose_numerics
-from spafit_bench.results.claims import Claim, Claims
+from spafit_bench.results.locks import RunLock, RunLocks
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.store import Store
 from spafit_bench.running.events import Busy, Ended, Event, Hear, Lost, Refused, Started, Warned
@@ -151,7 +151,7 @@ class _Task:
     """A run that the cluster has."""
 
     run: PreparedRun
-    claim: Claim
+    lock: RunLock
     reference: Any
 
 
@@ -162,7 +162,7 @@ class RayExecutor:
     cluster: Cluster
     store: Store
     options: Options
-    _claims: Claims = field(init=False)
+    _locks: RunLocks = field(init=False)
     _mailbox: Any = field(init=False)
     _tasks: dict[str, _Task] = field(default_factory=dict)
     _events: list[Event] = field(default_factory=list)
@@ -180,7 +180,7 @@ class RayExecutor:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here)
         self._mailbox = actor.remote()
-        self._claims = Claims(self.store.root / "claims")
+        self._locks = RunLocks(self.store.root, needed=not self.options.sharded)
 
     def has_room(self) -> bool:
         """Tell whether nodes are free; some runs wait there too, so that a cluster may grow."""
@@ -195,15 +195,15 @@ class RayExecutor:
         return [n for n in nodes if n["Alive"] and n["NodeID"] not in self._left_out]
 
     def submit(self, run: PreparedRun) -> None:
-        """Claim the run and hand it to the cluster."""
-        claim = self._claims.take(run.run_id)
-        if claim is None:
-            owner = self._claims.owner(run.run_id)
-            self._events.append(Busy(run_id=run.run_id, owner=str(owner or "another process")))
+        """Lock the run and hand it to the cluster."""
+        lock = self._locks.acquire(run.run_id)
+        if lock is None:
+            owner = self._locks.holder(run.run_id)
+            self._events.append(Busy(run_id=run.run_id, owner=owner))
             return
-        self._send(run, claim)
+        self._send(run, lock)
 
-    def _send(self, run: PreparedRun, claim: Claim) -> None:
+    def _send(self, run: PreparedRun, lock: RunLock) -> None:
         resources = self.cluster.resources
         order = Order(
             config=_elsewhere(run),
@@ -218,7 +218,7 @@ class RayExecutor:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self._left_out)})"}
         # No retries of Ray's own: the next attempt is to start from the newest snapshot.
         task = self.cluster.ray.remote(carry_out).options(max_retries=0, **options)
-        self._tasks[run.run_id] = _Task(run, claim, task.remote(order, self._mailbox))
+        self._tasks[run.run_id] = _Task(run, lock, task.remote(order, self._mailbox))
 
     def poll(self, hear: Hear, timeout_s: float) -> None:
         """Store what has come home, and pass on what the runs say."""
@@ -252,11 +252,11 @@ class RayExecutor:
         try:
             delivery: Delivery = self.cluster.ray.get(task.reference)
         except self.cluster.ray.exceptions.RayError as error:
-            task.claim.release()
+            task.lock.release()
             return [Lost(run_id=run_id, reason=_reason(error))]
         if delivery.refused is not None:
             return self._leave_out(task, delivery.node_id, delivery.refused)
-        with task.claim:
+        with task.lock:
             if delivery.record is None:
                 return [Lost(run_id=run_id, reason="its node was told to stop")]
             record = self._save(delivery.record, delivery.files)
@@ -283,10 +283,10 @@ class RayExecutor:
         name = nodes.get(node_id, {}).get("NodeManagerHostname", node_id)
         said = f"node {name} ({node_id[:8]}) is left out: {reason}"
         if not any(self.cluster.resources.times_in(n["Resources"]) for n in self._good_nodes()):
-            task.claim.release()
+            task.lock.release()
             refused = Refused(message=f"no node is left for these runs; {said}")
             return [refused, Lost(run_id=task.run.run_id, reason="no node is left for it")]
-        self._send(task.run, task.claim)
+        self._send(task.run, task.lock)
         return [Warned(message=said)]
 
     def stop(self) -> None:
@@ -301,7 +301,7 @@ class RayExecutor:
         for task in self._tasks.values():
             self.cluster.ray.cancel(task.reference, force=True)
         self._tasks.clear()
-        self._claims.close()
+        self._locks.close()
         self.cluster.ray.kill(self._mailbox)
 
 

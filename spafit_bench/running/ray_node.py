@@ -20,7 +20,7 @@ from typing import Any
 from spafit_bench import __version__
 from spafit_bench.base.errors import UserError
 from spafit_bench.config.run_config import RunConfig
-from spafit_bench.results.claims import Claims
+from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.run_folder import read_files
 from spafit_bench.results.store import Store
@@ -99,8 +99,8 @@ def carry_out(order: Order, mailbox: Any) -> Delivery:
         reporter = Reporter(_without_records(mailbox.post.remote), where)
         reporter.steps_every_s = _STEPS_EVERY_S
         heard = WarningsAsEvents(reporter.emit).listening()
-        with heard, Claims(store.root / "claims") as claims:
-            series = Series(store, reporter, order.options, stop.is_asked, claims)
+        with heard, RunLocks(store.root, needed=False) as locks:
+            series = Series(store, reporter, order.options, stop.is_asked, locks)
             try:
                 record = series.attempt(prepared)
             except KeyboardInterrupt:

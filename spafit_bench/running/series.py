@@ -14,8 +14,8 @@ from typing import Protocol
 from spafit_bench.base import distributed
 from spafit_bench.base.errors import UserError
 from spafit_bench.base.stop import StopSignal
-from spafit_bench.results.claims import Claim, Claims
 from spafit_bench.results.damage import examine, set_damaged_aside
+from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.record import RunRecord, Status
 from spafit_bench.results.store import Store, prediction_rows
 from spafit_bench.running.tensorboard_log import TensorBoardLog
@@ -61,6 +61,8 @@ class Options:
     """Repeat runs that failed or diverged."""
     keep_every_s: float = 300.0
     """Seconds between snapshots within an epoch."""
+    sharded: bool = False
+    """No other process does these runs (`--shard`): they may be on a file system without locks."""
     log: str | None = None
     """`tensorboard`: curves for TensorBoard, below the results folder."""
 
@@ -70,7 +72,7 @@ def run_all(
 ) -> list[RunRecord]:
     """Carry out runs in order; one that fails or diverges does not stop the others.
 
-    Several processes may work on one results folder: each run is claimed by one of them, and runs
+    Several processes may work on one results folder: each run is locked by one of them, and runs
     that others have are waited for. A run that was interrupted goes on from its last snapshot.
     Ctrl-C and SIGTERM keep a snapshot at the next step; a second one stops at once.
 
@@ -92,11 +94,13 @@ def run_all(
         _follow(runs, view)
         return []
     store.check_writable()
+    locks = RunLocks(store.root, needed=not options.sharded)
+    locks.check()
     set_damaged_aside(store, view.warn)  # said now, not after hours
     store.rebuild_csv()
     try:
-        with StopSignal() as stop, Claims(store.root / "claims") as claims:
-            series = Series(store, view, options, stop, claims, len(runs))
+        with StopSignal() as stop, locks:
+            series = Series(store, view, options, stop, locks, len(runs))
             records = series.carry_out(runs)
             distributed.dismiss()
             return records
@@ -127,7 +131,7 @@ class Series:
     options: Options
     stop: Callable[[], bool]
     """Whether the run under way should keep its state and end."""
-    claims: Claims
+    locks: RunLocks
     total: int = 1
 
     def carry_out(self, runs: Sequence[PreparedRun]) -> list[RunRecord]:
@@ -154,12 +158,7 @@ class Series:
         Raises:
             KeyboardInterrupt: `stop` said so; the run's state has been kept.
         """
-        return self._settled(prepared) or self._claimed(prepared, number)
-
-    def owner(self, prepared: PreparedRun) -> str:
-        """Say who has a run."""
-        owner = self.claims.owner(prepared.run_id)
-        return str(owner) if owner else "another process"
+        return self._settled(prepared) or self._locked(prepared, number)
 
     def _settled(self, prepared: PreparedRun) -> RunRecord | None:
         """Return the record of a run that need not be carried out."""
@@ -169,45 +168,25 @@ class Series:
         if record is None or to_repeat(record.status, self.options):
             return None
         if record.status == "done":
-            forget_snapshot(self.store, self.claims, record.run_id)
+            forget_snapshot(self.store, self.locks, record.run_id)
         self.view.skipped(record)
         return record
 
-    def _claimed(self, prepared: PreparedRun, number: int) -> RunRecord | None:
-        """Carry a run out, unless another process has it."""
-        claim = self.claims.take(prepared.run_id)
-        if claim is None:
+    def _locked(self, prepared: PreparedRun, number: int) -> RunRecord | None:
+        """Carry a run out, unless another process holds it."""
+        lock = self.locks.acquire(prepared.run_id)
+        if lock is None:
             return None
-        with claim:
+        with lock:
             record = self._settled(prepared)  # it may have finished before it was ours
             if record is None:
                 observer = self.view.started(prepared, number, self.total)
                 with self._logged(observer, prepared.run_id) as observer:
                     session = _session(prepared, self.store, self.view, observer, self.options)
                     session = replace(session, stop=self.stop)
-                    try:
-                        taken_over = partial(self._taken_over, claim)
-                        record = _run_one(prepared, self.store, session, self.view, taken_over)
-                    except _TakenOver:
-                        self.view.warn(
-                            f"{prepared.run_id}: this process stood still and another took the "
-                            "run over; it is left to that one"
-                        )
-                        return None
+                    record = _run_one(prepared, self.store, session, self.view)
                 self.view.finished(record)
             return record
-
-    def _taken_over(self, claim: Claim) -> bool:
-        """Whether a claim is lost to another process, which has the run or has finished it.
-
-        Not if everything was removed: then the result is saved where it was to be.
-        """
-        if not claim.lost or not self.store.root.is_dir():
-            return False
-        found = None if self.options.force else examine(self.store, claim.run_id, self.view.warn)
-        return self.claims.owner(claim.run_id) is not None or (
-            found is not None and found.status == "done"
-        )
 
     @contextmanager
     def _logged(self, observer: Observer, run_id: str) -> Iterator[Observer]:
@@ -221,7 +200,7 @@ class Series:
 
     def _wait(self, prepared: PreparedRun) -> None:
         """Wait a little for runs that other processes have."""
-        self.view.waiting(prepared, self.owner(prepared))
+        self.view.waiting(prepared, self.locks.holder(prepared.run_id))
         until = time.monotonic() + POLL_S
         while time.monotonic() < until:
             self._stop_if_asked()
@@ -232,10 +211,10 @@ class Series:
             raise KeyboardInterrupt
 
 
-def forget_snapshot(store: Store, claims: Claims, run_id: str) -> None:
+def forget_snapshot(store: Store, locks: RunLocks, run_id: str) -> None:
     """Remove the snapshot of a process that was killed between its last two acts."""
-    if store.snapshot_path(run_id).exists() and (claim := claims.take(run_id)):
-        with claim:
+    if store.snapshot_path(run_id).exists() and (lock := locks.acquire(run_id)):
+        with lock:
             store.remove_litter(run_id)
             store.drop_snapshot(run_id)
 
@@ -289,30 +268,23 @@ def _set_snapshot_aside(store: Store, run_id: str, why: str, view: View) -> None
     view.warn(f"{why}: set aside as {place}; the run starts anew")
 
 
-class _TakenOver(Exception):  # noqa: N818 (nothing is wrong with the run)
-    """Another process has the run now."""
-
-
 def _run_one(
     prepared: PreparedRun,
     store: Store,
     session: Session,
     view: View,
-    taken_over: Callable[[], bool],
 ) -> RunRecord:
     started_at, goes_on = utc_now(), False
 
     def keep(snapshot: Snapshot) -> None:
         nonlocal goes_on
-        if distributed.size() == 1 and taken_over():  # of several, the others would wait for it
-            raise _TakenOver
         session.keep(snapshot)
         goes_on = True
 
     try:
         order = (prepared.run_id, session.resume)
         outcome = distributed.lead(order, partial(execute, prepared, replace(session, keep=keep)))
-    except (UserError, _TakenOver):
+    except UserError:
         raise
     except KeyboardInterrupt:
         record = blank_record(prepared, started_at, "interrupted", "stopped")
@@ -325,12 +297,10 @@ def _run_one(
             # another version of this package may have kept it: nothing came of it
             why = f"the run failed after it was resumed ({reason})"
             _set_snapshot_aside(store, prepared.run_id, why, view)
-            return _run_one(prepared, store, replace(session, resume=None), view, taken_over)
+            return _run_one(prepared, store, replace(session, resume=None), view)
         record = blank_record(prepared, started_at, "failed", reason)
         save_unfinished(store, record, view.warn)
         return record
-    if taken_over():
-        raise _TakenOver
     if outcome.record.status == "done":
         store.save(outcome.record, _files(prepared, outcome))
     else:

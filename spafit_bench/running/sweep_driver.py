@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.config.sweep import Group, Sweep, final_configs, trial_configs
-from spafit_bench.results.claims import Claims
 from spafit_bench.results.damage import examine, set_damaged_aside
+from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.store import Store
 from spafit_bench.running.events import Busy, Ended, Event, Lost, Refused, Warned
@@ -79,6 +79,7 @@ def run_sweep(
         KeyboardInterrupt: `stop` said so; runs under way have kept their state.
     """
     store.check_writable()
+    RunLocks(store.root, needed=not options.sharded).check()
     driver = _Driver(agenda, store, view, options, executor, stop)
     set_damaged_aside(store, driver.warn)  # said now, not after hours
     store.rebuild_csv()
@@ -214,8 +215,8 @@ class _Driver:
         if record is None or to_repeat(record.status, self.options):
             return False
         if record.status == "done":
-            with Claims(self.store.root / "claims") as claims:
-                forget_snapshot(self.store, claims, run_id)
+            with RunLocks(self.store.root, needed=not self.options.sharded) as locks:
+                forget_snapshot(self.store, locks, run_id)
         self.records[run_id] = record
         self.view.hear(Ended(run_id=run_id, record=record, found=True))
         return True

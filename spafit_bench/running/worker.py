@@ -19,7 +19,7 @@ from typing import BinaryIO
 from spafit_bench.base.errors import UserError
 from spafit_bench.base.stop import StopSignal
 from spafit_bench.config.run_config import RunConfig
-from spafit_bench.results.claims import Claims
+from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.store import Store
 from spafit_bench.running.events import Busy, Event, Refused, Reporter, WarningsAsEvents
 from spafit_bench.running.series import Options, Series
@@ -34,19 +34,21 @@ def main(results: str, options: str, name: str) -> int:
     threading.Thread(target=_listen, args=(orders, orphaned), daemon=True).start()
     store, preparer = Store(Path(results)), Preparer()
     heard = WarningsAsEvents(emit).listening()
-    with StopSignal() as stop, heard, Claims(store.root / "claims") as claims:
+    how = Options(**json.loads(options))
+    locks = RunLocks(store.root, needed=not how.sharded)
+    with StopSignal() as stop, heard, locks:
         series = Series(
             store,
             Reporter(emit, name),
-            Options(**json.loads(options)),
+            how,
             stop=lambda: stop() or orphaned.is_set(),
-            claims=claims,
+            locks=locks,
         )
         try:
             while not stop() and (order := orders.get()) is not None:
                 prepared = _prepared(order, preparer)
                 if series.attempt(prepared) is None:
-                    emit(Busy(run_id=prepared.run_id, owner=series.owner(prepared)))
+                    emit(Busy(run_id=prepared.run_id, owner=locks.holder(prepared.run_id)))
         except UserError as error:
             emit(Refused(message=str(error)))
             return 2

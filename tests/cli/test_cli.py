@@ -213,40 +213,6 @@ def test_a_run_that_does_not_fit_a_gpu_is_failed_and_the_others_go_on(
     assert "is out of memory with a single example; use a shorter --max-length" in lora["reason"]
 
 
-def test_a_run_that_another_process_took_over_is_left_to_it(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that stood still for a minute notices before it replaces the other's record."""
-    from spafit_bench.results.claims import Claim, Claims
-    from spafit_bench.results.store import Store
-
-    asked, real, saved = 0, Store.save, []
-
-    def lost(self: Claim) -> bool:
-        """Lose the claim when the first run is over: two evaluations, then the result."""
-        nonlocal asked
-        asked += 1
-        return asked == 3
-
-    def save(self: Store, *args: Any, **options: Any) -> Any:
-        saved.append(asked)
-        return real(self, *args, **options)
-
-    class Other:
-        """Whoever has the run now."""
-
-    def owner(self: Claims, run_id: str) -> Other | None:
-        return Other() if asked == 3 else None
-
-    monkeypatch.setattr(Claim, "lost", property(lost))
-    monkeypatch.setattr(Claims, "owner", owner)
-    monkeypatch.setattr(Store, "save", save)
-    answer = run()
-    assert answer.code == 0, answer.err
-    assert "another took the run over; it is left to that one" in answer.err
-    assert saved == [4], "only the second time, from the snapshot"
-
-
 def test_a_warm_up_without_end_is_said(run: Run) -> None:
     """It is done, and has learned next to nothing."""
     assert "the learning rate never reaches" in run("--warmup", "5000").err

@@ -349,10 +349,10 @@ def test_a_killed_worker_stops_nobody(tmp_path: Path, checkpoint: Path, data: Pa
         stderr=subprocess.PIPE,
         text=True,
     )
-    claims, until = tmp_path / "results" / "claims" / "claims", time.monotonic() + 60
-    while not (found := [*claims.glob("[!.]*/*.json")]) and time.monotonic() < until:
+    locks, until = tmp_path / "results" / "locks", time.monotonic() + 60
+    while not (found := [p.read_text() for p in locks.glob("[!.]*")]) and time.monotonic() < until:
         time.sleep(0.01)
-    victim = json.loads(found[0].read_text())["pid"]
+    victim = int(found[0].split()[1])
     assert victim != sweep.pid
     os.kill(victim, signal.SIGKILL)
     out, err = sweep.communicate(timeout=100)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from spafit_bench.results.owner import parse_owner
 
 from spafit_bench.analysis.references import read_references
 from spafit_bench.base import checksums
@@ -22,7 +23,6 @@ from spafit_bench.base.shipped import read_yaml
 from spafit_bench.export.restore import Base, restore
 from spafit_bench.results.damage import examine, set_damaged_aside
 from spafit_bench.results.lookup import find_run
-from spafit_bench.results.owner import parse_owner
 from spafit_bench.results.record import SCHEMA_VERSION, RunRecord
 from spafit_bench.results.run_folder import read_files, read_record, read_rows
 from spafit_bench.results.store import Store

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from spafit_bench.base.errors import UserError
-from spafit_bench.results.claims import Claims
+from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.store import Store
 from tests.conftest import Answer, Cli
 from tests.support.records import make_record
@@ -136,8 +136,8 @@ def test_a_folder_mounted_for_reading_alone(
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         message = sweep(results).error
         assert f"--results {results}: cannot be written (Read-only file system" in message
-        with pytest.raises(UserError, match="Read-only file system"), Claims(results) as claims:
-            claims.take("run")
+        with pytest.raises(UserError, match="Read-only file system"), RunLocks(results) as locks:
+            locks.acquire("run")
         for command in (("table",), ("list", "runs")):
             answer = call(*command, "--results", results)
             assert answer.code == 0, answer.err
@@ -145,7 +145,7 @@ def test_a_folder_mounted_for_reading_alone(
         assert call("show", make_record().run_id, "--results", results).code == 0
 
 
-@pytest.mark.parametrize("name", ["runs", "unfinished", "claims", "results.csv", "set-aside"])
+@pytest.mark.parametrize("name", ["runs", "unfinished", "locks", "results.csv", "set-aside"])
 def test_files_and_folders_in_the_way(
     sweep: Callable[[Path], Answer], tmp_path: Path, name: str
 ) -> None:

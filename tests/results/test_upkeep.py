@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ import pytest
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.results import cleanup
-from spafit_bench.results.claims import Claims
 from spafit_bench.results.cleanup import leftovers
+from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.merge import carry_out, plan_merge
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.run_folder import read_files
@@ -114,21 +112,11 @@ def test_a_terminal_is_asked(call: Cli, store: Store, monkeypatch: pytest.Monkey
 def test_a_run_under_way_is_not_removed(call: Cli, store: Store) -> None:
     """Whoever has it is named."""
     run_id = names(store)[0]
-    with Claims(store.root / "claims") as claims:
-        claim = claims.take(run_id)
-        assert claim is not None
+    with RunLocks(store.root) as locks:
+        assert locks.acquire(run_id) is not None
         assert f"process {os.getpid()}" in call("runs", "rm", run_id).error
         assert leftovers(store) == []
     assert run_id in names(store)
-
-
-KILLED = """
-import os, sys
-from pathlib import Path
-from spafit_bench.results.claims import Claims
-Claims(Path(sys.argv[1])).take(sys.argv[2])
-os.kill(os.getpid(), 9)
-"""
 
 
 def test_leftovers_are_found_and_go(
@@ -136,7 +124,9 @@ def test_leftovers_are_found_and_go(
 ) -> None:
     """Of each kind one; what may still be of use stays."""
     done, other = make_record("cola", "lora", 0), make_record("cola", "full", 0)
-    subprocess.run([sys.executable, "-c", KILLED, store.root / "claims", done.run_id], check=False)
+    for path in (store.root / "claims" / done.run_id, store.root / "locks"):
+        path.mkdir(parents=True)
+    (store.root / "locks" / done.run_id).touch()  # of a process that was killed
     twin = done.model_copy(
         update={
             "run_id": "twin",
@@ -158,29 +148,29 @@ def test_leftovers_are_found_and_go(
     long_ago = time.time() - 40 * 24 * 3600
     os.utime(store.root / "unfinished" / "old.snapshot", (long_ago, long_ago))
     expected = {
-        f"claims/claims/{done.run_id}", "runs/.unfinished-old", "runs/twin",
+        "claims", "runs/.unfinished-old", "runs/twin",
         f"unfinished/{done.run_id}.snapshot", "set-aside/bad.snapshot", "unfinished/old.snapshot",
     }  # fmt: skip
     dry = call("runs", "gc", "--dry-run", "--json").json
     assert set(dry["would_remove"]) == expected
     assert set(call("runs", "gc", "--json").json["removed"]) == expected
     assert not any((store.root / path).exists() for path in expected)
+    assert list((store.root / "locks").iterdir()) == []
     assert store.snapshot("unrecorded") == b"state"
     assert (store.runs / ".unfinished-new").is_dir()
     assert {done.run_id, other.run_id} <= set(names(store))
     assert "no leftovers to remove" in call("runs", "gc").out
 
 
-def test_a_claim_that_came_to_life_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the look and the removal somebody may have taken the run."""
-    with Claims(store.root / "claims") as claims:
-        claim = claims.take("somebody")
-        found = [
-            cleanup.Leftover(claims.folder / "somebody", "thought dead", "somebody", is_claim=True)
-        ]
+def test_a_run_that_was_locked_meanwhile_stays(store: Store) -> None:
+    """Between the look and the removal another process may have begun with the run."""
+    (store.root / "unfinished").mkdir()
+    store.keep_snapshot("somebody", b"state")
+    with RunLocks(store.root) as locks:
+        assert locks.acquire("somebody") is not None
+        found = [cleanup.Leftover(store.snapshot_path("somebody"), "old", "somebody")]
         assert cleanup.remove(store, found) == found
-        assert claim is not None
-        assert not claim.lost
+    assert store.snapshot("somebody") == b"state"
 
 
 def test_what_changed_while_the_user_was_asked_stays(
@@ -192,11 +182,11 @@ def test_what_changed_while_the_user_was_asked_stays(
         store.save(changed(record, status="failed", metrics={}), {})
     from spafit_bench.cli import upkeep
 
-    with Claims(store.root / "claims") as claims:
+    with RunLocks(store.root) as locks:
 
         def meanwhile(question: str, *, yes: bool) -> bool:
             store.save(finished, {})
-            assert claims.take(taken.run_id) is not None
+            assert locks.acquire(taken.run_id) is not None
             return True
 
         monkeypatch.setattr(upkeep, "_ask", meanwhile)

@@ -362,8 +362,8 @@ def test_a_signal_to_every_process_lets_each_run_keep_its_state(world: World) ->
     workers = Processes(store, Options(), worker_environments(1, [], torch.get_num_threads()))
     workers.submit(run)
     listen(workers, Started)
-    [claim] = (store.root / "claims" / "claims" / run.run_id).glob("*.json")
-    os.kill(json.loads(claim.read_text())["pid"], signal.SIGTERM)
+    holder = (store.root / "locks" / run.run_id).read_text()
+    os.kill(int(holder.split()[1]), signal.SIGTERM)
     time.sleep(0.2)  # what comes at once counts as one
     workers.stop()
     lost = listen(workers, Lost)[-1]

@@ -243,7 +243,12 @@ def sweep(request: SweepRequest, *, as_json: bool) -> tuple[bool, str]:
     from spafit_bench.running.sweep_driver import run_sweep
 
     store = Store(request.results)
-    options = Options(force=request.force, retry_failed=request.retry_failed, log=request.log)
+    options = Options(
+        force=request.force,
+        retry_failed=request.retry_failed,
+        sharded=matrix.shard != (1, 1),
+        log=request.log,
+    )
     stop = StopSignal()
     agenda, executor = _agenda(request, matrix, options, stop)
     view = SweepView(request.config, matrix.keys, request.force)

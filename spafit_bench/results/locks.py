@@ -1,0 +1,175 @@
+"""Locks on runs: many processes may share a results folder, and each run is done by one of them.
+
+The lock of a run is an advisory lock (`flock`) on the file `locks/<run_id>`, which says who holds
+it. The kernel, or the file server, releases the lock when its owner closes the file or dies. So
+nothing times out, and nobody judges whether an owner is alive.
+
+The owner removes the file while it still holds the lock. A process that opened the file just before
+gets a lock on a file without a name, which `filelock` notices.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from spafit_bench.base.errors import UserError
+from spafit_bench.results.record import RUN_ID
+
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What `flock` raises where the file system has no locks."""
+
+
+class RunLock:
+    """The lock of one run, held until `release`, the end of a `with` block or death."""
+
+    def __init__(self, run_id: str, lock: FileLock) -> None:
+        self.run_id = run_id
+        self._lock = lock
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let others have the run; does nothing in a forked child, which inherits no lock."""
+        if self._lock.is_locked:
+            with suppress(OSError):
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+            with suppress(OSError):
+                self._lock.release()
+
+
+class RunLocks:
+    """The locks that one process holds on the runs of one results folder."""
+
+    def __init__(self, results: Path, *, needed: bool = True) -> None:
+        """Prepare; nothing is written yet.
+
+        Args:
+            results: the results folder.
+            needed: False where no other process does these runs: a file system without locks is
+                then no error.
+        """
+        self.folder = results / "locks"
+        self._needed = needed
+        self._held: list[RunLock] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release every lock of this process, and remove the lock files of killed processes."""
+        for lock in self._held:
+            lock.release()
+        with suppress(UserError):
+            self.held()
+        self._held.clear()
+
+    def check(self) -> None:
+        """Make sure, before the first run, that locks work here.
+
+        Raises:
+            UserError: the file system has no locks, or nothing can be written.
+        """
+        path = self.folder / f".check-{secrets.token_hex(8)}"
+        first, second = _file_lock(path), _file_lock(path)
+        try:
+            first.acquire(blocking=False)
+            second.acquire(blocking=False)
+        except Timeout:
+            return
+        except OSError as error:
+            self._handle(path, error)
+        else:
+            self._handle(path, OSError(errno.ENOLCK, "two processes can hold the same lock"))
+        finally:
+            for lock in (first, second):
+                lock.release()
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def acquire(self, run_id: str) -> RunLock | None:
+        """Lock a run; return None if another process holds it (or this one does already).
+
+        Raises:
+            UserError: the run cannot be locked; the message names the path and says why.
+            ValueError: `run_id` is not a file name.
+        """
+        path = self._path(run_id)
+        lock = _file_lock(path)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return None
+        except OSError as error:
+            self._handle(path, error)
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        self._held.append(RunLock(run_id, lock))
+        return self._held[-1]
+
+    def holder(self, run_id: str) -> str:
+        """Say which process holds a run that could not be acquired."""
+        with suppress(OSError):
+            text = self._path(run_id).read_text(encoding="utf-8", errors="replace")
+            if words := " ".join(text.split()):
+                return words[:200]
+        return "another process"
+
+    def held(self) -> set[str]:
+        """Return the runs that processes hold; the lock files of dead processes are removed.
+
+        Raises:
+            UserError: as `acquire`.
+        """
+        names = {path.name for path in self.folder.glob("[!.]*")}
+        return {name for name in names if not self._is_free(name)}
+
+    def _is_free(self, run_id: str) -> bool:
+        lock = self.acquire(run_id)
+        if lock is not None:
+            lock.release()
+        return lock is not None
+
+    def _handle(self, path: Path, error: OSError) -> None:
+        """Raise a UserError, unless the file system has no locks and none are needed."""
+        if error.errno not in UNSUPPORTED:
+            raise UserError(
+                f"{path}: cannot be locked ({error.strerror}); make the folder readable and "
+                "writable, with free space, or choose another results folder"
+            ) from None
+        if self._needed:
+            raise UserError(
+                f"{self.folder}: this file system has no working file locks ({error.strerror}), "
+                "so two processes could do the same run; use a results folder on another file "
+                "system, or give every process runs of its own: spafit-bench sweep --shard i/n"
+            ) from None
+
+    def _path(self, run_id: str) -> Path:
+        if not re.match(RUN_ID, run_id):
+            raise ValueError(f"not a run id: {run_id!r}")
+        return self.folder / run_id
+
+
+def _file_lock(path: Path) -> FileLock:
+    return FileLock(path, thread_local=False, fallback_to_soft=False, on_acquired=_say_who)
+
+
+def _say_who(descriptor: int) -> None:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename} since {since}\n".encode())
