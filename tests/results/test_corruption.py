@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from spafit_bench.results.owner import parse_owner
 
 from spafit_bench.analysis.references import read_references
 from spafit_bench.base import checksums
@@ -401,7 +400,7 @@ def test_no_bytes_break_the_reader_of_records(tmp_path: Path, version: int) -> N
 
 
 def test_no_bytes_break_the_readers_of_other_files(tmp_path: Path) -> None:
-    """Checksums, predictions, claims, snapshots (with a checksum that is right), YAML."""
+    """Checksums, predictions, snapshots (with a checksum that is right), YAML."""
     import hashlib
 
     import numpy as np
@@ -414,7 +413,6 @@ def test_no_bytes_break_the_readers_of_other_files(tmp_path: Path) -> None:
     logits = {"validation": np.ones((20, 2), np.float32)}
     values = {"validation": np.zeros(20)}
     rows = prediction_rows(logits, values, values)
-    owner = json.dumps({"host": "h", "pid": 1, "since": "", "boot_id": "b"}).encode()
     body = Snapshot({"a": torch.zeros(3)}, {"run_id": "x"}).pieces()[1]
     yaml = (REPOSITORY / "configs" / "paper.yaml").read_bytes()
     (tmp_path / "alone").mkdir()
@@ -427,7 +425,6 @@ def test_no_bytes_break_the_readers_of_other_files(tmp_path: Path) -> None:
         alone.write_bytes(mutated(rows, rng))
         with suppress(DamagedError):
             read_rows(alone, ("index", "prediction"), ("validation",))
-        parse_owner(mutated(owner, rng))
         new = mutated(body, rng)
         with suppress(DamagedSnapshot):
             Snapshot.from_bytes(hashlib.sha256(new).hexdigest().encode() + new)
