@@ -1,1 +1,1 @@
-"""Speed and agreement against what people use today; see README.md beside this file."""
+"""Compare speed and scores with the tools that people use today; see README.md beside this file."""

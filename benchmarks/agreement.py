@@ -1,14 +1,14 @@
-"""Repeats the runs of a results folder with Trainer and peft, and says whether the scores agree.
+"""Repeat the runs of a results folder with Trainer and peft, and test whether the scores agree.
 
     python -m benchmarks.agreement run --results results/minilm-l6 --model FOLDER --data FOLDER
     python -m benchmarks.agreement table --results results/minilm-l6
 
-Finished runs on official data (CoLA, MRPC, STS-B, RTE; WNLI where --tasks names it) are repeated
-with their own settings by other people's code: peft's adapters, Trainer's loop, optimizer and
-schedule, bf16 autocast where ours was in bf16, scores by scikit-learn and scipy. Batches are drawn
-as docs/speed.md says that ours are, by a sampler of this module's own. Weights, rows and the number
-of parameters that train must be the same. Finished ones are lines of a file, and are not repeated;
-several processes may share it, with other seeds each.
+This module repeats finished runs on official data (CoLA, MRPC, STS-B, RTE; WNLI only if --tasks
+names it) with the same settings and other people's code: peft's adapters, Trainer's loop, optimizer
+and schedule, bf16 autocast if our run used bf16, and scores by scikit-learn and scipy. A sampler in
+this module draws batches as docs/speed.md describes. Weights, rows and the number of trained
+parameters must be equal. Each finished repetition is one line of a file and is not repeated.
+Several processes may share the file if each has its own seeds.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ POOL_BATCHES = 32
 class SimilarLengths(Sampler[int]):
     """Random batches of similar length: pools of 32 batches sorted, the batches then shuffled.
 
-    Trainer's own `group_by_length` leaves the batches of a pool sorted, so that the length of
-    texts falls and jumps in the course of an epoch.
+    Trainer's own `group_by_length` leaves the batches of a pool sorted, so the length of texts
+    falls steadily and then jumps, again and again within an epoch.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -81,7 +81,7 @@ class Trainer(transformers.Trainer):
 
 
 def score(task: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return the task's metrics of logits of shape (examples, labels), or (examples, 1)."""
+    """Return the task's metrics for logits of shape (examples, labels), or (examples, 1)."""
     if task == "stsb":
         values = predictions.squeeze(-1)
         found = {
@@ -97,7 +97,7 @@ def score(task: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, f
 
 
 def arguments(record: RunRecord, steps: int, folder: str) -> transformers.TrainingArguments:
-    """Say to Trainer what the run's settings were."""
+    """Return Trainer's arguments for the settings of our run."""
     settings = record.config["train"]
     warmup, schedule = settings["warmup"], settings["schedule"]
     return transformers.TrainingArguments(
@@ -126,7 +126,7 @@ def arguments(record: RunRecord, steps: int, folder: str) -> transformers.Traini
 
 
 def repeat(record: RunRecord, model: str, data: str) -> Line:
-    """Train and score with the settings of a run of ours."""
+    """Train and score with the settings of one of our runs."""
     settings = record.config["train"]
     case = Case(
         model,
@@ -189,13 +189,13 @@ def repeat(record: RunRecord, model: str, data: str) -> Line:
 
 
 def lines(path: Path) -> dict[str, Line]:
-    """Read the finished repetitions, by the run that they repeat."""
+    """Return the finished repetitions: name of the repeated run -> line."""
     text = path.read_text() if path.exists() else ""
     return {line["run_id"]: line for line in map(json.loads, text.splitlines())}
 
 
 def ours(results: Path) -> list[RunRecord]:
-    """Return the finished runs that can be repeated: whole official data, the last evaluation."""
+    """Return our finished runs on complete official data that report the last evaluation."""
     return [
         record
         for record in Store(results).records()
@@ -210,7 +210,7 @@ def ours(results: Path) -> list[RunRecord]:
 
 
 def repeat_all(given: argparse.Namespace) -> None:
-    """Repeat what the command line asks for, and has not been."""
+    """Repeat the requested runs that have no repetition yet."""
     order = given.tasks.split(",")
     records = [
         record
@@ -237,7 +237,7 @@ def _score(record: RunRecord) -> float:
 
 
 def _train_loss(record: RunRecord) -> float:
-    """Return the mean training loss over all steps, as Trainer's is."""
+    """Return the mean training loss over all steps, which is what Trainer reports."""
     ends = [0, *(evaluation.step for evaluation in record.evaluations)]
     losses = [evaluation.train_loss for evaluation in record.evaluations]
     total = sum(
@@ -249,7 +249,7 @@ def _train_loss(record: RunRecord) -> float:
 
 
 def pairs(results: Path, path: Path) -> dict[Cell, Both]:
-    """Return what there is of every task and method."""
+    """Pair our runs with their repetitions, for every task and method."""
     found: dict[Cell, Both] = defaultdict(Both)
     repeated = lines(path)
     for record in ours(results):

@@ -1,4 +1,4 @@
-"""Whether repeated runs agree with ours: task by task, method by method, and in what differs."""
+"""Test whether repeated runs agree with ours, for each task, method and difference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARGIN = 1.0
 
 @dataclass
 class Both:
-    """Runs of one task and method, ours and the repetitions, seed by seed."""
+    """Scores of one task and method by seed: ours and the repetitions."""
 
     scores: list[float] = field(default_factory=list)
     """Ours, times 100."""
@@ -32,19 +32,19 @@ class Both:
 
     @property
     def difference(self) -> float:
-        """Our mean score less theirs."""
+        """Our mean score minus theirs."""
         return statistics.fmean(self.scores) - statistics.fmean(self.their_scores)
 
     def terms(self, weight: float) -> list[Term]:
-        """Return what a weighted difference of ours and theirs is made of."""
+        """Return the samples and weights of a weighted difference between ours and theirs."""
         return [(weight, self.scores), (-weight, self.their_scores)]
 
 
 def interval(terms: Sequence[Term]) -> tuple[float, float] | None:
     """Return the 95 % interval of a weighted sum of means of independent samples.
 
-    With Satterthwaite's degrees of freedom (1946); of a difference of two it is Welch's (1947).
-    None where nothing varies, or a sample is a single number.
+    The degrees of freedom are Satterthwaite's (1946), so a difference of two means gets Welch's
+    interval (1947). Returns None if nothing varies or a sample is a single number.
     """
     if any(len(sample) < 2 for _, sample in terms):
         return None
@@ -58,7 +58,7 @@ def interval(terms: Sequence[Term]) -> tuple[float, float] | None:
 
 
 def table(cells: Mapping[Cell, Both]) -> str:
-    """Return Markdown: every task and method; means of methods; differences between methods."""
+    """Return Markdown tables of every task and method, of means and of differences."""
     parts = [_markdown(*_of_cells(cells)), _markdown(*_of_methods(cells)), *_overall(cells)]
     return "\n\n".join(parts) + "\n"
 
@@ -78,7 +78,7 @@ def _of_cells(cells: Mapping[Cell, Both]) -> tuple[list[str], list[list[str]]]:
 
 
 def _of_methods(cells: Mapping[Cell, Both]) -> tuple[list[str], list[list[str]]]:
-    """Average a method over tasks, and two methods' difference over the tasks that both have."""
+    """Average each method, and each difference of two methods, over their tasks."""
     tasks: dict[str, list[str]] = {}
     for task, method in cells:
         tasks.setdefault(method, []).append(task)

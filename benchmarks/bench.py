@@ -1,9 +1,9 @@
-"""Runs systems on cases in turn, and writes what came out as JSON and a Markdown table.
+"""Measure systems on cases in turn and write the results as JSON and a Markdown table.
 
     python -m benchmarks.bench --model FOLDER --data FOLDER --out benchmarks/results/NAME
 
-Every measurement is a process of its own. Cases and their systems take turns, round after round, so
-that what else the machine does falls on all of them; a ratio is the median over the rounds.
+Every measurement runs in its own process. Cases and systems alternate in every round, so other work
+on the machine affects all of them. A ratio is the median over the rounds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ones, so early shares are of work that comes once a run."""
 
 
 def case_of(system: str, case: Case) -> Case:
-    """Return a case with as many steps as a system is given."""
+    """Return the case with the number of steps that this system gets."""
     if system == "stock":
         return replace(case, steps=min(case.steps, STOCK_STEPS))
     if system == "floor":
@@ -43,7 +43,7 @@ def case_of(system: str, case: Case) -> Case:
 
 
 def measure(system: str, case: Case) -> Measurement:
-    """Measure one system on one case in a process of its own."""
+    """Measure one system on one case in its own process."""
     case = case_of(system, case)
     ours = native_settings.KERNELS if system not in PEERS else {}
     done = subprocess.run(
@@ -68,7 +68,7 @@ def measure(system: str, case: Case) -> Measurement:
 
 
 def random_weights(model: str, folder: Path) -> str:
-    """Write a checkpoint with random weights where there is only a configuration."""
+    """Write a checkpoint with random weights if the folder has only a configuration."""
     import shutil
 
     import transformers
@@ -84,7 +84,7 @@ def random_weights(model: str, folder: Path) -> str:
 
 
 def ratio(rounds: list[dict[str, Measurement]], key: str, of: str, to: str) -> float | None:
-    """Median over the rounds of one system's value over another's."""
+    """Return the median over the rounds of the ratio of two systems' values."""
     found = [
         r[of][key] / r[to][key] for r in rounds if r.get(of, {}).get(key) and r.get(to, {}).get(key)
     ]
@@ -125,7 +125,7 @@ def row(case: Case, rounds: list[dict[str, Measurement]]) -> dict[str, str]:
 
 
 def markdown(rows: list[dict[str, str]], facts: dict[str, Any]) -> str:
-    """Write the table and what it was measured on."""
+    """Return the table and a description of the machine."""
     head = list(rows[0])
     lines = [
         f"Training and evaluation in real tokens per second; {facts['rounds']} rounds of "
@@ -204,7 +204,7 @@ def _write(
     cases: list[Case],
     rounds: list[list[dict[str, Measurement]]],
 ) -> str:
-    """Write what has been measured so far; return the table."""
+    """Write all measurements so far and return the table."""
     measured = [(case, found) for case, found in zip(cases, rounds, strict=True) if found]
     everything = [one for _, found in measured for round_ in found for one in round_.values()]
     facts = _facts(given, everything[0]["threads"])

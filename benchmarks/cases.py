@@ -1,4 +1,4 @@
-"""What is measured: one model, method and task under the same settings for every system."""
+"""A case: one model, method and task, with the same settings for every system."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Case:
 
     @property
     def num_examples(self) -> int:
-        """Training examples that the steps read."""
+        """Number of training examples that the steps read."""
         return self.batch_size * (self.steps + self.warm_up)
 
     def rows(self, split: str, limit: int) -> Dataset:

@@ -1,4 +1,4 @@
-"""The time of training steps' matrix products alone, measured beside the steps themselves."""
+"""Measure the time of the matrix products alone, right after the steps they belong to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from spafit_bench.models.ragged import Ragged
 
 @dataclass
 class FloorClock:
-    """Times steps, and right after them their products: what else the machine does slows both."""
+    """Times each step and, right after it, its products: other work slows both."""
 
     encoder: FusedEncoder
     """Says which products there are; its own weights are used."""
@@ -29,7 +29,7 @@ class FloorClock:
     last: tuple[int, float] | None = None
 
     def on_step(self, progress: Any) -> None:
-        """Note the time since the last call and measure; on a GPU a call comes every few steps."""
+        """Record the time since the last call, then time the products."""
         now = time.perf_counter()
         if self.last is not None:
             first, begin = self.last
@@ -38,7 +38,7 @@ class FloorClock:
         self.last = progress.step, time.perf_counter()
 
     def on_evaluation(self, _: Any) -> None:
-        """Ignore it."""
+        """Do nothing: evaluations are not timed here."""
 
     def products_s(self, indices: np.ndarray) -> float:
         """Time the products of one step on these examples."""
@@ -52,7 +52,7 @@ class FloorClock:
         return time.perf_counter() - start
 
     def after(self, warm_up: int, tokens: list[int]) -> dict[str, list[Any]]:
-        """Return times past the warm-up, of products and of steps, and these steps' tokens."""
+        """Return, past the warm-up: times of products, times of steps, tokens of the steps."""
         spans = [span for span in self.spans if span[0] >= warm_up]
         return {
             "times_s": [products_s for *_, products_s in spans],

@@ -20,10 +20,10 @@ _LAYER = r".*\.layer\.{}\."
 
 
 def build_model(case: Case) -> nn.Module:
-    """Load the encoder and make what the method trains trainable.
+    """Load the encoder and make the parameters of the method trainable.
 
-    SPAFIT is LoRA on the late layers, and biases unfrozen by hand, with the groups' boundaries of
-    the paper scaled to the depth.
+    SPAFIT is LoRA on the late layers plus biases that we unfreeze by hand. The paper's boundaries
+    are scaled to the depth.
     """
     load = transformers.AutoModelForSequenceClassification.from_pretrained
     labels = 1 if case.task == "stsb" else 2
@@ -70,7 +70,7 @@ def _unfreeze_biases(model: nn.Module, middle: int, late: int, depth: int) -> No
 
 @dataclass
 class Timer(transformers.TrainerCallback):
-    """Times every step, and counts the real tokens that go into it."""
+    """Time every step and count its real tokens."""
 
     times_s: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Timer(transformers.TrainerCallback):
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokenised data, and what makes batches of it."""
+    """Tokenised data and its collator."""
 
     train: Dataset
     validation: Dataset
@@ -97,7 +97,7 @@ class Rows:
 
 
 def encoded_rows(case: Case, clock: Timer, *, tuned: bool) -> Rows:
-    """Tokenise: padded in batches if `tuned`, else all to the same length."""
+    """Tokenise the data; `tuned` pads each batch, otherwise every text gets the same length."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(case.model)
     padding: Any = False if tuned else "max_length"
     collator = transformers.DataCollatorWithPadding(tokenizer)
@@ -125,9 +125,9 @@ def make_trainer(
     """Return a Trainer for the case.
 
     Args:
-        case: what is trained.
-        clock: gets the times of the steps.
-        rows: what it is trained on.
+        case: model, task and settings.
+        clock: records the times of the steps.
+        rows: the training data.
         folder: where Trainer may write.
         tuned: batches of like length, bf16, fused AdamW; else the settings of `run_glue.py`.
     """

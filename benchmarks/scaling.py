@@ -1,11 +1,11 @@
-"""Throughput and memory against length, batch size, depth and rank, beside what the count says.
+"""Measure throughput and memory against length, batch size, depth and rank, beside the estimate.
 
     python -m benchmarks.scaling --out benchmarks/results/scaling
 
-Each point is a process of its own: a random encoder in the shape of MiniLM-L6 (384 wide, 12
-heads), SPAFIT, one step of random tokens again and again. A line is of points that differ from the
-middle one in one size. Time is compared with the count of `spafit_bench.running.estimate`,
-scaled at the middle point.
+Each point runs in its own process: SPAFIT on a random encoder in the shape of MiniLM-L6 (384 wide,
+12 heads) repeats one step of random tokens. The points of a line differ from the middle point in
+one size. Time is compared with the count of `spafit_bench.running.estimate`, scaled at the middle
+point.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def measure(point: Point) -> dict[str, float]:
 
 
 def draw(found: dict[str, list[dict[str, Any]]], out: Path, title: str) -> None:
-    """Draw throughput and memory, measured and counted, one column a size."""
+    """Draw measured and estimated throughput and memory, one column for each size."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -151,7 +151,7 @@ def draw(found: dict[str, list[dict[str, Any]]], out: Path, title: str) -> None:
 
 
 def main() -> None:
-    """Measure every point and draw them; or one point, for a process of its own."""
+    """Measure every point and draw them, or measure one point in this process."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--point")

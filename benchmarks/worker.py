@@ -1,4 +1,4 @@
-"""Measures one system on one case in a process of its own, and prints one JSON object.
+"""Measure one system on one case in this process and print one JSON object.
 
 python -m benchmarks.worker fast '{"model": ..., "data": ..., "task": "mrpc", ...}'
 """
@@ -24,27 +24,27 @@ from benchmarks.cases import LEARNING_RATE, Case  # noqa: E402
 
 @dataclass
 class Clock:
-    """Notes when training steps end; on a GPU only of some, where the host waits for it."""
+    """Record when training steps end (on a GPU only for steps at which the host waits)."""
 
     ends: list[tuple[int, float]] = field(default_factory=list)
     """Steps done, and the time."""
 
     def on_step(self, progress: Any) -> None:
-        """Note the time."""
+        """Record the time."""
         self.ends.append((progress.step, time.perf_counter()))
 
     def after(self, warm_up: int, tokens: list[int]) -> tuple[list[float], list[int]]:
-        """Return the times between notes, and the tokens of those steps, past the warm-up."""
+        """Return the times between recordings and the tokens of those steps, past the warm-up."""
         spans = [(a, b) for a, b in pairwise(self.ends) if a[0] >= warm_up]
         times = [end - start for (_, start), (_, end) in spans]
         return times, [sum(tokens[first:last]) for (first, _), (last, _) in spans]
 
     def on_evaluation(self, _: Any) -> None:
-        """Ignore it."""
+        """Do nothing: evaluations are not timed here."""
 
 
 def measure_ours(case: Case, engine: str) -> dict[str, Any]:
-    """Train and evaluate with spafit-bench's own functions; or time steps beside their products."""
+    """Train and evaluate with spafit-bench, or time its steps beside their products."""
     from spafit_bench.config.selection import RunRequest, run_configs
     from spafit_bench.training import memory
     from spafit_bench.training.evaluation import predict
@@ -106,7 +106,7 @@ def measure_ours(case: Case, engine: str) -> dict[str, Any]:
 
 
 def memory_bytes(case: Case) -> int:
-    """Return what this process has in the memory that is measured, before there is a model."""
+    """Return the memory in use before the model is loaded."""
     if case.device != "cpu":
         return 0
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -163,7 +163,7 @@ def measure_peer(case: Case, *, tuned: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure what the command line says."""
+    """Measure the case on the command line."""
     system, settings = sys.argv[1], json.loads(sys.argv[2])
     case = Case(**settings)
     if system in ("fast", "plain", "floor"):

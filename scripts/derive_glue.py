@@ -1,11 +1,11 @@
-"""Carves train and dev sets of MNLI, QNLI and QQP out of GLUE's own dev sets.
+"""Split GLUE's dev sets of MNLI, QNLI and QQP into train and dev sets.
 
     python scripts/derive_glue.py GLUE_FOLDER glue-derived
 
-For machines that have no train files of these tasks. GLUE_FOLDER and what is written have the
-hub's layout. The text is GLUE's, the splits are not: a score on them is no GLUE score, and tables
-mark it. MNLI trains on rows of mismatched dev and keeps matched dev whole; no question of QNLI is
-in both train and dev. `idx` is a row's number in the file that it is from.
+Use this where the official train files of these tasks are missing. Input and output have the hub's
+layout. The text is GLUE's, but the splits are not: a score on them is not a GLUE score, and tables
+mark it. MNLI trains on rows of mismatched dev and keeps matched dev complete. No QNLI question is
+in both train and dev. `idx` is the row's number in the original file.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Splits = dict[str, pd.DataFrame]
 
 
 def shuffled(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows in the one random order that results were made with."""
+    """Return the rows in the fixed random order of the published results."""
     return rows.iloc[np.random.RandomState(0).permutation(len(rows))]
 
 
 def mnli(matched: pd.DataFrame, mismatched: pd.DataFrame) -> Splits:
-    """All of matched dev, 1,000 rows of mismatched dev, and the rest of that to train on."""
+    """Keep all of matched dev and 1,000 rows of mismatched dev; train on the other rows."""
     rows = shuffled(mismatched)
     return {
         "train": rows[:-1000],
@@ -35,7 +35,7 @@ def mnli(matched: pd.DataFrame, mismatched: pd.DataFrame) -> Splits:
 
 
 def qnli(dev: pd.DataFrame) -> Splits:
-    """Random questions with all their sentences are dev, 1,000 rows at most."""
+    """Use random questions with all their sentences as dev, at most 1,000 rows."""
     rows = shuffled(dev)
     sentences = rows["question"].value_counts()
     questions = rows["question"].unique()
@@ -45,7 +45,7 @@ def qnli(dev: pd.DataFrame) -> Splits:
 
 
 def qqp(dev: pd.DataFrame) -> Splits:
-    """4,000 rows are dev."""
+    """Use 4,000 rows as dev."""
     rows = shuffled(dev)
     return {"train": rows[:-4000], "validation": rows[-4000:]}
 

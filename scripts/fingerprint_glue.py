@@ -1,9 +1,9 @@
-"""Write `spafit_bench/official.json`: the fingerprints of GLUE's own train and dev splits.
+"""Write `spafit_bench/data/official.json`: the fingerprints of GLUE's own train and dev splits.
 
 Usage: python scripts/fingerprint_glue.py GLUE_FOLDER
 
-GLUE_FOLDER has the hub's layout and the official rows in the official order. A split is left out
-where its file is missing or has another number of rows than GLUE's.
+GLUE_FOLDER has the hub's layout and the official rows in the official order. The script leaves out
+a split if its file is missing or has a different number of rows than GLUE's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spafit_bench.data.tasks import TASKS
 
 
 def fingerprints(root: Path) -> dict[str, dict[str, str]]:
-    """Return task -> split -> fingerprint of what `root` has."""
+    """Return task -> split -> fingerprint of the files in `root`."""
     known: dict[str, dict[str, str]] = {}
     for task in TASKS.values():
         layout = HubFolder(task, root / task.name)

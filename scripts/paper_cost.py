@@ -1,13 +1,13 @@
-"""Counts what `sweep paper` computes, before anyone rents a GPU for it.
+"""Count what `sweep paper` computes, before anyone rents a GPU for it.
 
     python scripts/paper_cost.py --model FOLDER --data FOLDER [FOLDER ...]
 
-Matrix products of training, of dev after every epoch and of test are counted; attention's own,
-which are one in a hundred at these lengths, are not. Lengths are those of real training rows: of
-the first data folder (hub layout) that has the task's train split. Rows are GLUE's official ones.
-Time is not measured but divided: matrix products by a card's peak rate for dense bf16, at the
-shares of it given by --shares. Steps of 16 short texts keep a card waiting for launches, so that a
-twentieth of the peak is possible and a quarter is good.
+The script counts the matrix products of training, of dev after every epoch and of test. It leaves
+out attention's own products, which are one percent at these lengths. Lengths come from real
+training rows: from the first data folder (hub layout) that has the task's train split. The numbers
+of rows are GLUE's. Time is not measured: it is the count divided by a card's peak rate for dense
+bf16, times the shares of the peak in --shares. Steps of 16 short texts do not keep a card busy, so
+a twentieth of the peak is possible and a quarter is good.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PEAK = {"A100": 312e12, "H100 SXM": 989e12}
 
 
 def all_configs() -> list[RunConfig]:
-    """Return the runs of `paper.yaml`, whichever learning rates will be chosen."""
+    """Return the runs of `paper.yaml`; the chosen learning rates do not change the cost."""
     sweep = read_sweep(sweep_path("paper"), {})
     trials = trial_configs(sweep)
     held_out = [c for values in trials.values() for configs in values.values() for c in configs]
@@ -44,7 +44,7 @@ def all_configs() -> list[RunConfig]:
 
 
 class Counter:
-    """Counts runs of one model."""
+    """Counts the cost of runs of one model."""
 
     def __init__(self, model: str, folders: list[str]) -> None:
         self.checkpoint = find_checkpoint(model, weights=False)
@@ -85,7 +85,7 @@ class Counter:
         return flops * self.tokens(task, config.train.max_length)
 
     def memory(self, config: RunConfig) -> int:
-        """Count what a GPU holds at most."""
+        """Return the estimated peak GPU memory of a run."""
         at = Pass(config.train.batch_size, config.train.max_length, 2, "fast")
         plan = self.plan(config)
         return state_bytes(plan, at) + activation_bytes(plan, self.shape, at)
@@ -99,7 +99,7 @@ def _train(task: Task, folder: str) -> Split | None:
 
 
 def main() -> None:
-    """Print a row for each method, and the sum."""
+    """Print a row for each method and the sum."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", required=True, help="config.json and vocabulary are enough")
     parser.add_argument("--data", required=True, nargs="+")
