@@ -1,4 +1,4 @@
-"""What can go from a results folder: chosen runs, and what stopped processes left behind."""
+"""Remove chosen runs from a results folder, and what stopped processes left behind."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _HOUR_S = 3600.0
 """A file that is written under another name is renamed within minutes."""
 _FORGOTTEN_S = 30 * 24 * _HOUR_S
 _PLACES = ("model", "revision", "data", "offline", "device", "precision")
-"""Settings that two attempts at one result may differ in."""
+"""Settings in which two attempts at one result may differ."""
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Something that can go."""
+    """Something that can be removed."""
 
     path: Path
     why: str
     run_id: str | None = None
     """The run that must be locked to remove it; None for what belongs to no run."""
     record: RunRecord | None = field(default=None, compare=False)
-    """Set where it is a whole run."""
+    """Set if it is a whole run."""
 
     @property
     def num_bytes(self) -> int:
@@ -47,7 +47,7 @@ class Leftover:
 def chosen_runs(
     store: Store, names: Sequence[str], filters: Mapping[str, Sequence[str]]
 ) -> list[RunRecord]:
-    """Return the runs that are named, or all, as far as they pass every filter.
+    """Return the runs that are named, or all runs, if they pass every filter.
 
     Args:
         store: the results folder.
@@ -82,7 +82,7 @@ def _own_run(name: str, store: Store) -> RunRecord:
 
 
 def refuse_live(store: Store, records: Sequence[RunRecord]) -> None:
-    """Refuse to touch runs that a live process works on.
+    """Refuse to remove runs that a process works on.
 
     Raises:
         UserError: naming the first.
@@ -93,28 +93,26 @@ def refuse_live(store: Store, records: Sequence[RunRecord]) -> None:
 
 
 def leftovers(store: Store) -> list[Leftover]:
-    """Find everything that is of no use any more; runs that somebody works on are left alone.
+    """Return everything that is of no use any more, and of no run that a process works on.
 
     Raises:
-        UserError: the folder does not exist, or a record is damaged.
+        UserError: the folder does not exist, or a record is of another version.
     """
     records = {record.run_id: record for record in store.records()}
     with RunLocks(store.root, needed=False) as locks:
         live = locks.held()
-    found = list(_temporary(store))
-    if (claims := store.root / "claims").is_dir():
-        found.append(Leftover(claims, "claims of an earlier version, which had no locks"))
-    found += _snapshots(store, records, live)
-    found += _superseded(store, records, live)
+    found = [*_temporary(store), *_snapshots(store, records), *_superseded(store, records)]
     found += [
         Leftover(path, "logs of a run that is gone")
         for path in sorted(store.logs.glob("[!.]*"))
         if path.name not in records.keys() | live and not store.snapshot_path(path.name).exists()
     ]
-    return found
+    return [each for each in found if each.run_id not in live]
 
 
 def _temporary(store: Store) -> Iterator[Leftover]:
+    if (claims := store.root / "claims").is_dir():
+        yield Leftover(claims, "claims of an earlier version, which had no locks")
     places = [
         (store.runs, ".unfinished-*"),
         (store.root / "locks", ".check-*"),
@@ -128,31 +126,25 @@ def _temporary(store: Store) -> Iterator[Leftover]:
                 yield Leftover(path, "half written, by a process that was killed")
 
 
-def _snapshots(
-    store: Store, records: Mapping[str, RunRecord], live: set[str]
-) -> Iterator[Leftover]:
+def _snapshots(store: Store, records: Mapping[str, RunRecord]) -> Iterator[Leftover]:
     for path in sorted((store.root / "set-aside").glob("*")):
         yield Leftover(path, "damaged, and set aside")
     for path in sorted((store.root / "unfinished").glob("[!.]*")):
         record = records.get(path.stem)
-        if path.stem in live:
-            continue
         if record is not None and record.status in ("done", "diverged"):
             yield Leftover(path, f"a snapshot of a run that is {record.status}", path.stem)
         elif _age_s(path) > _FORGOTTEN_S:
-            yield Leftover(path, "a snapshot that nobody went on from for 30 days", path.stem)
+            yield Leftover(path, "a snapshot that no run resumed for 30 days", path.stem)
 
 
-def _superseded(
-    store: Store, records: Mapping[str, RunRecord], live: set[str]
-) -> Iterator[Leftover]:
-    """Yield runs without a result where another attempt at the same one has it."""
+def _superseded(store: Store, records: Mapping[str, RunRecord]) -> Iterator[Leftover]:
+    """Yield runs without a result if another attempt at the same one has it."""
     done = {_purpose(record): run_id for run_id, record in records.items() if record.metrics}
     for run_id, record in records.items():
-        has_none = record.status in ("failed", "interrupted") and run_id not in live
-        if has_none and (other := done.get(_purpose(record))):
+        other = done.get(_purpose(record))
+        if record.status in ("failed", "interrupted") and other:
             why = f"{record.status}, and {other} has the result"
-            yield Leftover(store.runs / run_id, why, run_id, record=record)
+            yield Leftover(store.runs / run_id, why, run_id, record)
 
 
 def _purpose(record: RunRecord) -> str:
@@ -162,25 +154,24 @@ def _purpose(record: RunRecord) -> str:
 
 
 def remove(store: Store, found: Sequence[Leftover]) -> list[Leftover]:
-    """Remove leftovers; return those that changed or came to life meanwhile and were left alone.
+    """Remove leftovers; return those that were kept: they changed, or a process works on them.
 
     Raises:
         UserError: something cannot be removed.
     """
     kept, runs = [], []
-    with RunLocks(store.root, needed=False) as locks:
+    run_ids = {each.run_id for each in found if each.run_id is not None}
+    with RunLocks(store.root, needed=False) as locks:  # held until all runs are gone
+        locked = {run_id for run_id in run_ids if locks.acquire(run_id)}
         for each in found:
-            if each.run_id is None:
-                _remove_path(each.path)
-            elif (lock := locks.acquire(each.run_id)) is None:
+            if each.run_id not in locked | {None}:
                 kept.append(each)
-            elif each.record is not None:  # locked until all runs are gone
-                same = store.find(each.run_id) == each.record
-                runs += [each.run_id] if same else []
-                kept += [] if same else [each]
-            else:
+            elif each.record is None:
                 _remove_path(each.path)
-                lock.release()
+            elif store.find(each.record.run_id) == each.record:
+                runs.append(each.record.run_id)
+            else:
+                kept.append(each)
         if runs:
             store.remove(runs)
     return kept

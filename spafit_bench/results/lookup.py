@@ -1,9 +1,8 @@
-"""Finds the run that a user means."""
+"""Find the run that a user means."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,19 +14,19 @@ from spafit_bench.results.store import Store
 
 @dataclass(frozen=True)
 class FoundRun:
-    """A run and where its files are."""
+    """A run and the folder of its files."""
 
     record: RunRecord
     folder: Path
 
 
 def find_run(name: str, store: Store) -> FoundRun:
-    """Find a run.
+    """Return the run that a user named.
 
     Args:
         name: a run's name, any unambiguous beginning of it, or a folder with a `record.json` (a
             run's own, or what `export --format delta` writes).
-        store: where names are looked up.
+        store: the results folder in which names are looked up.
 
     Raises:
         DamagedError: the record is not as it was written.
@@ -39,12 +38,18 @@ def find_run(name: str, store: Store) -> FoundRun:
     record = store.find(name) if "/" not in name else None
     if record is None:
         records, damages = store.survey()
-        matches = [r for r in records if r.run_id.startswith(name)]
-        damaged = [d for d in damages if d.path.relative_to(store.runs).parts[0].startswith(name)]
+        matches = [record for record in records if record.run_id.startswith(name)]
+        damaged = [damage for damage in damages if store.run_of(damage).startswith(name)]
         if damaged and not matches:
             raise damaged[0]
-        if len(matches) != 1:
-            raise _ambiguous(name, matches, [record.run_id for record in records], store)
+        if not matches:
+            names = [record.run_id for record in records]
+            hint = nearest(name, names) if len(names) <= 20 else "see spafit-bench list runs"
+            hint = hint if names else "it has no runs"
+            raise UserError(f"no run {name[:80]!r} in {store.root}: {hint}")
+        if len(matches) > 1:
+            some = ", ".join(record.run_id for record in matches[:8])
+            raise UserError(f"{name!r} could be any of {len(matches)} runs: {some}")
         record = matches[0]
     return FoundRun(record, store.runs / record.run_id)
 
@@ -54,13 +59,3 @@ def _has_record(folder: Path) -> bool:
         return (folder / "record.json").is_file()
     except OSError:  # too long to be a path
         return False
-
-
-def _ambiguous(
-    name: str, matches: Sequence[RunRecord], names: Sequence[str], store: Store
-) -> UserError:
-    if matches:
-        some = ", ".join(record.run_id for record in matches[:8])
-        return UserError(f"{name!r} could be any of {len(matches)} runs: {some}")
-    hint = nearest(name, names) if len(names) <= 20 else "see spafit-bench list runs"
-    return UserError(f"no run {name[:80]!r} in {store.root}: {hint if names else 'it has no runs'}")

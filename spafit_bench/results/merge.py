@@ -1,4 +1,4 @@
-"""Joins results folders: shards that ran apart become one. Nothing that is there is overwritten."""
+"""Join results folders, such as the parts of a sweep; nothing in the destination is overwritten."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 from spafit_bench.base.checksums import check_folder
 from spafit_bench.base.errors import UserError
-from spafit_bench.results.damage import set_damaged_aside
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.run_folder import read_files
 from spafit_bench.results.store import Store
@@ -21,37 +20,41 @@ _MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
-class Found:
+class Candidate:
     """A run and the results folder that has it."""
 
     record: RunRecord
     store: Store
 
+    def copy_to(self, dest: Store) -> None:
+        """Save the run in another results folder, which does not renew its `results.csv`."""
+        dest.save(self.record, read_files(self.store.runs / self.record.run_id), renew_csv=False)
+
 
 @dataclass(frozen=True)
 class Merge:
-    """What joining folders would do."""
+    """What joining results folders would do."""
 
     dest: Store
-    new: tuple[Found, ...]
+    new: tuple[Candidate, ...]
     """Runs that the destination lacks, or has without a result."""
     num_identical: int
-    """Runs that are there already, with the same result."""
-    conflicts: tuple[Found, ...]
-    """Finished runs whose metrics are not those of the run of the same name."""
+    """Runs that the destination (or an earlier folder) has with the same result."""
+    conflicts: tuple[Candidate, ...]
+    """Finished runs whose metrics differ from those of the run of the same name."""
 
 
 def plan_merge(sources: Sequence[Path], dest: Path) -> Merge:
-    """Read every folder, and decide for every run; nothing is written.
+    """Read every folder and decide for every run; nothing is written.
 
-    A finished run stands in for one that failed or was interrupted, whichever comes first.
+    A finished run takes the place of one that failed or was interrupted, whichever comes first.
 
     Raises:
-        UserError: a folder without runs, the destination among the sources, or a damaged record.
+        UserError: a folder without runs, the destination among the sources, or a damaged run.
     """
     there = Store(dest)
-    best = {r.run_id: Found(r, there) for r in there.records()} if dest.is_dir() else {}
-    before, conflicts, num_identical = dict(best), list[Found](), 0
+    before = {r.run_id: Candidate(r, there) for r in there.records()} if dest.is_dir() else {}
+    best, conflicts, num_identical = dict(before), list[Candidate](), 0
     for source in sources:
         if source.resolve() == dest.resolve():
             raise UserError(f"{source} is the destination itself")
@@ -64,19 +67,19 @@ def plan_merge(sources: Sequence[Path], dest: Path) -> Merge:
         for record in records:
             other = best.get(record.run_id)
             if other is None or (other.record.status != "done" and record.status == "done"):
-                best[record.run_id] = Found(record, store)
+                best[record.run_id] = Candidate(record, store)
             elif record.status == "done" and not same_result(record, other.record):
-                conflicts.append(Found(record, store))
+                conflicts.append(Candidate(record, store))
             else:
                 num_identical += 1
-    new = [found for run_id, found in best.items() if before.get(run_id) is not found]
-    for found in (*new, *conflicts):
-        check_folder(found.store.runs / found.record.run_id)
+    new = [run for run_id, run in best.items() if before.get(run_id) is not run]
+    for run in (*new, *conflicts):
+        check_folder(run.store.runs / run.record.run_id)
     return Merge(there, tuple(new), num_identical, tuple(conflicts))
 
 
 def same_result(left: RunRecord, right: RunRecord) -> bool:
-    """Tell whether two finished runs of one name scored the same, at every evaluation."""
+    """Return whether two finished runs of one name have the same metrics at every evaluation."""
     return (left.metrics, left.evaluations) == (right.metrics, right.evaluations)
 
 
@@ -88,38 +91,30 @@ def carry_out(merge: Merge, *, keep_apart: bool) -> None:
         keep_apart: conflicting runs go into results folders of their own, `conflicts/1` and so on.
 
     Raises:
-        UserError: conflicts that are not to be kept apart (nothing is copied then), or a folder
-            that cannot be written.
+        UserError: there are conflicts and `keep_apart` is False (nothing is copied then), or a
+            folder cannot be written.
     """
+    apart = merge.dest.root / "conflicts"
     if merge.conflicts and not keep_apart:
-        names = ", ".join(
-            f"{found.record.run_id} in {found.store.root}"
-            for found in merge.conflicts[:_MOST_NAMED]
-        )
-        more = len(merge.conflicts) - _MOST_NAMED
+        some = merge.conflicts[:_MOST_NAMED]
+        names = ", ".join(f"{run.record.run_id} in {run.store.root}" for run in some)
+        more = len(merge.conflicts) - len(some)
         raise UserError(
             f"{len(merge.conflicts)} run(s) have other metrics than the run of the same name: "
-            f"{names}{f' and {more} more' if more > 0 else ''}; nothing was merged. --keep-apart "
-            f"puts them into {merge.dest.root / 'conflicts'}, results folders of their own"
+            f"{names}{f' and {more} more' if more else ''}; nothing was merged. --keep-apart puts "
+            f"them into {apart}, results folders of their own"
         )
     merge.dest.check_writable()
-    set_damaged_aside(merge.dest, partial(log.warning, "%s"))  # a copy may be about to replace it
-    for found in merge.new:
-        _copy(found, merge.dest)
+    merge.dest.set_damaged_aside(partial(log.warning, "%s"))  # a copy may be about to replace it
+    for run in merge.new:
+        run.copy_to(merge.dest)
     merge.dest.rebuild_csv()
-    for found in merge.conflicts:
-        _copy_apart(found, merge.dest.root / "conflicts")
-
-
-def _copy(found: Found, dest: Store) -> None:
-    dest.save(found.record, read_files(found.store.runs / found.record.run_id), renew_csv=False)
-
-
-def _copy_apart(found: Found, folder: Path) -> None:
-    number = 1
-    while (there := Store(folder / str(number)).find(found.record.run_id)) is not None:
-        if same_result(there, found.record):
-            return
-        number += 1
-    _copy(found, Store(folder / str(number)))
-    Store(folder / str(number)).rebuild_csv()
+    for run in merge.conflicts:
+        number = 1
+        while there := Store(apart / str(number)).find(run.record.run_id):
+            if same_result(there, run.record):
+                break
+            number += 1
+        else:
+            run.copy_to(Store(apart / str(number)))
+            Store(apart / str(number)).rebuild_csv()

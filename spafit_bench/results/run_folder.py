@@ -1,7 +1,8 @@
-"""The folder of one run: written with checksums, believed only if they are right."""
+"""The folder of one run: written with checksums, and believed only if they are right."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,16 +13,17 @@ from spafit_bench.base.errors import DamagedError, UserError
 from spafit_bench.results.record import RunRecord, parse_record
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a run's files and their checksums so that they outlast a power failure.
 
-    The checksums come last: a file of a later time has been touched since (`check_folder`).
+    The checksums are written last, so a file with a later time was changed (`check_folder`).
 
     Args:
-        folder: an empty one.
+        folder: an empty folder.
         files: name -> content.
     """
     for name, content in (*files.items(), (SUMS, sums_of(files))):
@@ -30,10 +32,10 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """Return a run's files by name, its record left out.
+    """Return a run's files by name, without its record.
 
     Raises:
-        DamagedError: one is not as it was written, or cannot be read.
+        DamagedError: a file is not as it was written, or cannot be read.
     """
     sums = read_sums(folder)
     names = sums or [path.name for path in folder.iterdir() if path.is_file()]
@@ -51,7 +53,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def read_run(folder: Path) -> RunRecord | None:
-    """Read the record of a run folder; None if it is none.
+    """Return the record of a run folder, or None if the folder holds no run.
 
     Raises:
         DamagedError: the record is not as it was written, or another run's.
@@ -85,24 +87,53 @@ def read_record(path: Path) -> RunRecord:
     if sums is not None:
         check_content(path, content, sums)
     try:
-        text = content.decode()
+        return parse_record(content.decode(), str(path), sealed=sums is not None)
     except UnicodeDecodeError as error:
         raise DamagedError(path, f"cannot be read ({error})") from None
-    try:
-        return parse_record(text, str(path), sealed=sums is not None)
     except DamagedError as error:
         if sums is None:
             raise
         raise UserError(
             f"{error.problem}, but its checksum is right: another version of spafit-bench wrote "
-            "it; use that one"
+            "it; use that version"
         ) from None
+
+
+def prediction_rows(
+    logits: Mapping[str, np.ndarray],
+    predictions: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+) -> bytes:
+    """Return `predictions.parquet`: one row per example of every predicted split.
+
+    Columns: `split`, `index` (position in the data), `label` (null in test sets), `prediction` (a
+    class number, or a score), `logits` (all outputs).
+
+    Args:
+        logits: split -> (num_examples, num_outputs).
+        predictions: split -> (num_examples,).
+        labels: split -> (num_examples,), dev splits only.
+    """
+    import numpy as np
+    import pandas as pd
+
+    frames = []
+    for split, outputs in logits.items():
+        known = labels.get(split)
+        frame = pd.DataFrame({"split": split, "index": np.arange(len(outputs))})
+        frame["label"] = np.nan if known is None else known.astype(np.float64)
+        frame["prediction"] = predictions[split].astype(np.float64)
+        frame["logits"] = list(outputs.astype(np.float32))
+        frames.append(frame)
+    buffer = io.BytesIO()
+    pd.concat(frames, ignore_index=True).to_parquet(buffer, index=False)
+    return buffer.getvalue()
 
 
 def read_rows(
     path: Path, columns: Sequence[str], splits: Sequence[str] | None = None
 ) -> pd.DataFrame | None:
-    """Read `split` and other columns of a `predictions.parquet`; None where a run has none.
+    """Return `split` and other columns of a `predictions.parquet`, or None if there is none.
 
     Args:
         path: the file.

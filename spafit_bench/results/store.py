@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from spafit_bench.base.checksums import check_folder
 from spafit_bench.base.durable import (
     make_durably,
     remove_temporary,
     replacing,
     sync_folder,
-    umask,
     write_durably,
 )
 from spafit_bench.base.errors import DamagedError, UserError
@@ -49,14 +48,14 @@ class Store:
     root: Path
 
     @property
-    def logs(self) -> Path:
-        """Logs for looking at, by run."""
-        return self.root / "tensorboard"
+    def runs(self) -> Path:
+        """The folder of the run folders."""
+        return self.root / "runs"
 
     @property
-    def runs(self) -> Path:
-        """Where the run folders are."""
-        return self.root / "runs"
+    def logs(self) -> Path:
+        """The folder of TensorBoard logs, one folder per run."""
+        return self.root / "tensorboard"
 
     def check_writable(self) -> None:
         """Make sure that results can be written, before hours are spent on them.
@@ -75,7 +74,7 @@ class Store:
             ) from None
 
     def find(self, run_id: str) -> RunRecord | None:
-        """Return the record of a run, or None.
+        """Return the record of a run, or None if there is no such run.
 
         Raises:
             DamagedError: its record is not as it was written.
@@ -122,20 +121,72 @@ class Store:
         return records, damages
 
     def _read_surely(self, folder: Path) -> RunRecord | None:
-        """Read a record; where it looks damaged, again while no other process can replace it."""
+        """Read a record; if it looks damaged, read again while no other process can replace it."""
         try:
             return read_run(folder)
         except DamagedError:
             try:
                 with self.locked():
                     return read_run(folder)
-            except OSError:  # nobody writes here, or nobody can
+            except OSError:  # a read-only folder cannot be locked
                 return read_run(folder)
 
-    def set_aside(self, path: Path, why: str) -> Path:
-        """Move what is damaged to `set-aside/`, where nothing reads it; return where it is now.
+    def examine(self, run_id: str, warn: Callable[[str], None]) -> RunRecord | None:
+        """Return a run's record if its files are as they were written; set a damaged run aside.
 
-        No sync: were the move lost with the power, the damage would be found again.
+        Args:
+            run_id: the run.
+            warn: receives a message that says what was damaged and where it is now.
+
+        Returns:
+            None if there is no such run, or it was damaged.
+
+        Raises:
+            UserError: the record is of another version, or the damaged run cannot be moved.
+        """
+        try:
+            record = self.find(run_id)
+            if record is not None:
+                check_folder(self.runs / run_id)
+            return record
+        except DamagedError:
+            return self._examine_locked(run_id, warn)
+
+    def set_damaged_aside(self, warn: Callable[[str], None]) -> None:
+        """Set every run aside whose record is damaged.
+
+        Raises:
+            UserError: as `examine`.
+        """
+        for damage in self.survey()[1]:
+            self._examine_locked(self.run_of(damage), warn)
+
+    def run_of(self, damage: DamagedError) -> str:
+        """Return the name of the run folder that is damaged."""
+        return damage.path.relative_to(self.runs).parts[0]
+
+    def _examine_locked(self, run_id: str, warn: Callable[[str], None]) -> RunRecord | None:
+        """Look again under the lock: another process may have set the run aside or replaced it."""
+        folder = self.runs / run_id
+        try:
+            with self.locked():
+                try:
+                    record = read_run(folder)
+                    check_folder(folder)
+                    return record
+                except DamagedError as damage:
+                    place = self.set_aside(folder, damage.problem)
+                    warn(f"{damage.problem}: set aside as {place}")
+                    return None
+        except OSError as error:
+            raise UserError(
+                f"{folder}: is damaged and cannot be moved ({error.strerror})"
+            ) from None
+
+    def set_aside(self, path: Path, why: str) -> Path:
+        """Move what is damaged to `set-aside/`, where nothing reads it; return its new path.
+
+        Nothing is synced: if a power failure takes the move back, the damage is found again.
 
         Raises:
             OSError: it cannot be moved.
@@ -150,7 +201,7 @@ class Store:
         return path.rename(place / path.name)
 
     def save(
-        self, record: RunRecord, write: Mapping[str, bytes], *, renew_csv: bool = True
+        self, record: RunRecord, files: Mapping[str, bytes], *, renew_csv: bool = True
     ) -> Path:
         """Write a run, replacing an earlier one of the same name; then renew `results.csv`.
 
@@ -159,21 +210,21 @@ class Store:
 
         Args:
             record: what happened.
-            write: further files of the run, by name.
+            files: further files of the run, by name.
             renew_csv: False where many runs are saved and `rebuild_csv` follows.
 
         Raises:
             UserError: the folder cannot be written.
         """
         final = self.runs / record.run_id
-        # JSON writes a path's undecodable bytes as escapes, which is what backslashreplace makes
-        files = {**write, "record.json": record.to_json().encode(errors="backslashreplace")}
+        folder = self.runs / f"{_UNFINISHED}{record.run_id}-{secrets.token_hex(4)}"
+        # JSON writes a path's undecodable bytes as escapes, which is what backslashreplace makes.
+        content = record.to_json().encode(errors="backslashreplace")
         with _for_the_user(final):
             make_durably(self.runs)
-            folder = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{final.name}-", dir=self.runs))
+            folder.mkdir()
             try:
-                folder.chmod(0o777 & ~umask())
-                write_files(folder, files)
+                write_files(folder, {**files, "record.json": content})
                 with self.locked():
                     self._put(folder, final)
                     if renew_csv:
@@ -182,22 +233,8 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
         return final
 
-    def remove(self, run_ids: Sequence[str]) -> None:
-        """Remove runs, each at once, and their snapshots; then renew `results.csv`.
-
-        Raises:
-            UserError: something cannot be removed.
-        """
-        with _for_the_user(self.runs), self.locked():
-            for run_id in run_ids:
-                trash = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.runs))
-                (self.runs / run_id).rename(trash / run_id)
-                shutil.rmtree(trash)
-                self.drop_snapshot(run_id)
-            self._write_csv()
-
     def _put(self, folder: Path, final: Path) -> None:
-        """Rename a whole folder to its place; a crash in between is mended by the next reader."""
+        """Rename a whole folder to its place; the next reader mends a crash in between."""
         replaced = self.runs / f"{_REPLACED}{final.name}"
         if final.exists():
             shutil.rmtree(replaced, ignore_errors=True)
@@ -207,7 +244,7 @@ class Store:
         shutil.rmtree(replaced, ignore_errors=True)
 
     def _restore_replaced(self) -> None:
-        """Put back what a crash moved aside and did not replace."""
+        """Put back what a crash moved away and did not replace."""
         if not any(self.runs.glob(f"{_REPLACED}*")):
             return
         with _for_the_user(self.runs), self.locked():
@@ -218,8 +255,22 @@ class Store:
                 else:
                     folder.rename(final)
 
+    def remove(self, run_ids: Sequence[str]) -> None:
+        """Remove runs, each at once, and their snapshots; then renew `results.csv`.
+
+        Raises:
+            UserError: something cannot be removed.
+        """
+        with _for_the_user(self.runs), self.locked():
+            for run_id in run_ids:
+                trash = self.runs / f"{_UNFINISHED}{secrets.token_hex(4)}"
+                (self.runs / run_id).rename(trash)
+                shutil.rmtree(trash)
+                self.drop_snapshot(run_id)
+            self._write_csv()
+
     def snapshot(self, run_id: str) -> bytes | None:
-        """Return the kept state of an unfinished run.
+        """Return the saved state of an unfinished run, or None if there is none.
 
         Raises:
             OSError: it cannot be read.
@@ -230,7 +281,7 @@ class Store:
             return None
 
     def keep_snapshot(self, run_id: str, *pieces: bytes | memoryview) -> None:
-        """Keep the state of an unfinished run, replacing an earlier one.
+        """Save the state of an unfinished run, replacing an earlier one.
 
         Raises:
             OSError: it cannot be written; the earlier one is still there.
@@ -239,31 +290,22 @@ class Store:
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as temporary:
             write_durably(temporary, *pieces)
-        sync_folder(path.parent)  # before this the power may fail: then the earlier one is back
+        sync_folder(path.parent)  # before this a power failure brings the earlier one back
 
     def drop_snapshot(self, run_id: str) -> None:
-        """Forget the state of a run that has ended."""
+        """Remove the saved state of a run that has ended."""
         with suppress(FileNotFoundError, NotADirectoryError):
             self.snapshot_path(run_id).unlink()
 
     def snapshot_is_newer(self, run_id: str) -> bool:
-        """Tell whether a run's snapshot was kept after its record: by a repetition (`--force`)."""
+        """Return whether a run's snapshot was saved after its record, by a repetition."""
         with suppress(OSError):
             record = self.runs / run_id / "record.json"
             return self.snapshot_path(run_id).stat().st_mtime_ns > record.stat().st_mtime_ns
         return False
 
-    def remove_litter(self, run_id: str) -> None:
-        """Remove what killed processes left half written of a run that this process has locked.
-
-        Only the holder of the lock writes a run, so there is no living process to disturb.
-        """
-        for folder in self.runs.glob(f"{_UNFINISHED}{glob.escape(run_id)}-????????"):
-            shutil.rmtree(folder, ignore_errors=True)
-        remove_temporary(self.snapshot_path(run_id))
-
     def snapshot_path(self, run_id: str) -> Path:
-        """Where the kept state of an unfinished run is.
+        """Return the path of an unfinished run's saved state.
 
         Raises:
             ValueError: not a plain file name.
@@ -271,6 +313,15 @@ class Store:
         if not re.match(RUN_ID, run_id):
             raise ValueError(f"not a run id: {run_id!r}")
         return self.root / "unfinished" / f"{run_id}.snapshot"
+
+    def remove_litter(self, run_id: str) -> None:
+        """Remove the half-written files that killed processes left of a run.
+
+        The caller holds the run's lock, so no living process is writing it.
+        """
+        for folder in self.runs.glob(f"{_UNFINISHED}{glob.escape(run_id)}-????????"):
+            shutil.rmtree(folder, ignore_errors=True)
+        remove_temporary(self.snapshot_path(run_id))
 
     def rebuild_csv(self) -> Path:
         """Write `results.csv` anew from the sound records.
@@ -283,7 +334,7 @@ class Store:
             return self._write_csv()
 
     def _try_to_write_csv(self) -> None:
-        """Renew `results.csv`, but do not fail a saved run for it: any command makes it again."""
+        """Renew `results.csv`; a failure costs no saved run, since any command renews it."""
         try:
             self._write_csv()
         except OSError as error:
@@ -324,42 +375,9 @@ class Store:
             os.close(handle)
 
 
-def prediction_rows(
-    logits: Mapping[str, np.ndarray],
-    predictions: Mapping[str, np.ndarray],
-    labels: Mapping[str, np.ndarray],
-) -> bytes:
-    """Return `predictions.parquet`: one row per example of every predicted split.
-
-    Columns: `split`, `index` (position in the data), `label` (null in test sets), `prediction` (a
-    class number, or a score), `logits` (all outputs).
-
-    Args:
-        logits: split -> (num_examples, num_outputs).
-        predictions: split -> (num_examples,).
-        labels: split -> (num_examples,), dev splits only.
-    """
-    import io
-
-    import pandas as pd
-
-    frames = []
-    for split, outputs in logits.items():
-        known = labels.get(split)
-        frame = pd.DataFrame({"split": split, "index": np.arange(len(outputs))})
-        frame["label"] = np.nan if known is None else known.astype(np.float64)
-        frame["prediction"] = predictions[split].astype(np.float64)
-        frame["logits"] = list(outputs.astype(np.float32))
-        frames.append(frame)
-    buffer = io.BytesIO()
-    pd.concat(frames, ignore_index=True).to_parquet(buffer, index=False)
-    return buffer.getvalue()
-
-
 def flatten(record: RunRecord) -> dict[str, Any]:
     """Return one row of `results.csv`: scalars by name, nested values with dotted names."""
     left_out = {"evaluations", "strata", "last", "best", "movement", "task_definition"}
-    body = record.model_dump(mode="json", exclude=left_out)
     row: dict[str, Any] = {}
 
     def add(prefix: str, value: Any) -> None:
@@ -369,7 +387,7 @@ def flatten(record: RunRecord) -> dict[str, Any]:
         else:
             row[prefix] = json.dumps(value) if isinstance(value, list) else value
 
-    add("", body)
+    add("", record.model_dump(mode="json", exclude=left_out))
     return row
 
 
@@ -379,5 +397,5 @@ def _for_the_user(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "; free some space: the same command goes on where it stopped" if full else ""
+        remedy = "; free some space, then run the same command to resume" if full else ""
         raise UserError(f"{path}: cannot be written ({error.strerror}){remedy}") from error

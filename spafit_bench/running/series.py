@@ -14,10 +14,10 @@ from typing import Protocol
 from spafit_bench.base import distributed
 from spafit_bench.base.errors import UserError
 from spafit_bench.base.stop import StopSignal
-from spafit_bench.results.damage import examine, set_damaged_aside
 from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.record import RunRecord, Status
-from spafit_bench.results.store import Store, prediction_rows
+from spafit_bench.results.run_folder import prediction_rows
+from spafit_bench.results.store import Store
 from spafit_bench.running.tensorboard_log import TensorBoardLog
 from spafit_bench.training.loop import Observer
 from spafit_bench.training.prepare import PreparedRun
@@ -96,7 +96,7 @@ def run_all(
     store.check_writable()
     locks = RunLocks(store.root, needed=not options.sharded)
     locks.check()
-    set_damaged_aside(store, view.warn)  # said now, not after hours
+    store.set_damaged_aside(view.warn)  # said now, not after hours
     store.rebuild_csv()
     try:
         with StopSignal() as stop, locks:
@@ -164,7 +164,7 @@ class Series:
         """Return the record of a run that need not be carried out."""
         if self.options.force:
             return None
-        record = examine(self.store, prepared.run_id, self.view.warn)
+        record = self.store.examine(prepared.run_id, self.view.warn)
         if record is None or to_repeat(record.status, self.options):
             return None
         if record.status == "done":
@@ -230,7 +230,7 @@ def _session(
     """Continue from a snapshot where there is a sound one, and keep new ones."""
     run_id, resume = prepared.run_id, None
     store.remove_litter(run_id)
-    earlier = examine(store, run_id, view.warn)
+    earlier = store.examine(run_id, view.warn)
     if not (earlier and earlier.status == "done") or store.snapshot_is_newer(run_id):
         resume = _snapshot(store, run_id, view)
 
@@ -311,7 +311,7 @@ def _run_one(
 
 def save_unfinished(store: Store, record: RunRecord, warn: Callable[[str], None]) -> None:
     """Record a run without a result, unless that would replace a finished one (`--force`)."""
-    earlier = examine(store, record.run_id, warn)
+    earlier = store.examine(record.run_id, warn)
     if earlier is None or earlier.status != "done":
         store.save(record, {})
 

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.config.sweep import Group, Sweep, final_configs, trial_configs
-from spafit_bench.results.damage import examine, set_damaged_aside
 from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.store import Store
@@ -81,7 +80,7 @@ def run_sweep(
     store.check_writable()
     RunLocks(store.root, needed=not options.sharded).check()
     driver = _Driver(agenda, store, view, options, executor, stop)
-    set_damaged_aside(store, driver.warn)  # said now, not after hours
+    store.set_damaged_aside(driver.warn)  # said now, not after hours
     store.rebuild_csv()
     try:
         return driver.carry_out()
@@ -211,7 +210,7 @@ class _Driver:
 
     def _is_settled(self, run_id: str) -> bool:
         """Take a run that need not be carried out from the store."""
-        record = None if self.options.force else examine(self.store, run_id, self.warn)
+        record = None if self.options.force else self.store.examine(run_id, self.warn)
         if record is None or to_repeat(record.status, self.options):
             return False
         if record.status == "done":

@@ -19,7 +19,8 @@ from spafit_bench.cli.views.compare import comparison_json, comparison_text
 from spafit_bench.data.tasks import get_task
 from spafit_bench.data.weighted_metrics import METRICS
 from spafit_bench.results.record import RunRecord
-from spafit_bench.results.store import Store, prediction_rows
+from spafit_bench.results.run_folder import prediction_rows
+from spafit_bench.results.store import Store
 from tests.support.records import make_record, write_run
 
 SKILL = {"spafit": 0.85, "lora": 0.80, "bitfit": 0.70, "full": 0.85}

@@ -17,7 +17,8 @@ from spafit_bench.base.errors import UserError
 from spafit_bench.cli.commands import results as commands
 from spafit_bench.data.tasks import TASKS, get_task
 from spafit_bench.results.record import DataProvenance, RunRecord
-from spafit_bench.results.store import Store, prediction_rows
+from spafit_bench.results.run_folder import prediction_rows
+from spafit_bench.results.store import Store
 from tests.support.records import make_record, seal
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "glue"

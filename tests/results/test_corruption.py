@@ -20,7 +20,6 @@ from spafit_bench.base.checksums import SUMS
 from spafit_bench.base.errors import DamagedError, UserError
 from spafit_bench.base.shipped import read_yaml
 from spafit_bench.export.restore import Base, restore
-from spafit_bench.results.damage import examine, set_damaged_aside
 from spafit_bench.results.lookup import find_run
 from spafit_bench.results.record import SCHEMA_VERSION, RunRecord
 from spafit_bench.results.run_folder import read_files, read_record, read_rows
@@ -83,7 +82,7 @@ def test_a_damaged_record_is_never_believed(
     assert bad.run_id in caplog.text
     before = {p.name: p.read_bytes() for p in path.parent.iterdir()}
     said: list[str] = []
-    set_damaged_aside(store, said.append)
+    store.set_damaged_aside(said.append)
     place = store.root / "set-aside" / bad.run_id
     assert len(said) == 1
     assert f"set aside as {place / bad.run_id}" in said[0]
@@ -101,7 +100,7 @@ def test_what_is_set_aside_is_kept_beside_what_was_before(store: Store) -> None:
     for _ in range(3):
         store.save(bad, {})
         edit(store.runs / bad.run_id / "record.json")
-        set_damaged_aside(store, lambda _: None)
+        store.set_damaged_aside(lambda _: None)
     names = [bad.run_id, f"{bad.run_id}.2", f"{bad.run_id}.3"]
     assert sorted(p.name for p in (store.root / "set-aside").iterdir()) == names
 
@@ -146,7 +145,7 @@ def test_a_run_being_replaced_is_not_taken_for_damaged(store: Store) -> None:
             for _ in range(300):
                 _, damages = store.survey()
                 assert not damages, damages[0]
-            set_damaged_aside(store, pytest.fail)
+            store.set_damaged_aside(pytest.fail)
         finally:
             writer.kill()
     assert not (store.root / "set-aside").exists()
@@ -406,7 +405,7 @@ def test_no_bytes_break_the_readers_of_other_files(tmp_path: Path) -> None:
     import numpy as np
     import torch
 
-    from spafit_bench.results.store import prediction_rows
+    from spafit_bench.results.run_folder import prediction_rows
 
     rng = random.Random(0)
     sums = checksums.sums_of({"record.json": b"1", "adapter.safetensors": b"2"})
@@ -458,5 +457,5 @@ def test_a_damaged_run_found_while_another_process_mends_it(store: Store) -> Non
             raise DamagedError(self.runs / run_id, "looked damaged a moment ago")
 
         patch.setattr(Store, "find", find)
-        assert examine(store, record.run_id, pytest.fail) == record
+        assert store.examine(record.run_id, pytest.fail) == record
     assert not (store.root / "set-aside").exists()

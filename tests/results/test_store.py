@@ -17,7 +17,8 @@ import pytest
 from spafit_bench.base.durable import replacing
 from spafit_bench.base.errors import UserError
 from spafit_bench.results.record import RunRecord
-from spafit_bench.results.store import Store, prediction_rows
+from spafit_bench.results.run_folder import prediction_rows
+from spafit_bench.results.store import Store
 from tests.conftest import REPOSITORY, clean_environment
 from tests.support.records import make_record
 
