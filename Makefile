@@ -58,7 +58,7 @@ bench: $(READY) ## Measure speed and memory against Trainer + peft (MODEL=FOLDER
 	$(BIN)/python -m benchmarks.bench --model $(MODEL) --data $(DATA) --out $(OUT)
 
 tiny-bert: $(READY) ## Pretrain the shipped tiny BERT again (under 20 minutes on two cores)
-	$(BIN)/python scripts/pretrain_tiny.py
+	$(BIN)/python -m scripts.pretrain_tiny
 
 clean: ## Remove the environment and caches
 	rm -f spafit_bench/models/fused/*.so

@@ -5,7 +5,7 @@ a sentence-pair objective through the pooler (does the second sentence belong to
 was it perturbed); and, after the third layer, which words the two sentences share. No task's label
 is read.
 
-Run from the repository root: `python scripts/pretrain_tiny.py`. It takes about ten minutes on two
+Run from the repository root: `python -m scripts.pretrain_tiny`. It takes about ten minutes on two
 free cores.
 """
 
@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import BertConfig, BertForPreTraining, BertTokenizer
 
-from spafit_bench.data.mini_glue import Passage, pretraining_text
-from spafit_bench.data.mini_glue.corpus import PERTURBATIONS
-from spafit_bench.data.mini_glue.lexicon import CAPITALISED, MEANING, OTHER_FORMS
+from scripts.mini_glue import Passage, pretraining_text
+from scripts.mini_glue.corpus import PERTURBATIONS
+from scripts.mini_glue.lexicon import CAPITALISED, MEANING, OTHER_FORMS
 
 ASSET = Path(__file__).parent.parent / "spafit_bench" / "assets" / "tiny-bert"
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")

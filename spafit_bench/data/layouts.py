@@ -16,11 +16,12 @@ from spafit_bench.data.readers import (
     read_jsonl,
     read_parquet,
     read_tsv,
-    table_of_rows,
 )
 from spafit_bench.data.tasks import Task, TestSet
 
 HUB_REPO = "nyu-mll/glue"
+MINI_GLUE = Path(__file__).resolve().parents[1] / "assets" / "mini-glue"
+"""Nine small tasks in the hub's layout; written by `python -m scripts.mini_glue`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +235,9 @@ def read_source(task: Task, source: str, *, offline: bool) -> tuple[str, dict[st
         UserError: train or dev is missing, or a file cannot be read.
     """
     if source == "mini":
-        return source, _read_mini(task)
+        if not task.in_glue:
+            raise UserError(f"--data mini: mini-GLUE has no {task.name}; give --data FOLDER")
+        return source, _read_folder(task, HubFolder(task, MINI_GLUE / task.name))
     if source == "hub":
         return _read_hub(task, offline=offline)
     try:
@@ -363,18 +366,3 @@ def _listing(folder: Path) -> list[Path]:
         return sorted(folder.iterdir())
     except OSError:
         return []
-
-
-def _read_mini(task: Task) -> dict[str, list[Table]]:
-    if not task.in_glue:
-        raise UserError(f"--data mini: mini-GLUE has no {task.name}; give --data FOLDER")
-    from spafit_bench.data.mini_glue import generate
-
-    tables: dict[str, list[Table]] = {}
-    generated = {part.config: generate(part.config) for part in parts_of(task)}
-    for part in parts_of(task):
-        rows = generated[part.config].get(part.split)
-        if rows is not None:
-            name = f"mini-GLUE {part.config} {part.split}"
-            tables[part.key] = [table_of_rows(name, rows, part.columns)]
-    return tables

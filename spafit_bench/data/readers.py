@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -241,13 +241,6 @@ def read_jsonl(path: Path, columns: Columns) -> Table:
             column.append(row[name])
         positions.append(number)
     return Table(path=str(path), columns=columns, cells=cells, positions=positions)
-
-
-def table_of_rows(path: str, rows: Iterable[dict[str, Any]], columns: Columns) -> Table:
-    """Make a table of rows that are in memory; `path` is what messages call it."""
-    listed = list(rows)
-    cells = tuple([row[name] for row in listed] for name in columns.wanted)
-    return Table(path=path, columns=columns, cells=cells, positions=range(len(listed)), unit="row")
 
 
 def _check_not_empty(path: Path) -> None:

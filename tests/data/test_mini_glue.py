@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from collections import Counter, defaultdict
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from scipy.sparse import hstack
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from scripts import mini_glue
+from scripts.mini_glue.__main__ import SHIPPED, write
+from scripts.mini_glue.corpus import passages
 from spafit_bench.base.errors import UserError
-from spafit_bench.data.mini_glue import generate, pretraining_text
-from spafit_bench.data.mini_glue.corpus import passages
-from spafit_bench.data.mini_glue.draw import Draw
 from spafit_bench.data.tasks import TASKS
 
 STRUCTURED = ("cola", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli")
@@ -36,6 +35,9 @@ SHA256 = {
     "wnli": "dad2f48e2e9e7ff8d0934f8b76ca377cf740654b6d8bbf52cd5cea99041af9de",
     "ax": "84fcfc44aeb81be3ff65ee48589e96974142ddd9a61e3de3c890a4ee452714ff",
 }
+
+
+generate = functools.cache(mini_glue.generate)
 
 
 def canonical_sha256(task):
@@ -65,42 +67,16 @@ def test_bytes_are_pinned(task):
     assert canonical_sha256(task) == SHA256[task]
 
 
-def test_bytes_do_not_depend_on_hash_seed():
-    """A process that salts strings otherwise makes the same rows."""
-    code = (
-        "import hashlib, json; from spafit_bench.data.mini_glue import generate;"
-        "text = json.dumps([generate('mrpc'), generate('cola')], sort_keys=True);"
-        "print(hashlib.sha256(text.encode()).hexdigest())"
-    )
-    hashes = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
-    assert len(hashes) == 1
-
-
-def test_draw_covers_its_options_evenly():
-    """Every choice of a stream occurs about as often as its weight says."""
-    draw = Draw("even")
-    picks = Counter(draw.pick("abcd") for _ in range(4000))
-    weighted = Counter(draw.weighted((("rare", 1), ("often", 3))) for _ in range(4000))
-    assert set(picks) == set("abcd")
-    assert max(picks.values()) < 1.15 * min(picks.values())
-    assert 0.7 < weighted["often"] / 4000 < 0.8
-    assert sorted(draw.shuffled(range(9))) == list(range(9))
-    assert {draw.other((1, 2, 3), 2) for _ in range(50)} == {1, 3}
-
-
-def test_streams_of_different_names_differ():
-    """A stream is a function of its name."""
-    first, again, other = ([Draw(name).below(10**9)] for name in ("a", "a", "b"))
-    assert first == again != other
+def test_the_shipped_rows_are_the_generators(tmp_path):
+    """Every shipped file has the generated rows, and the same bytes with the same pyarrow."""
+    write(tmp_path)
+    names = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.parquet"))
+    assert names == sorted(path.relative_to(SHIPPED) for path in SHIPPED.rglob("*.parquet"))
+    for name in names:
+        written, shipped = tmp_path / name, SHIPPED / name
+        assert pq.read_table(written).equals(pq.read_table(shipped)), name
+        if pq.read_metadata(shipped).created_by == pq.read_metadata(written).created_by:
+            assert written.read_bytes() == shipped.read_bytes(), name
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -321,7 +297,7 @@ def test_pretraining_text_has_no_dev_or_test_row():
     }
     stream = passages("0")
     raw = [tuple(sorted(next(stream).texts)) for _ in range(30_000)]
-    corpus = [tuple(sorted(passage.texts)) for passage in pretraining_text(29_000)]
+    corpus = [tuple(sorted(passage.texts)) for passage in mini_glue.pretraining_text(29_000)]
     assert len(corpus) == 29_000
     assert held_out & set(raw)
     assert not held_out & set(corpus)
@@ -330,7 +306,7 @@ def test_pretraining_text_has_no_dev_or_test_row():
 def test_perturbations_are_what_was_done():
     """Of two sentences one denies where a denial is recorded, and not where roles are swapped."""
     counts = Counter()
-    for passage in pretraining_text(5000):
+    for passage in mini_glue.pretraining_text(5000):
         if len(passage.texts) != 2 or passage.texts[0].count(".") != 1:
             continue
         first, second = passage.texts

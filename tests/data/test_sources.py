@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +15,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from spafit_bench.base.errors import UserError
+from spafit_bench.data.layouts import MINI_GLUE
 from spafit_bench.data.load import TaskData, load_task_data
 from spafit_bench.data.tasks import TASKS, Task
 from tests.support.glue_files import Rows, rows_of, write_hub, write_plain, write_tsv
@@ -222,29 +220,14 @@ def test_torn_rows_of_qqp_are_left_out_if_few(tmp_path: Path) -> None:
         load_task_data(task, str(tmp_path))
 
 
-def test_mini_is_read_from_the_generator(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generated set comes through the same door, AX under its own name."""
-    task, rows = TASKS["mnli"], rows_of(TASKS["mnli"])
-
-    def generate(name: str) -> dict[str, list[dict[str, Any]]]:
-        own = {key: value for key, value in rows.items() if key != "ax"}
-        return own if name == "mnli" else {"test": rows["ax"]}
-
-    module = types.ModuleType("spafit_bench.data.mini_glue")
-    module.generate = generate  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "spafit_bench.data.mini_glue", module)
-    data = load_task_data(task, "mini")
-    assert_same_rows(data, rows)
-    assert (data.source, data.official_split) == ("mini", False)
-
-
 @ALL_TASKS
-def test_the_generator_satisfies_the_loader(name: str) -> None:
-    """The package's own mini-GLUE is valid for every task."""
-    pytest.importorskip("spafit_bench.data.mini_glue", reason="the generator is not there")
+def test_mini_is_a_folder_in_the_hubs_layout(name: str) -> None:
+    """`--data mini` reads the shipped rows of every task, AX under its own name."""
     data = load_task_data(TASKS[name], "mini")
     assert {test.key for test in data.task.test_sets} < set(data.splits)
-    assert not data.official_split
+    assert (data.source, data.official_split) == ("mini", False)
+    copy = load_task_data(TASKS[name], str(MINI_GLUE))
+    assert copy.fingerprint == data.fingerprint
 
 
 FUZZED = [

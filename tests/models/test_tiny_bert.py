@@ -15,7 +15,7 @@ from transformers import (
     BertForSequenceClassification,
 )
 
-from spafit_bench.data.mini_glue import generate, lexicon, pretraining_text
+from scripts.mini_glue import generate, lexicon, pretraining_text
 from spafit_bench.data.tasks import TASKS
 
 FOLDER = Path(str(files("spafit_bench"))) / "assets" / "tiny-bert"

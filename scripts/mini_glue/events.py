@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spafit_bench.data.mini_glue import lexicon
-from spafit_bench.data.mini_glue.draw import Draw
-from spafit_bench.data.mini_glue.lexicon import Sense, World
+from scripts.mini_glue import lexicon
+from scripts.mini_glue.draw import Draw
+from scripts.mini_glue.lexicon import Sense, World
 
 
 @dataclass(frozen=True)

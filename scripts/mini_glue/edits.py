@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import MappingProxyType
 
-from spafit_bench.data.mini_glue import lexicon
-from spafit_bench.data.mini_glue.draw import Draw
-from spafit_bench.data.mini_glue.events import Entity, Event, draw_thing, other_person, with_roles
-from spafit_bench.data.mini_glue.lexicon import World
+from scripts.mini_glue import lexicon
+from scripts.mini_glue.draw import Draw
+from scripts.mini_glue.events import Entity, Event, draw_thing, other_person, with_roles
+from scripts.mini_glue.lexicon import World
 
 Edit = Callable[[Draw, Event, World], Event | None]
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from spafit_bench.data.mini_glue import lexicon
-from spafit_bench.data.mini_glue.draw import Draw
-from spafit_bench.data.mini_glue.events import draw_thing, sentence
-from spafit_bench.data.mini_glue.lexicon import EVERYTHING
+from scripts.mini_glue import lexicon
+from scripts.mini_glue.draw import Draw
+from scripts.mini_glue.events import draw_thing, sentence
+from scripts.mini_glue.lexicon import EVERYTHING
 
 UNACCEPTABLE, ACCEPTABLE = 0, 1
 _STATES = ("old", "small", "happy", "famous", "beautiful", "dirty", "sad", "tall")

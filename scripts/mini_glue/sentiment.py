@@ -6,9 +6,9 @@ one after `but`, the one without `although`.
 
 from __future__ import annotations
 
-from spafit_bench.data.mini_glue import lexicon
-from spafit_bench.data.mini_glue.draw import Draw
-from spafit_bench.data.mini_glue.events import sentence
+from scripts.mini_glue import lexicon
+from scripts.mini_glue.draw import Draw
+from scripts.mini_glue.events import sentence
 
 NEGATIVE, POSITIVE = 0, 1
 _WORDS = {

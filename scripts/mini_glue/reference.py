@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spafit_bench.data.mini_glue import lexicon
-from spafit_bench.data.mini_glue.draw import Draw
-from spafit_bench.data.mini_glue.events import sentence
+from scripts.mini_glue import lexicon
+from scripts.mini_glue.draw import Draw
+from scripts.mini_glue.events import sentence
 
 NOT_ENTAILMENT, ENTAILMENT = 0, 1
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from spafit_bench.data.mini_glue.acceptability import acceptability
-from spafit_bench.data.mini_glue.answers import answerability
-from spafit_bench.data.mini_glue.draw import Draw
-from spafit_bench.data.mini_glue.inference import diagnosis, inference, recognition
-from spafit_bench.data.mini_glue.lexicon import STAGE_AND_SCIENCE
-from spafit_bench.data.mini_glue.paraphrase import duplicate, paraphrase, similarity
-from spafit_bench.data.mini_glue.reference import pronoun_reference
-from spafit_bench.data.mini_glue.sentiment import sentiment
+from scripts.mini_glue.acceptability import acceptability
+from scripts.mini_glue.answers import answerability
+from scripts.mini_glue.draw import Draw
+from scripts.mini_glue.inference import diagnosis, inference, recognition
+from scripts.mini_glue.lexicon import STAGE_AND_SCIENCE
+from scripts.mini_glue.paraphrase import duplicate, paraphrase, similarity
+from scripts.mini_glue.reference import pronoun_reference
+from scripts.mini_glue.sentiment import sentiment
 
 Row = dict[str, str | int | float]
 Sample = tuple[tuple[str, ...], int | float]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from spafit_bench.data.mini_glue import edits
-from spafit_bench.data.mini_glue.draw import Draw
-from spafit_bench.data.mini_glue.edits import Edit
-from spafit_bench.data.mini_glue.events import (
+from scripts.mini_glue import edits
+from scripts.mini_glue.draw import Draw
+from scripts.mini_glue.edits import Edit
+from scripts.mini_glue.events import (
     Event,
     askable,
     asked_again,
@@ -13,7 +13,7 @@ from spafit_bench.data.mini_glue.events import (
     retold,
     with_roles,
 )
-from spafit_bench.data.mini_glue.lexicon import EVERYTHING
+from scripts.mini_glue.lexicon import EVERYTHING
 
 NEAR_MISSES: tuple[tuple[Edit, int], ...] = (
     (edits.swap_roles, 5),

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from spafit_bench.data.mini_glue import edits, lexicon
-from spafit_bench.data.mini_glue.acceptability import well_formed
-from spafit_bench.data.mini_glue.draw import Draw
-from spafit_bench.data.mini_glue.edits import Edit
-from spafit_bench.data.mini_glue.events import (
+from scripts.mini_glue import edits, lexicon
+from scripts.mini_glue.acceptability import well_formed
+from scripts.mini_glue.draw import Draw
+from scripts.mini_glue.edits import Edit
+from scripts.mini_glue.events import (
     Event,
     askable,
     asked_again,
@@ -23,9 +23,9 @@ from spafit_bench.data.mini_glue.events import (
     statement,
     with_roles,
 )
-from spafit_bench.data.mini_glue.lexicon import EVERYTHING
-from spafit_bench.data.mini_glue.reference import draw_puzzle
-from spafit_bench.data.mini_glue.sentiment import opinion, review, verdict
+from scripts.mini_glue.lexicon import EVERYTHING
+from scripts.mini_glue.reference import draw_puzzle
+from scripts.mini_glue.sentiment import opinion, review, verdict
 
 _EDITS: tuple[tuple[Edit, int], ...] = (
     (edits.swap_roles, 10),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spafit_bench.data.mini_glue import edits, lexicon
-from spafit_bench.data.mini_glue.draw import Draw
-from spafit_bench.data.mini_glue.edits import Edit
-from spafit_bench.data.mini_glue.events import (
+from scripts.mini_glue import edits, lexicon
+from scripts.mini_glue.draw import Draw
+from scripts.mini_glue.edits import Edit
+from scripts.mini_glue.events import (
     Event,
     askable,
     draw_event,
@@ -19,7 +19,7 @@ from spafit_bench.data.mini_glue.events import (
     statement,
     with_roles,
 )
-from spafit_bench.data.mini_glue.lexicon import EVERYTHING
+from scripts.mini_glue.lexicon import EVERYTHING
 
 ENTAILMENT, NOT_ENTAILMENT = 0, 1
 _OTHER_STORY: tuple[tuple[Edit, int], ...] = (

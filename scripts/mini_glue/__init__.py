@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from scripts.mini_glue.corpus import Passage, passages
+from scripts.mini_glue.splits import SPLITS, Row, draw_splits, text_key
 from spafit_bench.base.errors import UserError, nearest
-from spafit_bench.data.mini_glue.corpus import Passage, passages
-from spafit_bench.data.mini_glue.splits import SPLITS, Row, draw_splits, text_key
 from spafit_bench.data.tasks import TASKS
 
 __all__ = ["AX", "Passage", "Row", "generate", "pretraining_text"]

@@ -6,11 +6,11 @@ premise. Of what did not happen, the more special follows from the more general 
 
 from __future__ import annotations
 
-from spafit_bench.data.mini_glue import edits
-from spafit_bench.data.mini_glue.draw import Draw
-from spafit_bench.data.mini_glue.edits import Edit
-from spafit_bench.data.mini_glue.events import Event, draw_event, retold, statement
-from spafit_bench.data.mini_glue.lexicon import DAILY_LIFE, EVERYTHING, World
+from scripts.mini_glue import edits
+from scripts.mini_glue.draw import Draw
+from scripts.mini_glue.edits import Edit
+from scripts.mini_glue.events import Event, draw_event, retold, statement
+from scripts.mini_glue.lexicon import DAILY_LIFE, EVERYTHING, World
 
 ENTAILMENT, NEUTRAL, CONTRADICTION = 0, 1, 2
 NOT_ENTAILMENT = 1

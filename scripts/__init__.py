@@ -1,0 +1,1 @@
+"""What the repository needs besides the package: run these from its root."""
