@@ -92,7 +92,7 @@ def test_a_wheel_carries_everything(wheel: Path) -> None:
     files = {path.relative_to(package) for path in package.rglob("*") if path.is_file()}
     files = {path for path in files if "__pycache__" not in path.parts and path.suffix != ".c"}
     assert {path.relative_to(inside) for path in inside.rglob("*") if path.is_file()} >= files
-    assert (inside / "official.json").is_file()
+    assert (inside / "data" / "official.json").is_file()
     assert (inside / "py.typed").is_file()
     assert {path.name for path in wheel.iterdir() if path.suffix != ".dist-info"} == {
         "spafit_bench"
