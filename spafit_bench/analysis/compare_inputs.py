@@ -10,8 +10,8 @@ import numpy as np
 
 from spafit_bench.analysis.tables.settings import Group, Setting, matching_rows
 from spafit_bench.base.errors import DamagedError, UserError, nearest
+from spafit_bench.data.metrics import score
 from spafit_bench.data.tasks import Task
-from spafit_bench.data.weighted_metrics import METRICS
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.run_folder import read_rows
 
@@ -137,9 +137,8 @@ def read_predictions(runs: Path, record: RunRecord, task: Task) -> Predictions:
     """
     found = _read(runs / record.run_id / "predictions.parquet", task)
     for split in task.dev_splits:
-        labels, models = found.labels[split], found.predictions[split][None]
         for metric in task.metrics:
-            value = float(METRICS[metric](np.ones((1, len(labels))), models, labels)[0])
+            value = score(metric, found.predictions[split], found.labels[split])
             recorded = record.metrics.get(split, {}).get(metric)
             if recorded is None or abs(value - recorded) > _TOLERANCE:
                 raise UnusablePredictionsError(

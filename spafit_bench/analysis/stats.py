@@ -16,7 +16,7 @@ from scipy import special
 from scipy import stats as scipy_stats
 from scipy.optimize import brentq
 
-from spafit_bench.data.weighted_metrics import METRICS
+from spafit_bench.data.metrics import METRICS
 
 LEAST_SEEDS = 3
 """Fewest seeds of a t test. Two would do for the formula, but leave one degree of freedom: the

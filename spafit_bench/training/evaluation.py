@@ -91,16 +91,12 @@ def score_splits(
     task: Task, predictions: Mapping[str, Predictions], splits: Mapping[str, EncodedSplit]
 ) -> SplitMetrics:
     """Compute every metric of every dev split, native scale."""
-    from spafit_bench.data.metrics import GlueMetric
+    from spafit_bench.data.metrics import score_predictions
 
-    metric = GlueMetric(task)
-    scores: SplitMetrics = {}
-    for name in task.dev_splits:
-        scores[name] = metric.compute(
-            predictions=predictions[name].labels(task).tolist(),
-            references=splits[name].targets.tolist(),
-        )
-    return scores
+    return {
+        name: score_predictions(task, predictions[name].labels(task), splits[name].targets)
+        for name in task.dev_splits
+    }
 
 
 def majority_scores(task: Task, splits: Mapping[str, EncodedSplit]) -> SplitMetrics:

@@ -16,8 +16,8 @@ from spafit_bench.analysis.compare import Comparison, TaskComparison, compare
 from spafit_bench.base.errors import UserError
 from spafit_bench.cli import app
 from spafit_bench.cli.views.compare import comparison_json, comparison_text
+from spafit_bench.data.metrics import METRICS
 from spafit_bench.data.tasks import get_task
-from spafit_bench.data.weighted_metrics import METRICS
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.run_folder import prediction_rows
 from spafit_bench.results.store import Store

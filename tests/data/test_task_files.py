@@ -14,12 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from sklearn.metrics import f1_score
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.data.custom_tasks import TaskDefinition, find_task, read_task, shipped_tasks
 from spafit_bench.data.load import load_task_data
-from spafit_bench.data.metrics import GlueMetric
 from spafit_bench.data.tasks import TASKS
 from spafit_bench.results.record import parse_record
 from spafit_bench.results.store import Store
@@ -294,16 +292,6 @@ def test_data_that_a_task_does_not_have(call: Cli, reviews: tuple[Path, Path]) -
     (folder / "one" / "train.parquet").rename(folder / "one" / "train-00000-of-00002.parquet")
     write_task(folder, DISTANCE | sharded)
     assert "1 of 2 shards of train" in call(*run, "--data", folder / "one").error
-
-
-def test_macro_f1_is_scikit_learns(tmp_path: Path) -> None:
-    """Over the classes that are there or predicted."""
-    task = read_task(write_task(tmp_path, REVIEWS)).task()
-    rng = np.random.default_rng(0)
-    for classes in (3, 2):
-        x, y = rng.integers(0, classes, (2, 30))
-        found = GlueMetric(task).compute(predictions=x, references=y)
-        assert found["f1_macro"] == pytest.approx(f1_score(y, x, average="macro"))
 
 
 # Commands
