@@ -96,8 +96,9 @@ def score(metric: str, predictions: np.ndarray, references: np.ndarray) -> float
         return float(np.corrcoef(predictions, references)[0, 1])
     from scipy import stats
 
-    formula = stats.pearsonr if metric == "pearson" else stats.spearmanr
-    return float(formula(predictions.astype(np.float64), references.astype(np.float64))[0])
+    left, right = predictions.astype(np.float64), references.astype(np.float64)
+    found = stats.pearsonr(left, right) if metric == "pearson" else stats.spearmanr(left, right)
+    return float(found[0])
 
 
 def score_predictions(
