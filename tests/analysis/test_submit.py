@@ -11,8 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spafit_bench.analysis.glue_server import FILES, check_zip, write_zip
-from spafit_bench.analysis.submit import SubmitRequest, build_submission
+from spafit_bench.analysis.submit import (
+    FILES,
+    SubmitRequest,
+    build_submission,
+    check_zip,
+    write_zip,
+)
 from spafit_bench.base.errors import UserError
 from spafit_bench.cli.commands import results as commands
 from spafit_bench.data.tasks import TASKS, get_task
