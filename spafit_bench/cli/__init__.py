@@ -1,6 +1,7 @@
-"""The command line: reads flags, calls the core, prints what it returns.
+"""The command line: it reads flags, calls the other rooms and prints what they return.
 
-Heavy libraries are imported inside the commands, so that `--help` answers at once.
+One file a group of commands; `views` draws on the terminal. Commands import heavy libraries inside
+their functions, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import typer
 from spafit_bench.base import native_settings
 
 from spafit_bench.cli import training  # isort: skip (registered in the order of --help)
-from spafit_bench.cli import results, planning, models, upkeep, checks  # isort: skip
+from spafit_bench.cli import results, lists, planning, models, upkeep, checks  # isort: skip
 from spafit_bench.base.errors import UserError
 from spafit_bench.cli.app import app
 
-__all__ = ["app", "checks", "main", "models", "planning", "results", "training", "upkeep"]
+__all__ = ["app", "checks", "lists", "main", "models", "planning", "results", "training", "upkeep"]
 
 
 class _Warnings(logging.Handler):
-    """Shows what the package logs as a warning."""
+    """Prints the package's log messages as warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
         typer.secho("warning: ", fg="yellow", nl=False, err=True)
@@ -31,14 +32,14 @@ class _Warnings(logging.Handler):
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one message and exit code 2."""
+    """Run the command line; a UserError is printed as one message, with exit code 2."""
     native_settings.set_defaults()
     debug = "--debug" in sys.argv
     log = logging.getLogger("spafit_bench")
     if not log.handlers:
         log.addHandler(_Warnings(logging.WARNING))
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # paths and symbols that it has no code for
+        if isinstance(stream, io.TextIOWrapper):  # for paths and symbols that the encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="spafit-bench")

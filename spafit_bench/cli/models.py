@@ -1,4 +1,4 @@
-"""The commands that use a trained model: export and predict."""
+"""Commands that use a trained model: export and predict."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Annotated
 
 import typer
 
+from spafit_bench.base.units import human_bytes
 from spafit_bench.cli.app import app
 from spafit_bench.cli.options import Json, Offline, Results
+from spafit_bench.cli.output import print_json, print_text
 
 Run = Annotated[
     str,
@@ -20,11 +22,11 @@ Run = Annotated[
 ]
 BaseModel = Annotated[
     str | None,
-    typer.Option("--model", help="Base model, if it is not where it was.", metavar="NAME|PATH"),
+    typer.Option("--model", help="Base model, if it has moved.", metavar="NAME|PATH"),
 ]
 OtherWeights = Annotated[
     bool,
-    typer.Option("--other-weights", help="Accept a base model with another hash (a warning)."),
+    typer.Option("--other-weights", help="Accept a base model with other weights (warns)."),
 ]
 
 
@@ -34,13 +36,13 @@ OtherWeights = Annotated[
 )
 def export(
     run: Run,
-    to: Annotated[Path, typer.Option(help="Folder to make (new or empty).", metavar="DIR")],
+    to: Annotated[Path, typer.Option(help="Folder to write (new or empty).", metavar="DIR")],
     format_: Annotated[
         str,
         typer.Option(
             "--format",
             help="merged: a plain checkpoint for from_pretrained. peft: an adapter for PeftModel. "
-            "delta: only what was trained.",
+            "delta: only the trained weights.",
             metavar="merged|peft|delta",
         ),
     ] = "merged",
@@ -51,12 +53,33 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a run as a model: weights, tokenizer, label names and a model card."""
-    from spafit_bench.cli.commands import models
+    from spafit_bench.export.export import export_run
     from spafit_bench.export.restore import Base
+    from spafit_bench.results.lookup import find_run
+    from spafit_bench.results.store import Store
 
     base = Base(model=model, offline=offline, other_weights=other_weights)
-    made = models.export(run, results, to, format_, base)
-    typer.echo(models.export_text(made, as_json=as_json))
+    made = export_run(find_run(run, Store(results)), to, format_, base)
+    if as_json:
+        print_json(
+            {
+                "folder": str(made.folder),
+                "format": made.format,
+                "files": made.file_bytes,
+                "total_bytes": made.total_bytes,
+                "stored_bytes": made.trained_bytes,
+                "notes": list(made.notes),
+            }
+        )
+        return
+    trained = made.trained_bytes
+    lines = [
+        f"{made.folder}: {made.format}, {human_bytes(made.total_bytes)}",
+        *(f"  {name:<26} {human_bytes(size)}" for name, size in made.file_bytes.items()),
+        f"trained weights: {human_bytes(trained)} in fp32 ({human_bytes(trained // 2)} in bf16)",
+        *(f"note: {note}" for note in made.notes),
+    ]
+    print_text("\n".join(lines))
 
 
 @app.command(
@@ -70,20 +93,22 @@ def predict(
     ] = None,
     text_pair: Annotated[
         list[str] | None,
-        typer.Option(help="The second text, where the task has pairs.", metavar="TEXT"),
+        typer.Option(help="The second text of a pair. Repeatable.", metavar="TEXT"),
     ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
             help="CSV, TSV or JSON lines with the task's columns (or sentence1, sentence2; "
-            "sentence; text, text_pair), or txt with one example per line. Standard input "
-            "otherwise, as txt; a tab separates the texts of a pair.",
+            "sentence; text, text_pair), or txt with one example per line. Without it, standard "
+            "input is read as txt; a tab separates the texts of a pair.",
             metavar="FILE",
         ),
     ] = None,
     input_format: Annotated[
         str | None,
-        typer.Option(help="If the file's ending does not say.", metavar="csv|tsv|jsonl|txt"),
+        typer.Option(
+            help="Format of the file. \\[from the file's ending]", metavar="csv|tsv|jsonl|txt"
+        ),
     ] = None,
     format_: Annotated[
         str,
@@ -96,7 +121,7 @@ def predict(
     ] = "tsv",
     as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Examples per forward pass. \\[as the run's]")
+        int | None, typer.Option(min=1, help="Examples per forward pass. \\[as in the run]")
     ] = None,
     results: Results = Path("results"),
     model: BaseModel = None,
@@ -105,13 +130,14 @@ def predict(
     device: Annotated[str, typer.Option(help="Device.", metavar="auto|cpu|cuda:i")] = "auto",
     precision: Annotated[
         str | None,
-        typer.Option(help="To compute in. \\[the run's own]", metavar="auto|fp32|bf16|fp16"),
+        typer.Option(help="Precision. \\[as in the run]", metavar="auto|fp32|bf16|fp16"),
     ] = None,
 ) -> None:
     """Label texts with a trained model."""
-    from spafit_bench.cli.commands import models
     from spafit_bench.data.text_input import TextSource
+    from spafit_bench.export.predict import predict_run
     from spafit_bench.export.restore import Base
+    from spafit_bench.results.store import Store
 
     source = TextSource(
         texts=tuple(text or ()), pairs=tuple(text_pair or ()), file=file, kind=input_format
@@ -123,7 +149,7 @@ def predict(
         precision=precision,
         other_weights=other_weights,
     )
-    output = "json" if as_json else format_
-    for piece in models.predict(run, results, source, base, output, batch_size):
+    form = "json" if as_json else format_
+    for piece in predict_run(Store(results), run, source, base, form, batch_size):
         sys.stdout.write(piece)
         sys.stdout.flush()

@@ -1,10 +1,7 @@
-"""Options that several commands share, and what their arguments complete to."""
+"""Options that several commands share, and the completion of their values."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +15,7 @@ KEEP = "What is kept"
 
 
 def complete_list(incomplete: str, names: Sequence[str]) -> list[str]:
-    """Complete the last name of a comma list; names that stand there already are left out."""
+    """Complete the last name of a comma list, without names that are already in it."""
     before, comma, last = incomplete.rpartition(",")
     there = before.split(",")
     found = [name for name in names if name.startswith(last) and name not in there]
@@ -124,20 +121,10 @@ def exit_unless(whole: bool) -> None:
 
 
 def joined(values: list[str] | None) -> str | None:
-    """Make one comma list of an option that was given once or several times; None: not given."""
+    """Join the values of a repeatable option into one comma list; None if it was not given."""
     return None if values is None else ",".join(values)
 
 
 def given(flags: dict[str, Any]) -> dict[str, Any]:
-    """Leave out flags that were not given."""
+    """Return the flags that were given."""
     return {key: value for key, value in flags.items() if value is not None}
-
-
-def print_text(text: str) -> None:
-    """Print as it is, ending in a newline; where the reader (head, less) has gone, end quietly."""
-    try:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to come
-        raise typer.Exit(128 + signal.SIGPIPE) from None

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from spafit_bench.base.errors import UserError
 from spafit_bench.cli.app import app
 from spafit_bench.cli.options import (
     Json,
@@ -16,42 +17,60 @@ from spafit_bench.cli.options import (
     complete_methods,
     complete_tasks,
     given,
-    print_text,
 )
-
-PlanMethod = Annotated[
-    str,
-    typer.Option(
-        help="Method, a YAML file, or the one-line form.", autocompletion=complete_methods
-    ),
-]
-PlanTask = Annotated[
-    str | None,
-    typer.Option(
-        help="Count with this task's outputs; two labels otherwise.", autocompletion=complete_tasks
-    ),
-]
+from spafit_bench.cli.output import print_json, print_text
 
 
 @app.command(epilog="Example: `spafit-bench plan --method spafit-4-9-ii --model bert-large-cased`")
 def plan(
-    method: PlanMethod = "spafit",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Method, a YAML file, or the one-line form.", autocompletion=complete_methods
+        ),
+    ] = "spafit",
     model: Model = None,
-    task: PlanTask = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Task whose number of outputs counts. \\[two labels]",
+            autocompletion=complete_tasks,
+        ),
+    ] = None,
     revision: Revision = None,
     offline: Offline = False,
     assignments: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Show, layer by layer, what a method trains, without loading weights."""
-    from spafit_bench.cli.commands import planning
-    from spafit_bench.config.selection import RunRequest
+    """Show layer by layer what a method trains, without loading weights."""
+    from spafit_bench.config.selection import RunRequest, run_configs
 
     flags = given({"model": model, "revision": revision, "offline": offline or None})
     request = RunRequest(
-        task=task, method=method, flags=flags, assignments=tuple(assignments or ())
+        task=task or "mrpc", method=method, flags=flags, assignments=tuple(assignments or ())
     )
-    print_text(planning.plan(request, as_json=as_json))
+    configs = run_configs(request)
+    if len(configs) > 1:
+        raise UserError("plan shows one method and one task at a time; name one of each")
+    [config] = configs
+
+    from spafit_bench.cli.views.plan import plan_json, plan_picture
+    from spafit_bench.data.custom_tasks import find_task
+    from spafit_bench.models.checkpoint import find_checkpoint
+    from spafit_bench.training.prepare import model_shapes, plan_method
+
+    found = find_task(config.task).task
+    checkpoint = find_checkpoint(
+        config.model, revision=config.revision, offline=config.offline, weights=False
+    )
+    shapes = model_shapes(checkpoint, found)
+    made, warnings = plan_method(config.resolved_method(), checkpoint, shapes, head=config.head)
+    if as_json:
+        body = plan_json(made, checkpoint, found.num_labels) | {"warnings": list(warnings)}
+        print_json(body if task is None else body | {"task": found.name})
+    else:
+        notes = "".join(f"warning: {warning}\n" for warning in warnings)
+        print_text(plan_picture(made, checkpoint, found.num_labels) + notes)
 
 
 app.command(name="params", help="Alias of plan.", hidden=True)(plan)

@@ -1,74 +1,153 @@
-"""Commands that read results."""
+"""Commands that read results: table, compare, plot, report and submit."""
 
 from __future__ import annotations
 
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spafit_bench.base.durable import replacing
+from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.cli.app import app
-from spafit_bench.cli.options import Json, Results, complete_methods, print_text
+from spafit_bench.cli.options import Json, Results, complete_methods
+from spafit_bench.cli.output import columns, print_json, print_text
+from spafit_bench.results.store import Store
+
+if TYPE_CHECKING:
+    from spafit_bench.analysis.references import References
+    from spafit_bench.analysis.tables import ResultTable
+    from spafit_bench.analysis.tables.settings import Group
+
+log = logging.getLogger(__name__)
+
+TRY = "make one with `spafit-bench run --task mrpc --method spafit --preset smoke`"
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML file of published scores to show below ours, or a shipped one: bert-large.",
+        metavar="FILE",
+    ),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        help="Row to compare the others with, as the tables name it. \\[full]",
+        autocompletion=complete_methods,
+        metavar="METHOD",
+    ),
+]
 
 
 @app.command(epilog="Example: `spafit-bench table --format latex --out scores.tex`")
 def table(
     results: Results = Path("results"),
     format_: Annotated[
-        str, typer.Option("--format", help="Form.", metavar="terminal|md|csv|latex|html|json")
+        str, typer.Option("--format", help="Format.", metavar="terminal|md|csv|latex|html|json")
     ] = "terminal",
     out: Annotated[
-        Path | None,
-        typer.Option(help="Write to FILE instead of printing.", metavar="FILE"),
+        Path | None, typer.Option(help="Write to FILE instead of printing.", metavar="FILE")
     ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML of published scores to set below ours, or a shipped one: bert-large.",
-            metavar="FILE",
-        ),
-    ] = None,
+    reference: Reference = None,
     unlike: Annotated[
         bool,
         typer.Option(
-            "--unlike", help="Show those of other models, splits or data as well, marked."
+            "--unlike", help="Also show published scores of other models, splits or data, marked."
         ),
     ] = False,
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="Row whose scores all others are tested against; differences are marked ↑ and ↓.",
+            help="Row to test all others against; separable differences are marked ↑ and ↓.",
             autocompletion=complete_methods,
             metavar="METHOD",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
 ) -> None:
-    """Print tables of scores, parameters and cost; keep DIR/tables current."""
-    from spafit_bench.cli.commands import results as commands
+    """Print tables of scores, parameters and cost; keep DIR/tables up to date."""
+    from spafit_bench.analysis.references import read_references
+    from spafit_bench.analysis.tables.render import FORMATS, render
 
     form = "json" if as_json else format_
-    text = commands.table(results, form, out, reference, unlike=unlike, baseline=baseline)
-    if text:
-        print_text(text)
+    if form not in FORMATS:
+        raise UserError(f"--format {form}: {nearest(form, FORMATS)}")
+    references = None if reference is None else read_references(reference)
+    tables = _tables(results, references, unlike=unlike, baseline=baseline)
+    if out is None:
+        _keep_current(results, tables)
+        print_text(rendered(tables, form))
+    else:
+        _write({out: render(tables, form, None).encode()}, f"{out}")
+
+
+def tables_text(results: Path) -> str:
+    """Return all tables of a results folder for the terminal, and keep DIR/tables up to date."""
+    tables = _tables(results)
+    _keep_current(results, tables)
+    return rendered(tables, "terminal")
+
+
+def rendered(tables: Sequence[ResultTable], form: str) -> str:
+    """Render tables for stdout, in colour on a terminal."""
+    from spafit_bench.analysis.tables.render import render
+
+    width = max(80, shutil.get_terminal_size((80, 24)).columns)
+    return render(tables, form, width, color=sys.stdout.isatty())
+
+
+def _tables(
+    results: Path,
+    references: References | None = None,
+    *,
+    unlike: bool = False,
+    baseline: str | None = None,
+) -> Sequence[ResultTable]:
+    from spafit_bench.analysis.tables import build_tables
+
+    records = Store(results).records()
+    if not records:
+        raise UserError(f"--results {results}: no runs here; {TRY}")
+    return build_tables(records, references, unlike=unlike, baseline=baseline)
+
+
+def _keep_current(results: Path, tables: Sequence[ResultTable]) -> None:
+    """Write `results.csv` and `tables/` again; only warn if nothing can be written."""
+    from spafit_bench.analysis.tables.render import is_table_file, write_tables
+
+    try:
+        Store(results).rebuild_csv()
+        folder = results / "tables"
+        folder.mkdir(exist_ok=True)
+        files = write_tables(tables)
+        for stale in folder.iterdir():
+            if is_table_file(stale.name) and stale.name not in files:
+                stale.unlink()
+        for name, content in files.items():
+            with replacing(folder / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    except (OSError, UserError) as error:
+        log.warning("%s: tables and results.csv could not be updated (%s)", results, error)
 
 
 @app.command(epilog="Example: `spafit-bench submit --method spafit --out spafit.zip`")
 def submit(
     method: Annotated[
-        str, typer.Option(help="Whose predictions.", autocompletion=complete_methods)
+        str, typer.Option(help="Method that predicts.", autocompletion=complete_methods)
     ],
-    out: Annotated[Path, typer.Option(help="The zip to write.", metavar="FILE.zip")],
+    out: Annotated[Path, typer.Option(help="Zip file to write.", metavar="FILE.zip")],
     results: Results = Path("results"),
     seed: Annotated[int | None, typer.Option(help="Seed. \\[each task's best dev score]")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Which model's runs, where there are several.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model, if there are runs of several.")] = None,
     setting: Annotated[
         str | None,
         typer.Option(
-            help="Which settings' or data's runs, where there are several: part of their text, "
-            "such as 'lr 1e-3'.",
+            help="Settings or data, if there are runs of several: part of their text, such as "
+            "'lr 1e-3'.",
             metavar="TEXT",
         ),
     ] = None,
@@ -80,14 +159,32 @@ def submit(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the GLUE server's zip of eleven files from test predictions, and check every row."""
-    from spafit_bench.analysis.submit import SubmitRequest
-    from spafit_bench.cli.commands import results as commands
+    """Write the GLUE server's zip of eleven files from test predictions; check every row."""
+    from spafit_bench.analysis.submit import SEED_RULE, SubmitRequest, build_submission
 
     request = SubmitRequest(
         method=method, seed=seed, model=model, setting=setting, fill_majority=fill_majority
     )
-    print_text(commands.submit(results, request, out, as_json=as_json))
+    submission = build_submission(Store(results), request)
+    submission.write(out)
+    for warning in submission.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    files = [file.as_dict() for file in submission.files]
+    rule = SEED_RULE if seed is None else f"{seed} for all"
+    if as_json:
+        head = {"out": str(out), "method": submission.label, "model": submission.model}
+        more = {"data": submission.data, "seed_rule": rule, "warnings": submission.warnings}
+        print_json(head | more | {"files": files})
+        return
+    rows = [
+        file
+        | {"run": file["run_id"] or f"{file['filled_with']} everywhere: {file['filled_because']}"}
+        | {"dev": None if file["dev_score"] is None else f"{100 * file['dev_score']:.2f}"}
+        for file in files
+    ]
+    title = f"{submission.label} ({submission.model}, {submission.data}); seed: {rule}"
+    listing = columns(("file", "rows", "seed", "dev", "run"), rows)
+    print_text(f"{title}\n\n{listing}\n\n{out}: {len(files)} files, every row checked")
 
 
 @app.command(epilog="Example: `spafit-bench compare spafit lora bitfit --results results`")
@@ -99,20 +196,12 @@ def compare(
     results: Results = Path("results"),
     as_json: Json = False,
 ) -> None:
-    """Say whether A is better than B: paired tests per task and overall."""
-    from spafit_bench.cli.commands import results as commands
+    """Test whether A is better than B, on each task and on average."""
+    from spafit_bench.analysis.compare import compare
+    from spafit_bench.cli.views.compare import comparison_json, comparison_text
 
-    print_text(commands.compare(methods or (), results, as_json=as_json))
-
-
-Baseline = Annotated[
-    str | None,
-    typer.Option(
-        help="Row that the others are compared with, as the tables name it. \\[full]",
-        autocompletion=complete_methods,
-        metavar="METHOD",
-    ),
-]
+    found = compare(Store(results), methods or ())
+    print_text(comparison_json(found) if as_json else comparison_text(found))
 
 
 @app.command(epilog="Example: `spafit-bench plot --results results --out figures`")
@@ -124,10 +213,28 @@ def plot(
     baseline: Baseline = None,
     as_json: Json = False,
 ) -> None:
-    """Draw figures as SVG and PNG: score over size, curves, differences, ranks, layers."""
-    from spafit_bench.cli.commands import results as commands
+    """Draw figures as SVG and PNG: score against size, curves, differences, ranks, layers."""
+    from spafit_bench.analysis.plots import Skipped, build_galleries, figure_files
 
-    print_text(commands.plot(results, out or results / "plots", baseline, as_json=as_json))
+    folder = out or results / "plots"
+    store = Store(results)
+    rows, lines = [], []
+    for gallery in build_galleries(store, _groups(store), baseline):
+        for figure in gallery.figures:
+            if isinstance(figure, Skipped):
+                rows.append({"figure": figure.name, "files": [], "skipped": figure.why})
+                lines.append(f"skipped {figure.name}: {figure.why}")
+                continue
+            files = figure_files(figure)
+            _make_folder(folder)
+            _write({folder / name: content for name, content in files.items()}, f"--out {folder}")
+            paths = [str(folder / name) for name in files]
+            rows.append({"figure": figure.name, "files": paths, "caption": figure.caption})
+            lines.append(" ".join(paths))
+    if as_json:
+        print_json({"plots": rows})
+    else:
+        print_text("\n".join(lines))
 
 
 @app.command(epilog="Example: `spafit-bench report --results results --out report.html`")
@@ -137,45 +244,52 @@ def report(
         Path | None, typer.Option(help="File to write. \\[DIR/report.html]", metavar="FILE.html")
     ] = None,
     baseline: Baseline = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML of published scores to set below ours, or a shipped one: bert-large.",
-            metavar="FILE",
-        ),
-    ] = None,
+    reference: Reference = None,
     as_json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page: every table, figure and run."""
-    from spafit_bench.cli.commands import results as commands
+    """Write one self-contained HTML page with every table, figure and run."""
+    from spafit_bench.analysis.references import read_references
+    from spafit_bench.analysis.report import build_report
 
-    page = out or results / "report.html"
-    print_text(commands.report(results, page, (baseline, reference), as_json=as_json))
-
-
-@app.command(name="list", epilog="Example: `spafit-bench list runs --json`")
-def list_(
-    what: Annotated[
-        str, typer.Argument(help="tasks, methods, models, sweeps or runs.", metavar="WHAT")
-    ],
-    results: Results = Path("results"),
-    as_json: Json = False,
-) -> None:
-    """List tasks, methods, models, sweeps or runs."""
-    from spafit_bench.cli.commands import results as commands
-
-    print_text(commands.list_things(what, results, as_json=as_json))
+    path = out or results / "report.html"
+    references = None if reference is None else read_references(reference)
+    store = Store(results)
+    page = build_report(store, _groups(store), baseline, references)
+    content = page.encode(errors="backslashreplace")  # a path may hold undecodable bytes
+    _make_folder(path.parent)
+    _write({path: content}, f"--out {path.parent}")
+    if as_json:
+        print_json({"out": str(path), "bytes": len(content)})
+    else:
+        print_text(f"{path}: {len(content) / 1e6:.2f} MB")
 
 
-@app.command(epilog="Example: `spafit-bench show mrpc-spafit` (any unambiguous beginning)")
-def show(
-    run_id: Annotated[
-        str, typer.Argument(help="A run, or the beginning of its name.", metavar="RUN")
-    ],
-    results: Results = Path("results"),
-    as_json: Json = False,
-) -> None:
-    """Show one run in full."""
-    from spafit_bench.cli.commands import results as commands
+def _groups(store: Store) -> tuple[Group, ...]:
+    """Divide finished runs into tables.
 
-    print_text(commands.show(run_id, results, as_json=as_json))
+    Raises:
+        UserError: there is no finished run.
+    """
+    from spafit_bench.analysis.tables.settings import group_runs
+
+    groups = group_runs(store.records())
+    if not groups:
+        raise UserError(f"--results {store.root}: no finished runs here; {TRY}")
+    return groups
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be written ({error.strerror})") from None
+
+
+def _write(files: Mapping[Path, bytes], place: str) -> None:
+    """Write files, each completely or not at all; `place` is what an error names."""
+    try:
+        for path, content in files.items():
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be written ({error.strerror})") from None

@@ -33,8 +33,8 @@ from spafit_bench.cli.options import (
     exit_unless,
     given,
     joined,
-    print_text,
 )
+from spafit_bench.cli.output import print_text
 
 
 @app.command(

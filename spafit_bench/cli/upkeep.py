@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spafit_bench.base.units import human_bytes
 from spafit_bench.cli.app import app
-from spafit_bench.cli.options import (
-    Json,
-    Results,
-    complete_methods,
-    complete_tasks,
-    given,
-    print_text,
-)
+from spafit_bench.cli.options import Json, Results, complete_methods, complete_tasks, given
+from spafit_bench.cli.output import print_json, print_text
+from spafit_bench.results.store import Store
 
-runs = typer.Typer(no_args_is_help=True, help="Remove runs, or what stopped processes left behind.")
+if TYPE_CHECKING:
+    from spafit_bench.results.cleanup import Leftover
+
+runs = typer.Typer(no_args_is_help=True, help="Remove runs, or files of stopped processes.")
 app.add_typer(runs, name="runs")
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; do nothing.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask (only a terminal is asked).")]
-
-
-def _ask(question: str, *, yes: bool) -> bool:
-    """Ask on a terminal; a script has decided already."""
-    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return True
-    return typer.confirm(question, err=True)
 
 
 @runs.command(
@@ -56,14 +49,17 @@ def rm(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Remove runs: those that are named, or that pass every filter (comma lists)."""
-    from spafit_bench.cli.commands import upkeep
+    """Remove the named runs, or all runs that pass every filter (comma lists)."""
     from spafit_bench.config.selection import split_list
+    from spafit_bench.results.cleanup import Leftover, chosen_runs, refuse_live
 
     filters = {"task": task, "method": method, "model": model, "seed": seed, "status": status}
-    how = upkeep.Removal(dry_run=dry_run, as_json=as_json, ask=lambda q: _ask(q, yes=yes))
     values = {key: split_list(",".join(value)) for key, value in given(filters).items()}
-    print_text(upkeep.remove_runs(results, names or (), values, how))
+    store = Store(results)
+    records = chosen_runs(store, names or (), values)
+    refuse_live(store, records)
+    chosen = [Leftover(store.runs / r.run_id, r.status, r.run_id, record=r) for r in records]
+    _remove(store, chosen, "runs", dry_run=dry_run, yes=yes, as_json=as_json)
 
 
 @runs.command(epilog="Example: `spafit-bench runs gc --dry-run`")
@@ -74,10 +70,47 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Remove half-written files, snapshots of ended runs, superseded failures, dead lock files."""
-    from spafit_bench.cli.commands import upkeep
+    from spafit_bench.results.cleanup import leftovers
 
-    how = upkeep.Removal(dry_run=dry_run, as_json=as_json, ask=lambda q: _ask(q, yes=yes))
-    print_text(upkeep.collect_garbage(results, how))
+    store = Store(results)
+    _remove(store, leftovers(store), "leftovers", dry_run=dry_run, yes=yes, as_json=as_json)
+
+
+def _remove(
+    store: Store, found: Sequence[Leftover], what: str, *, dry_run: bool, yes: bool, as_json: bool
+) -> None:
+    """Show what was found, ask if a person is there, and remove it."""
+    from spafit_bench.results.cleanup import Leftover, remove
+
+    names = {each: str(each.path.relative_to(store.root)) for each in found}
+    sizes = {each: each.num_bytes for each in found}
+    size = human_bytes(sum(sizes.values()))
+    lines = [f"{name}: {each.why}" for each, name in names.items()]
+    if dry_run and not as_json:
+        print_text("\n".join([*lines, f"{len(found)} {what} would be removed ({size})"]))
+        return
+    gone, kept = list(found), list[Leftover]()
+    if found and not dry_run:
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        agreed = _ask(f"Remove {len(found)} {what} ({size})?", yes=yes)
+        kept = remove(store, found) if agreed else []
+        gone = [each for each in found if each not in kept] if agreed else []
+    if as_json:
+        verb = "would_remove" if dry_run else "removed"
+        body = {verb: [names[each] for each in gone], "bytes": sum(sizes[each] for each in gone)}
+        print_json(body | ({"kept": [names[each] for each in kept]} if kept else {}))
+    elif not found:
+        print_text(f"no {what} to remove in {store.root}")
+    else:
+        left = [f"kept {names[each]}: it changed, or another process uses it" for each in kept]
+        print_text("\n".join([*left, f"{len(gone)} {what} removed from {store.root}"]))
+
+
+def _ask(question: str, *, yes: bool) -> bool:
+    """Ask on a terminal; elsewhere the answer is yes, since a script has decided already."""
+    if yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
+    return typer.confirm(question, err=True)
 
 
 @app.command(epilog="Example: `spafit-bench merge node1/results node2/results --results all`")
@@ -88,15 +121,34 @@ def merge(
         bool,
         typer.Option(
             "--keep-apart",
-            help="Put runs with other metrics than the one of the same name into "
-            "DIR/conflicts; without it they are refused and nothing is merged.",
+            help="If two runs of one name have different metrics, put the new one into "
+            "DIR/conflicts. Without this flag nothing is merged then.",
         ),
     ] = False,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Join results folders; nothing is overwritten, a run that is there twice is there once."""
-    from spafit_bench.cli.commands import upkeep
+    """Join results folders. Nothing is overwritten; a run that both have appears once."""
+    from spafit_bench.results.merge import carry_out, plan_merge
 
-    text = upkeep.merge(sources, results, keep_apart=keep_apart, dry_run=dry_run, as_json=as_json)
-    print_text(text)
+    plan = plan_merge(sources, results)
+    if not dry_run:
+        carry_out(plan, keep_apart=keep_apart)
+    refused = bool(plan.conflicts) and not keep_apart  # also in a dry run
+    new = [] if refused else [found.record.run_id for found in plan.new]
+    conflicts = [f"{found.record.run_id} in {found.store.root}" for found in plan.conflicts]
+    if as_json:
+        verb = "would_merge" if dry_run else "merged"
+        print_json({verb: new, "identical": plan.num_identical, "conflicts": conflicts})
+        return
+    verb = "would be merged" if dry_run else "merged"
+    lines = [f"{len(new)} runs {verb} into {results}, {plan.num_identical} are there already"]
+    lines += [f"conflict: {line}" for line in conflicts]
+    if refused:
+        lines.append(
+            f"nothing would be merged: {len(conflicts)} run(s) have other metrics than the run of "
+            "the same name; --keep-apart stores them in a folder of their own"
+        )
+    elif conflicts and not dry_run:
+        lines.append(f"{len(conflicts)} conflicting runs are in {results / 'conflicts'}")
+    print_text("\n".join(lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,10 +15,14 @@ import numpy as np
 from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.data.load import Split
 from spafit_bench.data.tasks import Task
-from spafit_bench.data.text_input import Texts
-from spafit_bench.export.restore import RestoredRun
+from spafit_bench.data.text_input import Texts, TextSource, read_texts
+from spafit_bench.export.restore import Base, RestoredRun, load_run
 from spafit_bench.models.encoding import encode, load_tokenizer
+from spafit_bench.results.store import Store
+from spafit_bench.training import memory
 from spafit_bench.training.evaluation import predict
+
+log = logging.getLogger(__name__)
 
 POOL_BATCHES = 16
 """Batches read at once, and sorted by length among themselves, where texts do not arrive slowly."""
@@ -53,6 +58,32 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     exponential: np.ndarray = np.exp(shifted)
     return exponential / exponential.sum(axis=-1, keepdims=True)
+
+
+def predict_run(
+    store: Store,
+    run: str,
+    source: TextSource,
+    base: Base,
+    form: str,
+    batch_size: int | None = None,
+) -> Iterator[str]:
+    """Predict texts with a stored run; yield output in `form` as it is ready.
+
+    Raises:
+        UserError: an unknown form, the run cannot be restored, or a text cannot be read.
+    """
+    if form not in FORMATS:
+        raise UserError(f"--format {form}: choices: {', '.join(FORMATS)}")
+    memory.keep_freed_memory()
+    restored = load_run(store, run, base)
+    for warning in restored.warnings:
+        log.warning("%s", warning)
+    size = batch_size or restored.config.train.eval_batch_size
+    at_once = size if source.is_stream else size * POOL_BATCHES
+    examples = read_texts(restored.task, source)
+    predictions = predict_texts(restored, examples, batch_size=size, at_once=at_once)
+    return rendered(predictions, restored, form)
 
 
 def predict_texts(

@@ -494,8 +494,7 @@ def test_comparing_imports_no_torch(store: Store) -> None:
     """The half that reads results starts without the half that computes."""
     add_runs(store, ["spafit", "lora"], ["rte"], seeds=1)
     code = (
-        "import sys; from pathlib import Path; "
-        "from spafit_bench.cli.commands.results import compare; "
+        "import sys; from pathlib import Path; from spafit_bench.cli.results import compare; "
         f"compare(['spafit', 'lora'], Path({str(store.root)!r}), as_json=True); "
         "sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     )

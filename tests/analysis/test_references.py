@@ -13,9 +13,9 @@ from spafit_bench.analysis.references import References, read_references
 from spafit_bench.analysis.tables import ResultTable, build_tables
 from spafit_bench.analysis.tables.render import render, write_tables
 from spafit_bench.base.errors import UserError
-from spafit_bench.cli.commands import results as commands
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.store import Store
+from tests.conftest import call_main
 from tests.support.records import cell, make_record, matrix, notes, row, scores
 
 ENTRY: dict[str, Any] = {
@@ -277,11 +277,14 @@ def test_command_writes_published_rows_into_the_tables(tmp_path: Path) -> None:
     store = Store(tmp_path / "results")
     store.save(make_record("rte"), {})
     file = write(tmp_path, {})
-    assert "Theirs" in commands.table(store.root, "md", None, file)
+    show = ("table", "--results", store.root, "--format", "md")
+    assert "Theirs" in call_main(*show, "--reference", file).out
     scores_file = store.root / "tables" / "scores.md"
     assert "Theirs" in scores_file.read_text()
-    commands.table(store.root, "md", None)
+    call_main(*show)
     assert "Theirs" not in scores_file.read_text()
-    with pytest.raises(UserError, match="nothing in it is like the runs here"):
-        commands.table(store.root, "md", None, write(tmp_path, {"split": "test"}))
-    assert "Theirs, test" in commands.table(store.root, "md", None, file, unlike=True)
+    other = write(tmp_path, {"split": "test"})
+    answer = call_main(*show, "--reference", other)
+    assert answer.code == 2
+    assert "nothing in it is like the runs here" in answer.err
+    assert "Theirs, test" in call_main(*show, "--reference", file, "--unlike").out

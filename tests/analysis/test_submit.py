@@ -19,11 +19,11 @@ from spafit_bench.analysis.submit import (
     write_zip,
 )
 from spafit_bench.base.errors import UserError
-from spafit_bench.cli.commands import results as commands
 from spafit_bench.data.tasks import TASKS, get_task
 from spafit_bench.results.record import DataProvenance, RunRecord
 from spafit_bench.results.run_folder import prediction_rows
 from spafit_bench.results.store import Store
+from tests.conftest import Answer, call_main
 from tests.support.records import make_record, seal
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "glue"
@@ -104,10 +104,21 @@ def read_zip(path: Path) -> dict[str, pd.DataFrame]:
         }
 
 
+def run_submit(store: Store, out: Path, method: str = "spafit", **options: Any) -> Answer:
+    """Call the command; options are flags, True for those without a value."""
+    flags: list[object] = []
+    for key, value in options.items():
+        flags += [f"--{key.replace('_', '-')}", *([] if value is True else [value])]
+    return call_main("submit", "--results", store.root, "--method", method, "--out", out, *flags)
+
+
 def submit(store: Store, out: Path, method: str = "spafit", **options: Any) -> str:
-    """Submit through the command, as text."""
-    request = SubmitRequest(method=method, **options)
-    return commands.submit(store.root, request, out, as_json=False)
+    """Call the command and return its text; a user's mistake is raised."""
+    answer = run_submit(store, out, method, **options)
+    if answer.code == 2:
+        raise UserError(answer.err.removeprefix("error: ").strip())
+    assert answer.code == 0, answer.err
+    return answer.out
 
 
 @pytest.fixture(scope="module")
@@ -185,18 +196,17 @@ def test_other_data_is_written_with_a_warning(
     for task in TASKS:
         save_run(store, task, rows=SMALL if task != "rte" else None)
     save_run(store, "rte", rows=None, seed=1, metrics=0.9, collapsed=True, train_limit=10)
-    request = SubmitRequest(method="spafit", setting="limit 10", fill_majority=True)
-    printed = commands.submit(store.root, request, tmp_path / "limited.zip", as_json=True)
-    warnings = json.loads(printed)["warnings"]
+    flags = {"setting": "limit 10", "fill_majority": True, "json": True}
+    answer = run_submit(store, tmp_path / "limited.zip", **flags)
+    warnings = json.loads(answer.out)["warnings"]
     assert warnings == [
         "filled with the majority class, no model's prediction: CoLA, SST-2, MRPC, STS-B, MNLI-m, "
         "MNLI-mm, QNLI, QQP, WNLI, AX",
         "trained on only part of the training set: RTE",
         "collapsed: one prediction for every dev example: RTE",
     ]
-    assert capsys.readouterr().err.splitlines() == [f"warning: {text}" for text in warnings]
-    submit(store, tmp_path / "mini.zip", setting="limit none")
-    (warning,) = capsys.readouterr().err.splitlines()
+    assert answer.err.splitlines() == [f"warning: {text}" for text in warnings]
+    (warning,) = run_submit(store, tmp_path / "mini.zip", setting="limit none").err.splitlines()
     assert warning.startswith("warning: not the official GLUE data")
     assert "CoLA" in warning
     assert "RTE" not in warning
@@ -393,8 +403,7 @@ def test_json_says_what_was_chosen(tmp_path: Path) -> None:
     """One object: out, method, the rule for seeds, and each file's run."""
     store = Store(tmp_path / "results")
     save_all(store, seed=4)
-    request = SubmitRequest(method="spafit")
-    body = json.loads(commands.submit(store.root, request, tmp_path / "g.zip", as_json=True))
+    body = json.loads(submit(store, tmp_path / "g.zip", json=True))
     assert [file["file"] for file in body["files"]] == [f"{name}.tsv" for name in FILES]
     assert body["seed_rule"] == "best dev score of each task, of equals the lowest"
     runs: dict[str, RunRecord] = {record.task: record for record in store.records()}

@@ -410,7 +410,7 @@ def test_unknown_names_elsewhere(call: Cli, checkpoint: Path) -> None:
     assert "cannot list 'rnus': did you mean 'runs'?" in call("list", "rnus").error
     for flags in (("--method", "all"), ("--method", "lora,full"), ("--task", "all")):
         message = call("plan", "--model", checkpoint, *flags).error
-        assert "plan shows one method (and task) at a time" in message
+        assert "plan shows one method and one task at a time" in message
     message = call("plan", "--model", checkpoint, "--method", "spafit-5-9-i").error
     assert "valid layers are 0-1" in message
 

@@ -12,10 +12,9 @@ from scipy.special import softmax as scipy_softmax
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.cli import main
-from spafit_bench.cli.commands import models as model_commands
 from spafit_bench.data.tasks import get_task
 from spafit_bench.data.text_input import Texts, TextSource, read_texts
-from spafit_bench.export.predict import predict_texts
+from spafit_bench.export.predict import predict_run, predict_texts
 from spafit_bench.export.restore import Base, load_run
 from spafit_bench.results.record import RunRecord
 from tests.conftest import Cli
@@ -47,8 +46,7 @@ def recorded(world: World, record: RunRecord, split: str) -> pd.DataFrame:
 def predicted(world: World, record: RunRecord, source: TextSource, format_: str) -> str:
     """Predict on the CPU in the run's own precision."""
     base = Base(device="cpu", precision=None)
-    pieces = model_commands.predict(record.run_id, world.results, source, base, format_, None)
-    return "".join(pieces)
+    return "".join(predict_run(world.store, record.run_id, source, base, format_))
 
 
 @pytest.mark.parametrize("task", ["mrpc", "cola", "stsb", "mnli"])

@@ -38,7 +38,7 @@ def test_what_is_broken_is_mended_by_the_user(call: Cli, tmp_path: Path) -> None
     assert answer.code == 2
     assert answer.err == ""
     assert "broken: results: make it writable, or another one with --results DIR" in answer.out
-    assert answer.out.rstrip().endswith("mend what is broken first")
+    assert answer.out.rstrip().endswith("fix what is broken first")
 
 
 def test_packages_that_do_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from spafit_bench.analysis.tables.settings import group_runs
-from spafit_bench.cli.commands.results import show
 from spafit_bench.cli.commands.training import RunRequest, prepare_runs
 from spafit_bench.export.restore import load_run
 from spafit_bench.models.adapt import AdaptedModel
@@ -19,6 +18,7 @@ from spafit_bench.training.forgetting import MAX_EXAMPLES, measure_forgetting
 from spafit_bench.training.prepare import PreparedRun
 from spafit_bench.training.run import build_model
 from spafit_bench.training.token_cache import encode_task
+from tests.conftest import call_main
 from tests.support.tiny_runs import World, make_world, write_data
 
 LAYERS = ("embeddings", "0", "1", "2", "3")
@@ -153,7 +153,7 @@ def test_tables_do_not_part_runs_by_it(measured: RunRecord) -> None:
 def test_record_and_show(world: World, measured: RunRecord) -> None:
     """It survives the record, is shown, and is in `results.csv`; old records lack it."""
     assert parse_record(measured.to_json(), "here").forgetting == measured.forgetting
-    text = show(measured.run_id, world.results, as_json=False)
+    text = call_main("show", measured.run_id, "--results", world.results).out
     assert measured.forgetting is not None
     drift = measured.forgetting["3"]
     assert f"{'3':<12} {drift.cka:.4f}  {drift.relative_distance:.4f}" in text

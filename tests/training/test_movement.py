@@ -9,10 +9,10 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from spafit_bench.cli.commands.results import show
 from spafit_bench.export.restore import load_run
 from spafit_bench.results.record import Movement, RunRecord, parse_record
 from spafit_bench.training import movement
+from tests.conftest import call_main
 from tests.support.tiny_runs import World, make_world, roberta_config
 
 SMALL = ("method.rank=4", "method.alpha=8")
@@ -139,7 +139,7 @@ def test_weights_that_are_gone_cost_no_run(world: World, monkeypatch: pytest.Mon
 def test_record_csv_and_show(world: World, spafit: RunRecord) -> None:
     """It survives the record and is shown, not in `results.csv`; records from before lack it."""
     assert parse_record(spafit.to_json(), "here").movement == spafit.movement
-    text = show(spafit.run_id, world.results, as_json=False)
+    text = call_main("show", spafit.run_id, "--results", world.results).out
     relative = moved(spafit, "3", "attention").relative
     assert f"{relative:.4f}" in text[text.index("movement") :]
     assert "movement" not in (world.results / "results.csv").read_text().splitlines()[0]
