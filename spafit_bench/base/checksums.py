@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from spafit_bench.base.errors import DamagedError
+from spafit_bench.base.errors import DamagedError, cannot_read
 
 SUMS = "SHA256SUMS"
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -17,22 +17,25 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 def sums_of(files: Mapping[str, bytes]) -> bytes:
     """Return the content of `SHA256SUMS` for files of these names and contents."""
-    lines = (f"{_digest(content)}  {name}\n" for name, content in sorted(files.items()))
-    return "".join(lines).encode()
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items())).encode()
 
 
 def read_sums(folder: Path) -> dict[str, str] | None:
-    """Return file name -> SHA-256; None where there are none.
+    """Return file name -> SHA-256, or None if the folder has no `SHA256SUMS`.
 
     Raises:
         DamagedError: not a list of checksums.
+        UnreadableError: it cannot be read now.
     """
     path = folder / SUMS
     try:
         lines = path.read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    except UnicodeDecodeError as error:
         raise DamagedError(path, f"cannot be read ({error})") from None
     sums = {}
     for line in lines:
@@ -43,24 +46,25 @@ def read_sums(folder: Path) -> dict[str, str] | None:
     return sums
 
 
-def check_content(path: Path, content: bytes, sums: Mapping[str, str]) -> None:
-    """Make sure that a file's content is what was written.
+def read_checked(path: Path) -> bytes:
+    """Return a file's content, which is what was written.
+
+    Versions before 0.1 wrote no `SHA256SUMS`; nothing can be said of their files.
 
     Raises:
-        DamagedError: it is not.
+        DamagedError: it was altered since, or it is missing.
+        UnreadableError: it cannot be read now.
     """
-    if sums.get(path.name) != _digest(content):
-        raise DamagedError(path, f"is not as it was written (its SHA-256 is not that of {SUMS})")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    _compare(path, hashlib.sha256(content).hexdigest(), read_sums(path.parent))
+    return content
 
 
 def check_file(path: Path) -> None:
-    """Make sure that a file that is about to be used is what was written.
-
-    Nothing can be said of a folder without `SHA256SUMS`: versions before 0.1 wrote none.
-
-    Raises:
-        DamagedError: it is not, or it is missing.
-    """
+    """Make sure that a file that is about to be used is what was written; see `read_checked`."""
     sums = read_sums(path.parent)
     if sums is None:
         return
@@ -68,10 +72,14 @@ def check_file(path: Path) -> None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DamagedError(path, f"cannot be read ({error.strerror})") from None
-    if sums.get(path.name) != digest:
+        raise cannot_read(path, error) from None
+    _compare(path, digest, sums)
+
+
+def _compare(path: Path, digest: str, sums: Mapping[str, str] | None) -> None:
+    if sums is not None and sums.get(path.name) != digest:
         with suppress(OSError):
-            os.utime(path)  # so that `check_folder` looks at it, whoever altered it
+            os.utime(path)  # so that `check_folder` finds it, whoever altered it
         raise DamagedError(path, f"is not as it was written (its SHA-256 is not that of {SUMS})")
 
 
@@ -83,6 +91,7 @@ def check_folder(folder: Path) -> None:
 
     Raises:
         DamagedError: one is missing or altered.
+        UnreadableError: one cannot be read now.
     """
     sums = read_sums(folder)
     if sums is None:
@@ -91,10 +100,6 @@ def check_folder(folder: Path) -> None:
         written_ns = (folder / SUMS).stat().st_mtime_ns
         touched = [n for n in sums if (folder / n).stat().st_mtime_ns > written_ns]
     except OSError as error:
-        raise DamagedError(Path(error.filename), f"cannot be read ({error.strerror})") from None
+        raise cannot_read(Path(error.filename), error) from None
     for name in touched:
         check_file(folder / name)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,15 +19,37 @@ class UnreachableError(UserError):
     """The hub did not answer, and what was asked for is not in its cache."""
 
 
-class DamagedError(UserError):
-    """A file of a results folder is not as it was written; nothing of it is believed."""
+class BadFileError(UserError):
+    """A file of a results folder cannot be used."""
+
+    remedy: str
 
     def __init__(self, path: Path, problem: str) -> None:
         self.path = path
         self.problem = f"{path} {problem}"
-        super().__init__(
-            f"{self.problem}; the command that made the run sets it aside and repeats it"
-        )
+        super().__init__(f"{self.problem}; {self.remedy}")
+
+
+class DamagedError(BadFileError):
+    """A file of a results folder is not as it was written; nothing of it is believed."""
+
+    remedy = "the command that made the run sets it aside and repeats it"
+
+
+class UnreadableError(BadFileError):
+    """A file of a results folder cannot be read now (permissions, device); it may be sound."""
+
+    remedy = "it may be sound, so it is left as it is: make it readable and try again"
+
+
+def cannot_read(path: Path, error: OSError) -> BadFileError:
+    """Return the error for a file of a results folder that could not be read.
+
+    A file that is missing, or a folder in its place, is damage. Any other cause lies outside.
+    """
+    missing = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
+    kind = DamagedError if error.errno in missing else UnreadableError
+    return kind(path, f"cannot be read ({error.strerror or error})")
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

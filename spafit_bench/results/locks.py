@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from spafit_bench.base.errors import UserError
 from spafit_bench.results.record import RUN_ID
 
-UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What `flock` raises where the file system has no locks."""
 
 

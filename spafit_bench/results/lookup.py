@@ -37,11 +37,11 @@ def find_run(name: str, store: Store) -> FoundRun:
         return FoundRun(read_record(folder / "record.json"), folder)
     record = store.find(name) if "/" not in name else None
     if record is None:
-        records, damages = store.survey()
+        records, bad = store.survey()
         matches = [record for record in records if record.run_id.startswith(name)]
-        damaged = [damage for damage in damages if store.run_of(damage).startswith(name)]
-        if damaged and not matches:
-            raise damaged[0]
+        bad = [error for error in bad if store.run_of(error).startswith(name)]
+        if bad and not matches:
+            raise bad[0]
         if not matches:
             names = [record.run_id for record in records]
             hint = nearest(name, names) if len(names) <= 20 else "see spafit-bench list runs"

@@ -59,9 +59,9 @@ def plan_merge(sources: Sequence[Path], dest: Path) -> Merge:
         if source.resolve() == dest.resolve():
             raise UserError(f"{source} is the destination itself")
         store = Store(source)
-        records, damages = store.survey()
-        if damages:
-            raise damages[0]
+        records, bad = store.survey()
+        if bad:
+            raise bad[0]
         if not records:
             raise UserError(f"{source}: no runs here; name results folders (with runs/ in them)")
         for record in records:

@@ -7,11 +7,17 @@ module. Metrics are in native scale here (accuracy 0.84, not 84) and times 100 o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from spafit_bench.base.checksums import SUMS
 from spafit_bench.base.errors import DamagedError, UserError
@@ -24,7 +30,9 @@ RUN_ID = r"^[^./\x00][^/\x00]{0,250}$"
 """A run is named after a folder of its own: a plain file name, whatever the record says."""
 
 Status = Literal["done", "diverged", "failed", "interrupted"]
-SplitMetrics = dict[str, dict[str, float]]
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number that may be NaN, which is null in JSON."""
+SplitMetrics = dict[str, dict[str, Number]]
 """Split -> metric -> value in native scale."""
 
 
@@ -101,18 +109,18 @@ class Environment(Frozen):
 class LayerDrift(Frozen):
     """How far training moved the hidden states behind one layer; see `forgetting.py`."""
 
-    cka: float
+    cka: Number
     """Linear CKA with the pretrained encoder's: 1 is unchanged (up to rotation and scale)."""
-    relative_distance: float
+    relative_distance: Number
     """Frobenius distance over the norm of the pretrained encoder's: 0 is unchanged."""
 
 
 class Movement(Frozen):
     """How far training moved a group of parameters; see `movement.py`."""
 
-    change: float
+    change: Number
     """Frobenius norm of what training changed, adapters included: 0 where frozen."""
-    pretrained: float
+    pretrained: Number
     """Frobenius norm of the same parameters before."""
 
     @property
@@ -197,25 +205,27 @@ class RunRecord(Frozen):
         """
         return self.task_definition.task() if self.task_definition else get_task(self.task)
 
+    @model_serializer(mode="wrap", when_used="json")
+    def _without_nan(self, handler: SerializerFunctionWrapHandler) -> Any:
+        """Write NaN and infinity, which JSON does not have, as null."""
+        return _finite(handler(self))
+
     def to_json(self) -> str:
-        """Serialise with sorted structure kept and one key per line."""
-        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+        """Return the content of a `record.json`: keys in their order, one per line."""
+        body = self.model_dump(mode="json")
+        return json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-_Body = dict[str, Any]
-
-
-def _from_1(body: _Body) -> _Body:
-    """Version 2 has the same fields; what is new is that checksums stand beside the record."""
-    return body
-
-
-_UPGRADES: dict[int, Callable[[_Body], _Body]] = {1: _from_1}
-"""Schema version -> what makes a record of that version one of the next."""
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse_record(text: str, where: str, *, sealed: bool = True) -> RunRecord:
-    """Read a record back, upgrading one of an older schema.
+    """Return the record of this text; older schemas have the same fields as today's.
 
     Args:
         text: content of a `record.json`.
@@ -224,41 +234,39 @@ def parse_record(text: str, where: str, *, sealed: bool = True) -> RunRecord:
 
     Raises:
         DamagedError: the text is not a record.
-        UserError: it is one of a newer schema; the message says which version of this package is
-            needed.
+        UserError: another version of this package wrote it; the message says which is needed.
     """
     path = Path(where)
     try:
         body = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(path, f"is not JSON ({error})") from None
-    version = body.get("schema_version") if isinstance(body, dict) else None
-    if type(version) is not int or version < 1:
-        raise DamagedError(path, "has no schema_version, so it is not a spafit-bench record")
-    if version > SCHEMA_VERSION:
+        version = body.get("schema_version") if isinstance(body, dict) else None
+        if type(version) is not int or version < 1:
+            raise ValueError("there is no schema_version")
+        if version > SCHEMA_VERSION:
+            raise UserError(
+                f"{path}: written by spafit-bench {_version_of(body)} (record schema {version}; "
+                f"this version reads up to {SCHEMA_VERSION}): upgrade to that version or a later "
+                "one"
+            )
+        if version > 1 and not sealed:
+            raise DamagedError(path.parent / SUMS, "is missing")
+        return RunRecord.model_validate(body | {"schema_version": SCHEMA_VERSION})
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    except RecursionError:
+        problem = "nested too deeply"
+    except ValueError as error:
+        problem = str(error)
+    if sealed:
         raise UserError(
-            f"{path}: written by spafit-bench {_version_of(body)} (record schema {version}; this "
-            f"version reads up to {SCHEMA_VERSION}): upgrade to that version or a later one"
+            f"{path} is no record that this version reads ({problem}), but its checksum is right: "
+            "another version of spafit-bench wrote it; use that version"
         )
-    if version > 1 and not sealed:
-        raise DamagedError(path.parent / SUMS, "is missing")
-    for number in range(version, SCHEMA_VERSION):
-        body = _UPGRADES[number](body) | {"schema_version": number + 1}
-    try:
-        return RunRecord.model_validate(body)
-    except (ValidationError, RecursionError) as error:
-        raise DamagedError(path, _first_problem(error)) from None
+    raise DamagedError(path, f"is not a spafit-bench record ({problem})")
 
 
-def _first_problem(error: ValidationError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "is nested too deeply"
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    return f"is not a record: {key}: {first['msg']}"
-
-
-def _version_of(body: _Body) -> str:
+def _version_of(body: dict[str, Any]) -> str:
     """Return which version of this package wrote a record whose schema is not known."""
     found: Any = body
     for key in ("environment", "packages", "spafit-bench"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spafit_bench.base.checksums import SUMS, check_content, check_file, read_sums, sums_of
+from spafit_bench.base.checksums import SUMS, check_file, read_checked, read_sums, sums_of
 from spafit_bench.base.durable import sync_folder, write_durably
-from spafit_bench.base.errors import DamagedError, UserError
+from spafit_bench.base.errors import DamagedError, cannot_read
 from spafit_bench.results.record import RunRecord, parse_record
 
 if TYPE_CHECKING:
@@ -35,35 +36,33 @@ def read_files(folder: Path) -> dict[str, bytes]:
     """Return a run's files by name, without its record.
 
     Raises:
-        DamagedError: a file is not as it was written, or cannot be read.
+        BadFileError: a file is not as it was written, or cannot be read.
     """
-    sums = read_sums(folder)
-    names = sums or [path.name for path in folder.iterdir() if path.is_file()]
-    files = {}
-    for name in names:
-        if name in ("record.json", SUMS):
-            continue
-        try:
-            files[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise DamagedError(folder / name, f"cannot be read ({error.strerror})") from None
-        if sums is not None:
-            check_content(folder / name, files[name], sums)
-    return files
+    names = read_sums(folder) or [path.name for path in folder.iterdir() if path.is_file()]
+    return {n: read_checked(folder / n) for n in names if n not in ("record.json", SUMS)}
 
 
 def read_run(folder: Path) -> RunRecord | None:
-    """Return the record of a run folder, or None if the folder holds no run.
+    """Return the record of a folder of `runs/`, or None if the folder holds no run.
+
+    A results folder may come from somebody else, so only plain files are read: a link could lead
+    anywhere, and a named pipe would block.
 
     Raises:
         DamagedError: the record is not as it was written, or another run's.
+        UserError: as `read_record`.
     """
     path = folder / "record.json"
     try:
         if not path.exists() and not (folder / SUMS).exists():
             return None
-    except PermissionError as error:
-        raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
+        if folder.is_symlink():
+            raise DamagedError(folder, "is a symbolic link")
+        for entry in os.scandir(folder):
+            if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+                raise DamagedError(Path(entry.path), "is not a plain file")
+    except OSError as error:
+        raise cannot_read(folder, error) from None
     record = read_record(path)
     if record.run_id != folder.name:
         raise DamagedError(path, f"is of another run, {record.run_id:.80}")
@@ -75,28 +74,14 @@ def read_record(path: Path) -> RunRecord:
 
     Raises:
         DamagedError: missing, truncated, edited, or not a record.
-        UserError: it may not be read, or it is a sound record of another version of this package.
+        UnreadableError: it cannot be read now.
+        UserError: it is a sound record of another version of this package.
     """
+    content = read_checked(path)
     try:
-        content = path.read_bytes()
-    except PermissionError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except OSError as error:
-        raise DamagedError(path, f"cannot be read ({error.strerror})") from None
-    sums = read_sums(path.parent)
-    if sums is not None:
-        check_content(path, content, sums)
-    try:
-        return parse_record(content.decode(), str(path), sealed=sums is not None)
+        return parse_record(content.decode(), str(path), sealed=(path.parent / SUMS).exists())
     except UnicodeDecodeError as error:
         raise DamagedError(path, f"cannot be read ({error})") from None
-    except DamagedError as error:
-        if sums is None:
-            raise
-        raise UserError(
-            f"{error.problem}, but its checksum is right: another version of spafit-bench wrote "
-            "it; use that version"
-        ) from None
 
 
 def prediction_rows(

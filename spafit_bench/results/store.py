@@ -28,7 +28,7 @@ from spafit_bench.base.durable import (
     sync_folder,
     write_durably,
 )
-from spafit_bench.base.errors import DamagedError, UserError
+from spafit_bench.base.errors import BadFileError, DamagedError, UserError
 from spafit_bench.results.locks import UNSUPPORTED
 from spafit_bench.results.record import RUN_ID, RunRecord
 from spafit_bench.results.run_folder import read_run, write_files
@@ -39,6 +39,10 @@ _UNFINISHED = ".unfinished-"
 """Prefix of a run folder that is still being written; never read as a result."""
 _REPLACED = ".replaced-"
 """Prefix of a run folder that another is about to replace; put back if that did not happen."""
+_NO_LINKS = frozenset(
+    "runs unfinished set-aside locks tables tensorboard conflicts .lock".split()  # noqa: SIM905
+)
+"""What may not be a symbolic link: a results folder from somebody else could lead us anywhere."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ class Store:
             UserError: they cannot; the message says why.
         """
         try:
-            self.runs.mkdir(parents=True, exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._refuse_links()
+            self.runs.mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=self.runs):
                 pass
         except OSError as error:
@@ -78,7 +84,7 @@ class Store:
 
         Raises:
             DamagedError: its record is not as it was written.
-            UserError: its record is of another version of this package.
+            UserError: its record cannot be read, or is of another version of this package.
         """
         if not re.match(RUN_ID, run_id):
             return None
@@ -86,17 +92,17 @@ class Store:
         return self._read_surely(self.runs / run_id)
 
     def records(self) -> list[RunRecord]:
-        """Return every sound record, sorted by run; warn of those that are damaged.
+        """Return every sound record, sorted by run; warn of those that cannot be used.
 
         Raises:
             UserError: the folder does not exist, or a record is of another version.
         """
-        records, damages = self.survey()
-        for damage in damages:
-            log.warning("%s; it is left out", damage)
+        records, bad = self.survey()
+        for error in bad:
+            log.warning("%s; it is left out", error)
         return records
 
-    def survey(self) -> tuple[list[RunRecord], list[DamagedError]]:
+    def survey(self) -> tuple[list[RunRecord], list[BadFileError]]:
         """Return every sound record, sorted by run, and what is wrong with the others.
 
         Raises:
@@ -109,16 +115,22 @@ class Store:
 
     def _survey(
         self, read: Callable[[Path], RunRecord | None]
-    ) -> tuple[list[RunRecord], list[DamagedError]]:
-        records, damages = [], []
-        for folder in sorted(self.runs.glob("[!.]*")):
+    ) -> tuple[list[RunRecord], list[BadFileError]]:
+        records, bad = list[RunRecord](), list[BadFileError]()
+        try:
+            folders = sorted(path for path in self.runs.iterdir() if path.name[0] != ".")
+        except FileNotFoundError:
+            return records, bad
+        except OSError as error:
+            raise UserError(f"{self.runs}: cannot be read ({error.strerror})") from None
+        for folder in folders:
             try:
                 record = read(folder)
-            except DamagedError as damage:
-                damages.append(damage)
+            except BadFileError as error:
+                bad.append(error)
             else:
                 records += [record] if record else []
-        return records, damages
+        return records, bad
 
     def _read_surely(self, folder: Path) -> RunRecord | None:
         """Read a record; if it looks damaged, read again while no other process can replace it."""
@@ -158,12 +170,13 @@ class Store:
         Raises:
             UserError: as `examine`.
         """
-        for damage in self.survey()[1]:
-            self._examine_locked(self.run_of(damage), warn)
+        for error in self.survey()[1]:
+            if isinstance(error, DamagedError):
+                self._examine_locked(self.run_of(error), warn)
 
-    def run_of(self, damage: DamagedError) -> str:
-        """Return the name of the run folder that is damaged."""
-        return damage.path.relative_to(self.runs).parts[0]
+    def run_of(self, error: BadFileError) -> str:
+        """Return the name of the run whose file cannot be used."""
+        return error.path.relative_to(self.runs).parts[0]
 
     def _examine_locked(self, run_id: str, warn: Callable[[str], None]) -> RunRecord | None:
         """Look again under the lock: another process may have set the run aside or replaced it."""
@@ -216,6 +229,7 @@ class Store:
         Raises:
             UserError: the folder cannot be written.
         """
+        self._refuse_links()
         final = self.runs / record.run_id
         folder = self.runs / f"{_UNFINISHED}{record.run_id}-{secrets.token_hex(4)}"
         # JSON writes a path's undecodable bytes as escapes, which is what backslashreplace makes.
@@ -236,6 +250,8 @@ class Store:
     def _put(self, folder: Path, final: Path) -> None:
         """Rename a whole folder to its place; the next reader mends a crash in between."""
         replaced = self.runs / f"{_REPLACED}{final.name}"
+        if final.is_symlink():  # `read_run` does not believe it
+            final.unlink()
         if final.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
@@ -245,6 +261,7 @@ class Store:
 
     def _restore_replaced(self) -> None:
         """Put back what a crash moved away and did not replace."""
+        self._refuse_links()
         if not any(self.runs.glob(f"{_REPLACED}*")):
             return
         with _for_the_user(self.runs), self.locked():
@@ -254,6 +271,16 @@ class Store:
                     shutil.rmtree(folder, ignore_errors=True)
                 else:
                     folder.rename(final)
+
+    def _refuse_links(self) -> None:
+        with suppress(OSError):  # what follows says why nothing can be read here
+            for entry in os.scandir(self.root):
+                if entry.name in _NO_LINKS and entry.is_symlink():
+                    raise UserError(
+                        f"{entry.path}: is a symbolic link; inside a results folder only plain "
+                        "files and folders are used: replace the link by what it points to, or "
+                        "name another folder with --results"
+                    )
 
     def remove(self, run_ids: Sequence[str]) -> None:
         """Remove runs, each at once, and their snapshots; then renew `results.csv`.
@@ -273,12 +300,16 @@ class Store:
         """Return the saved state of an unfinished run, or None if there is none.
 
         Raises:
-            OSError: it cannot be read.
+            UserError: it cannot be read now; it may be sound.
         """
+        path = self.snapshot_path(run_id)
         try:
-            return self.snapshot_path(run_id).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
+            return path.read_bytes() if path.is_file() else None
+        except OSError as error:
+            raise UserError(
+                f"{path}: the saved state of this run cannot be read ({error.strerror}); once it "
+                "can be read, run the same command to resume"
+            ) from None
 
     def keep_snapshot(self, run_id: str, *pieces: bytes | memoryview) -> None:
         """Save the state of an unfinished run, replacing an earlier one.
@@ -293,9 +324,14 @@ class Store:
         sync_folder(path.parent)  # before this a power failure brings the earlier one back
 
     def drop_snapshot(self, run_id: str) -> None:
-        """Remove the saved state of a run that has ended."""
-        with suppress(FileNotFoundError, NotADirectoryError):
-            self.snapshot_path(run_id).unlink()
+        """Remove the saved state of a run that has ended; the next command tries again."""
+        path = self.snapshot_path(run_id)
+        try:
+            path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            log.warning("%s: cannot be removed (%s); its run has ended", path, error.strerror)
 
     def snapshot_is_newer(self, run_id: str) -> bool:
         """Return whether a run's snapshot was saved after its record, by a repetition."""
@@ -362,8 +398,8 @@ class Store:
         Raises:
             OSError: nothing can be written here.
         """
-        # Not truncated: whoever can write here could have made it a link to another file.
-        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        handle = os.open(self.root / ".lock", flags, 0o666)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX)

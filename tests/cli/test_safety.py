@@ -196,7 +196,8 @@ def test_a_lock_that_is_a_link_empties_no_file(tmp_path: Path) -> None:
     store = Store(tmp_path / "results")
     store.root.mkdir()
     (store.root / ".lock").symlink_to(precious)
-    store.save(make_record(), {})
+    with pytest.raises(UserError, match=r"\.lock: is a symbolic link"):
+        store.save(make_record(), {})
     assert precious.read_text() == "precious"
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -146,8 +147,9 @@ def test_namespaces_with_the_same_host_name_and_pid(tmp_path: Path) -> None:
         inside.kill()
         inside.wait()
         with RunLocks(tmp_path) as locks:
-            while locks.acquire("a") is None:  # --kill-child is not instantaneous
-                pass
+            until = time.monotonic() + 20
+            while locks.acquire("a") is None and time.monotonic() < until:
+                time.sleep(0.01)  # --kill-child is not instantaneous
             assert locks.held() == {"a", "b"}
 
 
@@ -160,7 +162,9 @@ mine = locks.acquire("a")
 if os.fork() == 0:
     mine.release()
     print([locks.acquire(run_id) is not None for run_id in ("a", "b")], flush=True)
-    sys.stdin.read()
+    until = time.monotonic() + 60
+    while not (folder / "stop").exists() and time.monotonic() < until:
+        time.sleep(0.01)
     os._exit(0)
 sys.stdin.readline()
 print(RunLocks(folder).held() == {"a", "b"}, flush=True)
@@ -176,6 +180,7 @@ os._exit(0)
     with RunLocks(tmp_path) as locks:
         assert locks.held() == {"b"}, "the child lives"
         assert locks.acquire("a") is not None
+    (tmp_path / "stop").touch()
     parent.communicate()
 
 
