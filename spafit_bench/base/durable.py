@@ -27,9 +27,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_temporary(path: Path) -> None:
-    """Remove what a killed process left of replacing a file; no other may be at it."""
+    """Remove what a killed process left of replacing a file; no other may be at it.
+
+    What cannot be removed now is left for the next time: it only takes space.
+    """
     for temporary in path.parent.glob(f".{glob.escape(path.name)}-????????"):
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def make_durably(folder: Path) -> None:

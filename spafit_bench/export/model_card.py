@@ -187,7 +187,10 @@ def _provenance(record: RunRecord) -> str:
 
 def _command(command: str) -> str:
     """Leave out the folder that the program was in."""
-    words = shlex.split(command)
+    try:
+        words = shlex.split(command)
+    except ValueError:  # an edited record: no shell could have run it
+        return command
     return shlex.join([PurePath(words[0]).name, *words[1:]]) if words else command
 
 

@@ -105,7 +105,7 @@ def leftovers(store: Store) -> list[Leftover]:
     found += [
         Leftover(path, "logs of a run that is gone")
         for path in sorted(store.logs.glob("[!.]*"))
-        if path.name not in records.keys() | live and not store.snapshot_path(path.name).exists()
+        if path.name not in records.keys() | live and not store.has_snapshot(path.name)
     ]
     return [each for each in found if each.run_id not in live]
 

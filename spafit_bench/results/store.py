@@ -296,6 +296,12 @@ class Store:
                 self.drop_snapshot(run_id)
             self._write_csv()
 
+    def has_snapshot(self, run_id: str) -> bool:
+        """Return whether an unfinished run has saved its state."""
+        with suppress(OSError):
+            return self.snapshot_path(run_id).exists()
+        return False
+
     def snapshot(self, run_id: str) -> bytes | None:
         """Return the saved state of an unfinished run, or None if there is none.
 

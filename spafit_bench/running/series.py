@@ -213,7 +213,7 @@ class Series:
 
 def forget_snapshot(store: Store, locks: RunLocks, run_id: str) -> None:
     """Remove the snapshot of a process that was killed between its last two acts."""
-    if store.snapshot_path(run_id).exists() and (lock := locks.acquire(run_id)):
+    if store.has_snapshot(run_id) and (lock := locks.acquire(run_id)):
         with lock:
             store.remove_litter(run_id)
             store.drop_snapshot(run_id)
@@ -253,7 +253,7 @@ def _snapshot(store: Store, run_id: str, view: View) -> Snapshot | None:
         snapshot = Snapshot.from_bytes(content)
         if snapshot.facts.get("run_id") != run_id:
             raise DamagedSnapshot("it is of another run")
-    except (DamagedSnapshot, OSError) as error:
+    except DamagedSnapshot as error:
         _set_snapshot_aside(store, run_id, f"the snapshot is damaged ({error})", view)
         return None
     return snapshot
