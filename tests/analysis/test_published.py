@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from spafit_bench.analysis.tables import build_tables
 from spafit_bench.analysis.tables.render import write_tables
+from spafit_bench.base.checksums import SUMS
 from spafit_bench.results.store import Store
 from tests.conftest import REPOSITORY
 
@@ -39,9 +41,23 @@ def test_records_are_sound_and_name_nobodys_folders(folder: Path) -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 def test_tables_follow_from_the_records(folder: Path) -> None:
-    """What `table` would write is what is there."""
-    for name, content in write_tables(build_tables(Store(folder).records())).items():
+    """`tables/` holds what `table` would write, and nothing else."""
+    written = write_tables(build_tables(Store(folder).records()))
+    assert {path.name for path in (folder / "tables").iterdir()} == set(written)
+    for name, content in written.items():
         assert (folder / "tables" / name).read_text(encoding="utf-8") == content, name
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
+def test_results_csv_follows_from_the_records(folder: Path, tmp_path: Path) -> None:
+    """`results.csv` is what this version of the tool makes of the records."""
+    for run in (folder / "runs").iterdir():
+        (copy := tmp_path / "runs" / run.name).mkdir(parents=True)
+        for name in ("record.json", SUMS):
+            if (run / name).exists():  # runs of older versions have no checksums
+                shutil.copy(run / name, copy)
+    rebuilt = Store(tmp_path).rebuild_csv()
+    assert (folder / "results.csv").read_bytes() == rebuilt.read_bytes()
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
