@@ -15,12 +15,12 @@ import typer
 
 from spafit_bench.base import native_settings
 
-from spafit_bench.cli import training  # isort: skip (registered in the order of --help)
+from spafit_bench.cli import running  # isort: skip (registered in the order of --help)
 from spafit_bench.cli import results, lists, planning, models, upkeep, checks  # isort: skip
 from spafit_bench.base.errors import UserError
 from spafit_bench.cli.app import app
 
-__all__ = ["app", "checks", "lists", "main", "models", "planning", "results", "training", "upkeep"]
+__all__ = ["app", "checks", "lists", "main", "models", "planning", "results", "running", "upkeep"]
 
 
 class _Warnings(logging.Handler):

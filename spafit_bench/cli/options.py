@@ -55,6 +55,49 @@ Results = Annotated[
     Path, typer.Option("--results", help="Results folder.", rich_help_panel=KEEP, metavar="DIR")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="Task, comma list, all, or a YAML file that describes another; of a sweep: only "
+        "these tasks.",
+        autocompletion=complete_tasks,
+        rich_help_panel=WHAT,
+        metavar="T[,T]|all",
+    ),
+]
+Methods = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="Method, comma list, all, a YAML file, or one line such as "
+        "'0-4:frozen;5-9:bias;10-23:lora(query+value,r=8,alpha=16)'; of a sweep: only these "
+        "methods.",
+        autocompletion=complete_methods,
+        rich_help_panel=WHAT,
+        metavar="M[,M]|all",
+    ),
+]
+Seeds = Annotated[
+    list[str] | None,
+    typer.Option("--seed", help="Seeds: 0, 0,2 or 0-4. \\[0]", rich_help_panel=WHAT),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="hub, mini, or a folder: hub parquet, GLUE TSV, CSV/JSONL. \\[hub]",
+        rich_help_panel=WHAT,
+        metavar="hub|mini|PATH",
+    ),
+]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        help="Runs at a time, in worker processes: each has a GPU, or its part of the CPU threads.",
+        rich_help_panel=WHERE,
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option(

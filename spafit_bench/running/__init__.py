@@ -1,5 +1,5 @@
-"""Many runs: one after another, in worker processes, on a Ray cluster.
+"""Carries out many runs: one after another, in worker processes, or on a Ray cluster.
 
-Read `series` first, then `sweep_driver`, `executors` and `worker`. `forecast` says
-what runs would cost.
+Read `driver` first, then `agenda` (which runs there are), `executors` (where they run), `runner`
+(one run) and `events`. `estimate` says what runs would cost, `doctor` what this machine can do.
 """

@@ -1,8 +1,8 @@
 """Carries out a sweep's runs on a Ray cluster, which need not share a file system with us.
 
-Every run is one task of the cluster. Its claim, its snapshots and its results are kept here, in the
-sweep's results folder: a run whose node dies goes on elsewhere from the last snapshot that came
-home. A node that lacks the model, the data or the package is left out, and said.
+Every run is one task of the cluster. Its lock, its snapshots and its results are in the sweep's
+results folder: if a node dies, its run resumes on another one from the last snapshot that arrived
+here. A node that lacks the model, the data or the package is left out, with a warning.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +27,32 @@ from spafit_bench.results.locks import RunLock, RunLocks
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.store import Store
 from spafit_bench.running.events import Busy, Ended, Event, Hear, Lost, Refused, Started, Warned
-from spafit_bench.running.ray_mailbox import Mailbox
-from spafit_bench.running.ray_node import Delivery, Order, carry_out
-from spafit_bench.running.series import Options, save_unfinished
+from spafit_bench.running.ray_node import Delivery, Mailbox, Order, carry_out
+from spafit_bench.running.runner import Options, save_unfinished
 from spafit_bench.training.prepare import PreparedRun, Preparer
 
 MOST_SNAPSHOT_BYTES = 256 * 2**20
 """A larger snapshot (full fine-tuning of a large model) stays on its node."""
 _ANSWER_S = 10.0
 _PROBE_S = 300.0
-"""For a node to become free, or to be started by the cluster's own scaling."""
+"""Until a node must be free; the cluster may have to start it first."""
 _LOOK_EVERY_S = 2.0
 _MOST_REASON = 300
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one run takes."""
+    """What one run needs."""
 
     num_cpus: float = 1.0
     num_gpus: float = 0.0
 
     @property
     def num_threads(self) -> int:
-        """Threads of a run."""
         return max(1, math.floor(self.num_cpus))
 
     def times_in(self, node: Mapping[str, float]) -> int:
-        """Count how many runs fit on a node at once."""
+        """Return how many runs fit on a node at once."""
         wanted = {"CPU": self.num_cpus, "GPU": self.num_gpus}
         fits = [math.floor(node.get(k, 0.0) / n + 1e-9) for k, n in wanted.items() if n > 0]
         return min(fits, default=0)
@@ -67,12 +65,12 @@ class Cluster:
     ray: Any
     resources: Resources
     numerics: Numerics
-    """With `auto` resolved on a node."""
+    """Of the nodes, for `--precision auto`."""
     kernels: str
-    """Of a node, for numerics of its own choice."""
+    """Of the nodes, in that precision."""
 
     def preparer(self) -> Preparer:
-        """Return what prepares runs for the cluster's nodes instead of this machine."""
+        """Return a preparer for runs on the nodes, which compute otherwise than this machine."""
 
         def choose(device: str, precision: str) -> Numerics:
             del device
@@ -88,10 +86,10 @@ class Cluster:
 def connect(address: str | None, resources: Resources) -> Cluster:
     """Connect to a cluster, or start Ray on this machine if no address is given or known.
 
-    Threads are part of a run's name, so those of this process are set to those of a run.
+    The number of threads is part of a run's name, so this process gets as many as a run has.
 
     Raises:
-        UserError: Ray is not installed, nobody answers, or no node has the resources of a run.
+        UserError: Ray is not installed, no cluster answers, or no node has what a run needs.
     """
     try:
         import ray as installed
@@ -127,13 +125,12 @@ def connect(address: str | None, resources: Resources) -> Cluster:
 
 
 def _how_a_node_computes(device: str) -> tuple[str, str]:
-    """Return precision and kernels."""
     found = choose_numerics(device, "auto")
     return found.precision, kernels_name(found)
 
 
 def _check_reachable(address: str | None) -> None:
-    """Refuse an address where nobody answers: Ray itself would try for minutes."""
+    """Refuse an address where nothing answers; Ray itself would try for minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not colon:  # none, or a name that Ray knows, such as auto
         return
@@ -141,61 +138,56 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise UserError(
-            f"--address {address}: nobody answers there ({error}); `ray start --head` prints the "
+            f"--address {address}: nothing answers there ({error}); `ray start --head` prints the "
             "address of a cluster"
         ) from None
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A run that the cluster has."""
+    """A run that was given to the cluster."""
 
     run: PreparedRun
     lock: RunLock
     reference: Any
 
 
-@dataclass
 class RayExecutor:
-    """Hands runs to a cluster and stores what comes home."""
+    """Gives runs to a cluster and stores what the nodes send back."""
 
-    cluster: Cluster
-    store: Store
-    options: Options
-    _locks: RunLocks = field(init=False)
-    _mailbox: Any = field(init=False)
-    _tasks: dict[str, _Task] = field(default_factory=dict)
-    _events: list[Event] = field(default_factory=list)
-    """Of our own, for the next `poll`."""
-    _started: set[str] = field(default_factory=set)
-    _left_out: set[str] = field(default_factory=set)
-    """Ids of nodes that refused a run."""
-    _slots: int = 0
-    _looked_s: float = -math.inf
-
-    def __post_init__(self) -> None:
+    def __init__(self, cluster: Cluster, store: Store, options: Options) -> None:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        ray = self.cluster.ray
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here)
+        self._cluster, self._ray, self._store, self._options = cluster, cluster.ray, store, options
+        self._locks = RunLocks(store.root, needed=not options.sharded)
+        here = NodeAffinitySchedulingStrategy(
+            self._ray.get_runtime_context().get_node_id(), soft=False
+        )
+        actor = self._ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here)
         self._mailbox = actor.remote()
-        self._locks = RunLocks(self.store.root, needed=not self.options.sharded)
+        self._tasks: dict[str, _Task] = {}
+        self._events: list[Event] = []
+        """For the next `poll`."""
+        self._started: set[str] = set()
+        self._left_out: set[str] = set()
+        """Ids of nodes that refused a run."""
+        self._slots = 0
+        self._looked_s = -math.inf
 
     def has_room(self) -> bool:
-        """Tell whether nodes are free; some runs wait there too, so that a cluster may grow."""
+        """Return whether another run may queue; some do, so that a cluster knows when to grow."""
         if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
-            nodes = self._good_nodes()
-            self._slots = sum(self.cluster.resources.times_in(node["Resources"]) for node in nodes)
+            fits = self._cluster.resources.times_in
+            self._slots = sum(fits(node["Resources"]) for node in self._good_nodes())
         return len(self._tasks) < 2 * max(1, self._slots)
 
     def _good_nodes(self) -> list[Any]:
-        nodes = self.cluster.ray.nodes()
+        nodes = self._ray.nodes()
         return [n for n in nodes if n["Alive"] and n["NodeID"] not in self._left_out]
 
     def submit(self, run: PreparedRun) -> None:
-        """Lock the run and hand it to the cluster."""
+        """Lock the run and give it to the cluster."""
         lock = self._locks.acquire(run.run_id)
         if lock is None:
             owner = self._locks.holder(run.run_id)
@@ -204,109 +196,113 @@ class RayExecutor:
         self._send(run, lock)
 
     def _send(self, run: PreparedRun, lock: RunLock) -> None:
-        resources = self.cluster.resources
+        resources = self._cluster.resources
         order = Order(
             config=_elsewhere(run),
             run_id=run.run_id,
-            options=self.options,
+            options=self._options,
             num_threads=resources.num_threads,
-            snapshot=self.store.snapshot(run.run_id),
+            snapshot=self._store.snapshot(run.run_id),
             most_snapshot_bytes=MOST_SNAPSHOT_BYTES,
         )
         options: dict[str, Any] = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
         if self._left_out:
             options["label_selector"] = {"ray.io/node-id": f"!in({','.join(self._left_out)})"}
-        # No retries of Ray's own: the next attempt is to start from the newest snapshot.
-        task = self.cluster.ray.remote(carry_out).options(max_retries=0, **options)
+        # Ray must not retry: the next attempt has to start from the newest snapshot.
+        task = self._ray.remote(carry_out).options(max_retries=0, **options)
         self._tasks[run.run_id] = _Task(run, lock, task.remote(order, self._mailbox))
 
     def poll(self, hear: Hear, timeout_s: float) -> None:
-        """Store what has come home, and pass on what the runs say."""
-        ray = self.cluster.ray
-        events, self._events = self._events, []
+        """Store what the nodes have sent, and pass their events on."""
         references = {task.reference: run_id for run_id, task in self._tasks.items()}
         ended: list[Any] = []
         if references:
-            ended, _ = ray.wait(list(references), num_returns=len(references), timeout=timeout_s)
-        said, snapshots = ray.get(self._mailbox.collect.remote())
+            ended, _ = self._ray.wait(
+                list(references), num_returns=len(references), timeout=timeout_s
+            )
+        posted, snapshots = self._ray.get(self._mailbox.collect.remote())
         for run_id, content in snapshots.items():
             if run_id in self._tasks:
-                self._keep(run_id, content, events)
-        self._started |= {event.run_id for event in said if isinstance(event, Started)}
-        events += said
+                try:
+                    self._store.keep_snapshot(run_id, content)
+                except OSError as error:
+                    self._warn(f"no snapshot could be kept ({error}); the run continues")
+        self._started |= {event.run_id for event in posted if isinstance(event, Started)}
+        self._events += posted
         for reference in ended:
-            events += self._receive(references[reference])
+            self._receive(references[reference])
+        events, self._events = self._events, []
         for event in events:
             hear(event)
 
-    def _keep(self, run_id: str, content: bytes, events: list[Event]) -> None:
-        try:
-            self.store.keep_snapshot(run_id, content)
-        except OSError as error:
-            events.append(Warned(message=f"no snapshot could be kept ({error}); the run goes on"))
-
-    def _receive(self, run_id: str) -> list[Event]:
-        """Store what a task returned; return what there is to say."""
+    def _receive(self, run_id: str) -> None:
+        """Store what a task returned."""
         task = self._tasks.pop(run_id)
         self._started.discard(run_id)
         try:
-            delivery: Delivery = self.cluster.ray.get(task.reference)
-        except self.cluster.ray.exceptions.RayError as error:
+            delivery: Delivery = self._ray.get(task.reference)
+        except self._ray.exceptions.RayError as error:
             task.lock.release()
-            return [Lost(run_id=run_id, reason=_reason(error))]
+            self._events.append(Lost(run_id=run_id, reason=_reason(error)))
+            return
         if delivery.refused is not None:
-            return self._leave_out(task, delivery.node_id, delivery.refused)
+            self._leave_out(task, delivery.node_id, delivery.refused)
+            return
         with task.lock:
             if delivery.record is None:
-                return [Lost(run_id=run_id, reason="its node was told to stop")]
-            record = self._save(delivery.record, delivery.files)
-        return [Ended(run_id=run_id, record=record)]
+                self._events.append(Lost(run_id=run_id, reason="its node was told to stop"))
+            else:
+                record = self._save(delivery.record, delivery.files)
+                self._events.append(Ended(run_id=run_id, record=record))
 
     def _save(self, record: RunRecord, files: Mapping[str, bytes]) -> RunRecord:
         ours = record.environment.model_copy(update={"command": typed_command()})
         record = record.model_copy(update={"environment": ours})
         if record.status == "done":
-            self.store.save(record, files)
+            self._store.save(record, files)
         else:
-            save_unfinished(self.store, record, self._warn)
+            save_unfinished(self._store, record, self._warn)
         if record.status in ("done", "diverged"):
-            self.store.drop_snapshot(record.run_id)
+            self._store.drop_snapshot(record.run_id)
         return record
 
     def _warn(self, message: str) -> None:
         self._events.append(Warned(message=message))
 
-    def _leave_out(self, task: _Task, node_id: str, reason: str) -> list[Event]:
-        """Use a node no more; send its run to the others, if there are any."""
+    def _leave_out(self, task: _Task, node_id: str, reason: str) -> None:
+        """Stop using a node; send its run to the others, if there are any."""
         self._left_out.add(node_id)
-        nodes = {node["NodeID"]: node for node in self.cluster.ray.nodes()}
+        nodes = {node["NodeID"]: node for node in self._ray.nodes()}
         name = nodes.get(node_id, {}).get("NodeManagerHostname", node_id)
         said = f"node {name} ({node_id[:8]}) is left out: {reason}"
-        if not any(self.cluster.resources.times_in(n["Resources"]) for n in self._good_nodes()):
-            task.lock.release()
-            refused = Refused(message=f"no node is left for these runs; {said}")
-            return [refused, Lost(run_id=task.run.run_id, reason="no node is left for it")]
-        self._send(task.run, task.lock)
-        return [Warned(message=said)]
+        fits = self._cluster.resources.times_in
+        if any(fits(node["Resources"]) for node in self._good_nodes()):
+            self._send(task.run, task.lock)
+            self._warn(said)
+            return
+        task.lock.release()
+        self._events += [
+            Refused(message=f"no node is left for these runs; {said}"),
+            Lost(run_id=task.run.run_id, reason="no node is left for it"),
+        ]
 
     def stop(self) -> None:
-        """Ask runs to keep their state; take back those that have not begun."""
+        """Tell runs to keep a snapshot and end; cancel those that have not started."""
         self._mailbox.stop.remote()
         for run_id, task in self._tasks.items():
             if run_id not in self._started:
-                self.cluster.ray.cancel(task.reference)
+                self._ray.cancel(task.reference)
 
     def close(self) -> None:
-        """Stop whatever still goes on."""
         for task in self._tasks.values():
-            self.cluster.ray.cancel(task.reference, force=True)
+            self._ray.cancel(task.reference, force=True)
         self._tasks.clear()
         self._locks.close()
-        self.cluster.ray.kill(self._mailbox)
+        self._ray.kill(self._mailbox)
 
 
 def _elsewhere(run: PreparedRun) -> RunConfig:
-    """Return a run's configuration such that it means the same on another machine."""
+    """Return a configuration that means the same run on another machine."""
     config = run.config
     changes: dict[str, Any] = {
         "device": run.numerics.device.type,
@@ -319,7 +315,7 @@ def _elsewhere(run: PreparedRun) -> RunConfig:
 
 
 def _absolute(name: str) -> str:
-    """Return a path from the root where it is a path here, else the name as it is."""
+    """Return the absolute path if the name is a path here, else the name as it is."""
     try:
         return str(Path(name).resolve()) if Path(name).exists() else name
     except OSError:  # too long to be a path
@@ -329,7 +325,7 @@ def _absolute(name: str) -> str:
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if type(error).__name__ == "TaskCancelledError":
-        return "taken back before it began"
+        return "it was cancelled before it started"
     if "No module named 'spafit_bench'" in text:
-        return "spafit-bench is not installed on a node; it must be, in the same version, on all"
+        return "spafit-bench is not installed on a node; all nodes need it, in the same version"
     return f"{type(error).__name__}: {text}"[:_MOST_REASON]

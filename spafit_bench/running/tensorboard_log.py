@@ -1,6 +1,6 @@
-"""TensorBoard logs of runs, for `--log tensorboard`: curves to watch while training goes on.
+"""TensorBoard logs for `--log tensorboard`: curves to watch during training.
 
-Records hold everything that tables and figures need; these logs are only for looking at.
+Records hold everything that tables and figures need; these logs are only for viewing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOGS = ("tensorboard",)
 _FLUSH_S = 10
 
 
@@ -29,8 +28,8 @@ def check_log(name: str | None) -> None:
     """
     if name is None:
         return
-    if name not in LOGS:
-        raise UserError(f"--log {name}: choices: {', '.join(LOGS)}")
+    if name != "tensorboard":
+        raise UserError(f"--log {name}: choices: tensorboard")
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError as error:
@@ -41,23 +40,20 @@ def check_log(name: str | None) -> None:
 
 
 class TensorBoardLog:
-    """Writes what a run says as scalars, and passes it on.
+    """Writes the progress of a run as scalars, and passes it on to another observer.
 
     Scalars: `train/loss` (mean since the last look, which on a CPU is one step), `train/epoch_loss`
     (mean since the last evaluation), `train/learning_rate`, `train/tokens_per_s` and
-    `<dev split>/<metric>`, all over optimizer steps. A folder that cannot be written ends the log,
-    not the run.
+    `<dev split>/<metric>`, all over optimizer steps. If the folder cannot be written, the run
+    continues without the log.
     """
 
     def __init__(self, observer: Observer, folder: Path) -> None:
-        """Write to `folder`, which is made at the first step; `observer` hears everything."""
-        self._observer = observer
-        self._folder = folder
+        self._observer, self._folder = observer, folder
         self._writer: Any = None
         self._is_broken = False
 
     def on_step(self, progress: Progress) -> None:
-        """Log a step."""
         self._observer.on_step(progress)
         scalars = {
             "train/loss": progress.last_loss,
@@ -68,7 +64,6 @@ class TensorBoardLog:
         self._write(scalars, progress.step)
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        """Log an evaluation."""
         self._observer.on_evaluation(evaluation)
         scalars = {
             f"{split}/{metric}": value
@@ -78,7 +73,7 @@ class TensorBoardLog:
         self._write(scalars, evaluation.step)
 
     def close(self) -> None:
-        """Bring everything to the disk."""
+        """Write everything to the disk."""
         if self._writer is not None:
             try:
                 self._writer.close()
@@ -90,18 +85,19 @@ class TensorBoardLog:
             return
         try:
             if self._writer is None:
-                self._writer = self._open(step)
+                from torch.utils.tensorboard import SummaryWriter
+
+                # TensorBoard drops what an earlier attempt at this run logged from this step on.
+                self._writer = SummaryWriter(
+                    str(self._folder), purge_step=step, flush_secs=_FLUSH_S
+                )
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, step)
         except OSError as error:
             self._give_up(error)
 
-    def _open(self, step: int) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # TensorBoard drops what an earlier attempt at this run logged from this step on.
-        return SummaryWriter(str(self._folder), purge_step=step, flush_secs=_FLUSH_S)
-
     def _give_up(self, error: OSError) -> None:
         self._is_broken = True
-        log.warning("%s: nothing more is logged (%s); the run goes on", self._folder, error)
+        log.warning(
+            "%s: cannot be written (%s); the run continues without the log", self._folder, error
+        )

@@ -1,0 +1,587 @@
+"""Commands that train: run, sweep and demo."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from spafit_bench.base.errors import DamagedError, UserError, nearest
+from spafit_bench.cli.app import app
+from spafit_bench.cli.commands.output import rendered, to_json
+from spafit_bench.cli.options import (
+    HOW,
+    KEEP,
+    WHAT,
+    WHERE,
+    ConfigFile,
+    Data,
+    Device,
+    DryRun,
+    Force,
+    Jobs,
+    Json,
+    Log,
+    Methods,
+    Model,
+    Offline,
+    Preset,
+    Results,
+    RetryFailed,
+    Revision,
+    Seeds,
+    Set,
+    Tasks,
+    complete_sweeps,
+    exit_unless,
+    given,
+    joined,
+    print_text,
+)
+
+from spafit_bench.results.store import Store
+
+if TYPE_CHECKING:
+    from spafit_bench.config.selection import RunRequest
+    from spafit_bench.config.sweep import Sweep
+    from spafit_bench.results.record import RunRecord
+    from spafit_bench.running.agenda import Agenda
+    from spafit_bench.running.runner import Options
+    from spafit_bench.training.prepare import PreparedRun
+
+
+@app.command(
+    epilog="Example: `spafit-bench run --task mrpc,rte --method spafit,lora --seed 0,1,2` "
+    "(a finished run is not repeated)"
+)
+def run(
+    task: Tasks = None,
+    method: Methods = None,
+    model: Model = None,
+    revision: Revision = None,
+    data: Data = None,
+    seed: Seeds = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Train on the first N examples; dev stays whole.", rich_help_panel=WHAT),
+    ] = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    assignments: Set = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate.", rich_help_panel=HOW)
+    ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Epochs.", rich_help_panel=HOW)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Examples per optimizer step.", rich_help_panel=HOW)
+    ] = None,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="About as many tokens per optimizer step, instead of --batch-size.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens per example at most.", rich_help_panel=HOW)
+    ] = None,
+    warmup: Annotated[
+        float | None,
+        typer.Option(help="Fraction of steps if below 1, else steps.", rich_help_panel=HOW),
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Decoupled weight decay.", rich_help_panel=HOW)
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            help="Report the last evaluation or the best (optimistic).",
+            rich_help_panel=HOW,
+            metavar="last|best",
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: bf16 where the hardware has it.",
+            rich_help_panel=WHERE,
+            metavar="auto|fp32|bf16|fp16",
+        ),
+    ] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="auto: fast if it supports the model; plain: transformers' own forward pass.",
+            rich_help_panel=WHERE,
+            metavar="auto|fast|plain",
+        ),
+    ] = None,
+    cache_prefix: Annotated[
+        bool,
+        typer.Option(
+            "--cache-prefix",
+            help="Compute the frozen first layers once and keep their output; they have no dropout "
+            "then, which changes results.",
+            rich_help_panel=HOW,
+        ),
+    ] = False,
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option(
+            "--cuda-graphs",
+            help="On a GPU, record the steps of each batch shape and replay them.",
+            rich_help_panel=WHERE,
+        ),
+    ] = False,
+    device: Device = None,
+    offline: Offline = False,
+    results: Results = Path("results"),
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Processes that share every batch: each has a GPU, or some CPU threads.",
+            rich_help_panel=WHERE,
+        ),
+    ] = 1,
+    predict_test: Annotated[
+        bool | None,
+        typer.Option(
+            "--predict-test/--no-predict-test",
+            help="Predict the test sets at the end.",
+            rich_help_panel=KEEP,
+        ),
+    ] = None,
+    save_weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Trained tensors to keep: of all evaluations, the reported one, or none.",
+            rich_help_panel=KEEP,
+            metavar="all|best|none",
+        ),
+    ] = None,
+    measure_forgetting: Annotated[
+        bool,
+        typer.Option(
+            "--measure-forgetting",
+            help="Record how far each layer moved from the pretrained one.",
+            rich_help_panel=KEEP,
+        ),
+    ] = False,
+    log: Log = None,
+    force: Force = False,
+    retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train and evaluate one or more methods on one or more tasks."""
+    from spafit_bench.config.selection import RunRequest
+
+    _check_log(log)
+    _share_batches(processes)
+    train = {
+        "learning_rate": lr,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
+        "max_length": max_length,
+        "warmup": warmup,
+        "weight_decay": weight_decay,
+    }
+    flags = {
+        "model": model,
+        "revision": revision,
+        "data": data,
+        "offline": offline or None,
+        "limit": limit,
+        "select": select,
+        "precision": precision,
+        "engine": engine,
+        "cache_prefix": cache_prefix or None,
+        "cuda_graphs": cuda_graphs or None,
+        "device": device,
+        "predict_test": predict_test,
+        "save_weights": save_weights,
+        "measure_forgetting": measure_forgetting or None,
+        "train": given(train) or None,
+    }
+    request = RunRequest(
+        task=joined(task),
+        method=joined(method),
+        seed=joined(seed),
+        preset=preset,
+        config=config,
+        assignments=tuple(assignments or ()),
+        flags=given(flags),
+    )
+    runs = prepare_runs(request)
+    from spafit_bench.base import distributed
+    from spafit_bench.base.stop import StopSignal
+    from spafit_bench.cli.views.progress import ProgressView
+    from spafit_bench.running.agenda import Agenda
+    from spafit_bench.running.driver import drive
+    from spafit_bench.running.executors import InProcess
+    from spafit_bench.running.runner import Options, follow
+
+    store, agenda, stop = Store(results), Agenda(runs), StopSignal()
+    options = Options(force=force, retry_failed=retry_failed, log=log)
+    if dry_run:
+        print_text(_forecast_table(runs, store, options, as_json=as_json))
+        return
+    if distributed.rank() > 0:
+        follow(runs)
+        return
+    with ProgressView(force=force and len(runs) > 1) as view, stop:
+        drive(agenda, store, InProcess(store, options, stop), view, options, stop)
+    records = agenda.all_records()
+    if as_json:
+        bodies = [record.model_dump(mode="json") for record in records]
+        print_text(to_json(bodies[0] if len(bodies) == 1 else {"runs": bodies}))
+    else:
+        print_text(_score_tables(records) + _summary(agenda, results, options))
+    exit_unless(agenda.is_whole)
+
+
+@app.command(epilog="Offline, on two CPU cores, in minutes; finished runs are not repeated.")
+def demo(
+    results: Results = Path("results/demo"),
+    jobs: Jobs = min(2, os.cpu_count() or 1),
+    as_json: Json = False,
+) -> None:
+    """Show it all: nine tasks x four methods on a tiny BERT and mini-GLUE."""
+    from spafit_bench.running.runner import Options
+
+    agenda = _carry_out_sweep("demo", _read_sweep("demo"), results, Options(), jobs)
+    if as_json:
+        print_text(_runs_json(agenda))
+    else:
+        from spafit_bench.cli.commands.results import table
+
+        print_text(table(results, "terminal", None) + _NEXT.format(results=results))
+    exit_unless(agenda.is_whole)
+
+
+@app.command(epilog="Example: `spafit-bench sweep paper --dry-run`, then without")
+def sweep(
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="YAML file, or a shipped one of `list sweeps`, such as paper.",
+            autocompletion=complete_sweeps,
+            metavar="CONFIG",
+        ),
+    ],
+    results: Results = Path("results"),
+    task: Tasks = None,
+    method: Methods = None,
+    seed: Seeds = None,
+    model: Model = None,
+    data: Data = None,
+    assignments: Set = None,
+    device: Device = None,
+    offline: Offline = False,
+    jobs: Jobs = 1,
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="Where the runs are carried out: here, or on a Ray cluster.",
+            rich_help_panel=WHERE,
+            metavar="local|ray",
+        ),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray cluster. \\[RAY_ADDRESS, or a cluster on this machine, or a new one]",
+            rich_help_panel=WHERE,
+            metavar="HOST:PORT",
+        ),
+    ] = None,
+    cpus_per_run: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="On the cluster. \\[1]", rich_help_panel=WHERE),
+    ] = None,
+    gpus_per_run: Annotated[
+        float | None,
+        typer.Option(min=0, help="On the cluster. \\[0]", rich_help_panel=WHERE),
+    ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(
+            help="Do only this part of the cells, for a scheduler's array.",
+            rich_help_panel=WHERE,
+            metavar="i/n",
+        ),
+    ] = "1/1",
+    log: Log = None,
+    force: Force = False,
+    retry_failed: RetryFailed = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Carry out a matrix of runs; the same command resumes after a stop."""
+    cluster = _cluster(executor, jobs, address, cpus_per_run, gpus_per_run)
+    flags = {"model": model, "data": data, "device": device, "offline": offline or None}
+    matrix = _read_sweep(
+        config,
+        given(flags),
+        assignments or (),
+        task=joined(task),
+        method=joined(method),
+        seed=joined(seed),
+        shard=shard,
+    )
+    _check_log(log, on_cluster=cluster is not None)
+    from spafit_bench.running.runner import Options
+
+    options = Options(
+        force=force, retry_failed=retry_failed, sharded=matrix.shard != (1, 1), log=log
+    )
+    if dry_run:
+        if cluster is not None:
+            sys.stderr.write(
+                "note: nodes may have another device, precision or number of threads than this "
+                "machine, which are part of a run's name; then this plan counts runs that they "
+                "have finished as still to run\n"
+            )
+        print_text(_sweep_forecast(matrix, Store(results), options, jobs, as_json=as_json))
+        return
+    agenda = _carry_out_sweep(config, matrix, results, options, jobs, cluster)
+    print_text(_runs_json(agenda) if as_json else _summary(agenda, results, options, sweep=True))
+    exit_unless(agenda.is_whole)
+
+
+def _share_batches(processes: int) -> None:
+    """With --processes, let several processes do this command, and exit when they have ended.
+
+    Returns in a process that does the command itself, or its share of every batch.
+    """
+    from spafit_bench.running.launch import end_with_launcher, is_one_of_several, run_processes
+
+    if is_one_of_several():
+        end_with_launcher()
+    elif processes > 1:
+        raise typer.Exit(run_processes(sys.argv[1:], processes))
+
+
+def prepare_runs(request: RunRequest) -> list[PreparedRun]:
+    """Find and check the inputs of every requested run, before the first one starts.
+
+    If several processes share every batch, they meet here.
+    """
+    from spafit_bench.running.launch import is_one_of_several
+
+    if not is_one_of_several():
+        return _prepare_runs(request)
+    from spafit_bench.base import distributed
+    from spafit_bench.training.environment import versions
+
+    distributed.join()
+    runs = distributed.in_one_voice(lambda: _prepare_runs(request))
+    facts = [f"{name} {version}" for name, version in versions().items()]
+    distributed.check_same([*facts, *(run.run_id for run in runs)])
+    return runs
+
+
+def _prepare_runs(request: RunRequest) -> list[PreparedRun]:
+    from spafit_bench.config.selection import run_configs
+
+    configs = run_configs(request)
+    from spafit_bench.base.libraries import load_libraries
+
+    load_libraries()
+    from spafit_bench.training.prepare import Preparer
+
+    preparer = Preparer()
+    return [preparer.prepare(config) for config in configs]
+
+
+def _check_log(log: str | None, *, on_cluster: bool = False) -> None:
+    if log is not None and on_cluster:
+        raise UserError(f"--log {log} does not work with --executor ray: logs stay on the nodes")
+    from spafit_bench.running.tensorboard_log import check_log
+
+    check_log(log)
+
+
+@dataclass(frozen=True)
+class _Cluster:
+    """The flags of `sweep` about a Ray cluster."""
+
+    address: str | None
+    cpus_per_run: float
+    gpus_per_run: float
+
+
+def _cluster(
+    executor: str, jobs: int, address: str | None, cpus: float | None, gpus: float | None
+) -> _Cluster | None:
+    """Check the flags about a cluster; return None if the runs are carried out here."""
+    flags = {"--address": address, "--cpus-per-run": cpus, "--gpus-per-run": gpus}
+    if executor == "ray":
+        if jobs > 1:
+            raise UserError(
+                "--jobs only applies to local runs; with --executor ray, use --cpus-per-run"
+            )
+        return _Cluster(address, 1.0 if cpus is None else cpus, 0.0 if gpus is None else gpus)
+    if executor != "local":
+        raise UserError(f"--executor {executor}: {nearest(executor, ('local', 'ray'))}")
+    for flag in given(flags):
+        raise UserError(f"{flag} only applies to a Ray cluster: add --executor ray")
+    return None
+
+
+def _read_sweep(
+    config: str,
+    flags: Mapping[str, Any] = MappingProxyType({}),
+    assignments: Sequence[str] = (),
+    *,
+    task: str | None = None,
+    method: str | None = None,
+    seed: str | None = None,
+    shard: str = "1/1",
+) -> Sweep:
+    """Read a sweep and the part of it that the flags ask for."""
+    from spafit_bench.running.launch import is_one_of_several
+
+    if is_one_of_several():
+        raise UserError(
+            "sweep: torchrun only works with `run`; start the sweep without it, and use --jobs to "
+            "carry out several runs at a time"
+        )
+    from spafit_bench.config.sweep import narrowed, parse_shard, read_sweep, sweep_path
+
+    matrix = narrowed(read_sweep(sweep_path(config), flags, assignments), task, method, seed)
+    return replace(matrix, shard=parse_shard(shard))
+
+
+def _carry_out_sweep(
+    name: str,
+    matrix: Sweep,
+    results: Path,
+    options: Options,
+    jobs: int,
+    cluster: _Cluster | None = None,
+) -> Agenda:
+    """Carry out a sweep, or the rest of it; every input is checked before the first run starts."""
+    from spafit_bench.base.stop import StopSignal
+    from spafit_bench.cli.views.progress import ProgressView
+    from spafit_bench.running.agenda import Agenda
+    from spafit_bench.running.driver import drive
+    from spafit_bench.running.executors import Executor, local_executor
+
+    store, stop = Store(results), StopSignal()
+    executor: Executor
+    if cluster is None:
+        agenda = Agenda.of_sweep(matrix)
+        executor = local_executor(jobs, agenda.expected(), store, options, stop)
+    else:
+        from spafit_bench.running.ray_executor import RayExecutor, Resources, connect
+
+        ray = connect(cluster.address, Resources(cluster.cpus_per_run, cluster.gpus_per_run))
+        agenda = Agenda.of_sweep(matrix, ray.preparer())
+        executor = RayExecutor(ray, store, options)
+    with ProgressView(name, matrix.keys, options.force) as view, stop:  # after Ray's own handlers
+        drive(agenda, store, executor, view, options, stop)
+    return agenda
+
+
+def _sweep_forecast(
+    matrix: Sweep, store: Store, options: Options, jobs: int, *, as_json: bool
+) -> str:
+    """Return what a sweep would run and what it would cost, cell by cell."""
+    from spafit_bench.running.agenda import Agenda
+    from spafit_bench.running.executors import divide_threads
+
+    divide_threads(jobs)
+    agenda = Agenda.of_sweep(matrix)
+    for run in agenda.trials:
+        record = _stored(store, run.run_id, options)
+        agenda.records |= {} if record is None else {run.run_id: record}
+    agenda.choose()
+    return _forecast_table(agenda.expected(), store, options, jobs=jobs, as_json=as_json)
+
+
+def _forecast_table(
+    runs: Sequence[PreparedRun],
+    store: Store,
+    options: Options,
+    *,
+    as_json: bool,
+    jobs: int | None = None,
+) -> str:
+    """Return the estimated costs of runs: a line for each run, or for each cell if `jobs` is given."""
+    from spafit_bench.running.estimate import forecast, forecast_cells, forecast_table
+
+    rows = [
+        forecast(run, finished=_stored(store, run.run_id, options) is not None) for run in runs
+    ]
+    if as_json:
+        return to_json({"runs": [asdict(row) for row in rows]})
+    return forecast_table(rows) if jobs is None else forecast_cells(rows, jobs)
+
+
+def _stored(store: Store, run_id: str, options: Options) -> RunRecord | None:
+    """Return the record of a run that would not be repeated."""
+    from spafit_bench.running.runner import is_settled
+
+    with suppress(DamagedError):  # the run would be repeated
+        record = store.find(run_id)
+        return record if is_settled(record, options) else None
+    return None
+
+
+def _runs_json(agenda: Agenda) -> str:
+    return to_json({"runs": [record.model_dump(mode="json") for record in agenda.all_records()]})
+
+
+def _score_tables(records: Sequence[RunRecord]) -> str:
+    done = [record for record in records if record.status == "done"]
+    if not done:
+        return ""
+    from spafit_bench.analysis.tables import build_tables
+
+    scores = [table for table in build_tables(done) if table.kind == "scores"]
+    return rendered(scores, "terminal") + "\n"
+
+
+def _summary(agenda: Agenda, results: Path, options: Options, *, sweep: bool = False) -> str:
+    """Return what was chosen, what failed, how many runs are done, and what to do next."""
+    records = agenda.all_records()
+    failed = [record for record in records if record.status != "done"]
+    lines = [
+        f"chosen for {group.method} on {group.task}: "
+        + ("none, every trial failed or collapsed" if value is None else str(value))
+        for group, value in agenda.chosen.items()
+    ]
+    lines += [f"{r.run_id}: {r.status} ({r.reason})" for r in failed]
+    count = len(records) - len(failed)
+    lines.append(f"{count} of {len(records)} runs done; records in {results / 'runs'}")
+    if failed and not agenda.is_whole:
+        again = ["spafit-bench", *(word for word in sys.argv[1:] if word != "--force")]
+        again += [] if options.retry_failed else ["--retry-failed"]
+        lines.append(f"to try the failed ones again: {shlex.join(again)}")
+    elif sweep:
+        lines.append(f"next: spafit-bench table --results {shlex.quote(str(results))}")
+    return "\n".join(lines)
+
+
+_NEXT = """
+What to try next
+  spafit-bench show mrpc-spafit --results {results}
+      one of these runs in full
+  spafit-bench plan --method spafit
+      what SPAFIT trains in BERT-large-cased, layer by layer
+  spafit-bench run --task mrpc --method "0-1:frozen;2-5:lora(value,r=8,alpha=16)" --preset smoke
+      a method of your own, in one line
+  spafit-bench run --task mrpc --method spafit,lora --seed 0-2
+      the real thing: GLUE and BERT-large-cased from the hub
+"""
