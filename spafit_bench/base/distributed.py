@@ -41,6 +41,8 @@ _NO_LIMIT = timedelta(days=365)
 _LARGE = 1 << 20
 """Elements of a gradient that is summed where it is; smaller ones travel together."""
 _REASON = "spafit-bench/why a process ended"
+RENDEZVOUS = "SPAFIT_BENCH_RENDEZVOUS"
+"""Holds the URL at which the processes of `run --processes` meet. torchrun sets host and port."""
 
 
 class PeerLost(UserError):  # noqa: N818 (what happened, as `Diverged`)
@@ -91,7 +93,9 @@ def join() -> None:
         backend = "cpu:gloo,cuda:nccl"
     with _talking():
         try:
-            store, number, count = next(rendezvous("env://"))
+            url = os.environ.get(RENDEZVOUS, "env://")
+            mine = (int(os.environ.get(name, "-1")) for name in ("RANK", "WORLD_SIZE"))
+            store, number, count = next(rendezvous(url, *mine))
         except ValueError as error:
             raise UserError(f"LOCAL_RANK is set as by torchrun, but: {error}") from None
         dist.init_process_group(backend, store=store, rank=number, world_size=count)

@@ -16,7 +16,6 @@ import typer
 
 from spafit_bench.base.errors import DamagedError, UserError, nearest
 from spafit_bench.cli.app import app
-from spafit_bench.cli.commands.output import rendered, to_json
 from spafit_bench.cli.options import (
     HOW,
     KEEP,
@@ -44,9 +43,8 @@ from spafit_bench.cli.options import (
     exit_unless,
     given,
     joined,
-    print_text,
 )
-
+from spafit_bench.cli.output import print_json, print_text
 from spafit_bench.results.store import Store
 
 if TYPE_CHECKING:
@@ -56,6 +54,8 @@ if TYPE_CHECKING:
     from spafit_bench.running.agenda import Agenda
     from spafit_bench.running.runner import Options
     from spafit_bench.training.prepare import PreparedRun
+
+_DEMO_JOBS = min(2, os.cpu_count() or 1)
 
 
 @app.command(
@@ -184,9 +184,11 @@ def run(
 ) -> None:
     """Train and evaluate one or more methods on one or more tasks."""
     from spafit_bench.config.selection import RunRequest
+    from spafit_bench.running.launch import launch
 
     _check_log(log)
-    _share_batches(processes)
+    if (code := launch(processes, sys.argv[1:])) is not None:
+        raise typer.Exit(code)
     train = {
         "learning_rate": lr,
         "epochs": epochs,
@@ -234,7 +236,7 @@ def run(
     store, agenda, stop = Store(results), Agenda(runs), StopSignal()
     options = Options(force=force, retry_failed=retry_failed, log=log)
     if dry_run:
-        print_text(_forecast_table(runs, store, options, as_json=as_json))
+        _print_forecast(runs, store, options, as_json=as_json)
         return
     if distributed.rank() > 0:
         follow(runs)
@@ -244,7 +246,7 @@ def run(
     records = agenda.all_records()
     if as_json:
         bodies = [record.model_dump(mode="json") for record in records]
-        print_text(to_json(bodies[0] if len(bodies) == 1 else {"runs": bodies}))
+        print_json(bodies[0] if len(bodies) == 1 else {"runs": bodies})
     else:
         print_text(_score_tables(records) + _summary(agenda, results, options))
     exit_unless(agenda.is_whole)
@@ -253,7 +255,7 @@ def run(
 @app.command(epilog="Offline, on two CPU cores, in minutes; finished runs are not repeated.")
 def demo(
     results: Results = Path("results/demo"),
-    jobs: Jobs = min(2, os.cpu_count() or 1),
+    jobs: Jobs = _DEMO_JOBS,
     as_json: Json = False,
 ) -> None:
     """Show it all: nine tasks x four methods on a tiny BERT and mini-GLUE."""
@@ -261,11 +263,11 @@ def demo(
 
     agenda = _carry_out_sweep("demo", _read_sweep("demo"), results, Options(), jobs)
     if as_json:
-        print_text(_runs_json(agenda))
+        _print_records(agenda)
     else:
-        from spafit_bench.cli.commands.results import table
+        from spafit_bench.cli.results import tables_text
 
-        print_text(table(results, "terminal", None) + _NEXT.format(results=results))
+        print_text(tables_text(results) + _NEXT.format(results=results))
     exit_unless(agenda.is_whole)
 
 
@@ -352,24 +354,14 @@ def sweep(
                 "machine, which are part of a run's name; then this plan counts runs that they "
                 "have finished as still to run\n"
             )
-        print_text(_sweep_forecast(matrix, Store(results), options, jobs, as_json=as_json))
+        _print_sweep_forecast(matrix, Store(results), options, jobs, as_json=as_json)
         return
     agenda = _carry_out_sweep(config, matrix, results, options, jobs, cluster)
-    print_text(_runs_json(agenda) if as_json else _summary(agenda, results, options, sweep=True))
+    if as_json:
+        _print_records(agenda)
+    else:
+        print_text(_summary(agenda, results, options, sweep=True))
     exit_unless(agenda.is_whole)
-
-
-def _share_batches(processes: int) -> None:
-    """With --processes, let several processes do this command, and exit when they have ended.
-
-    Returns in a process that does the command itself, or its share of every batch.
-    """
-    from spafit_bench.running.launch import end_with_launcher, is_one_of_several, run_processes
-
-    if is_one_of_several():
-        end_with_launcher()
-    elif processes > 1:
-        raise typer.Exit(run_processes(sys.argv[1:], processes))
 
 
 def prepare_runs(request: RunRequest) -> list[PreparedRun]:
@@ -494,10 +486,10 @@ def _carry_out_sweep(
     return agenda
 
 
-def _sweep_forecast(
+def _print_sweep_forecast(
     matrix: Sweep, store: Store, options: Options, jobs: int, *, as_json: bool
-) -> str:
-    """Return what a sweep would run and what it would cost, cell by cell."""
+) -> None:
+    """Print what a sweep would run and what it would cost, cell by cell."""
     from spafit_bench.running.agenda import Agenda
     from spafit_bench.running.executors import divide_threads
 
@@ -507,26 +499,25 @@ def _sweep_forecast(
         record = _stored(store, run.run_id, options)
         agenda.records |= {} if record is None else {run.run_id: record}
     agenda.choose()
-    return _forecast_table(agenda.expected(), store, options, jobs=jobs, as_json=as_json)
+    _print_forecast(agenda.expected(), store, options, as_json=as_json, jobs=jobs)
 
 
-def _forecast_table(
+def _print_forecast(
     runs: Sequence[PreparedRun],
     store: Store,
     options: Options,
     *,
     as_json: bool,
     jobs: int | None = None,
-) -> str:
-    """Return the estimated costs of runs: a line for each run, or for each cell if `jobs` is given."""
+) -> None:
+    """Print estimated costs: a line for each run, or for each cell if `jobs` is given."""
     from spafit_bench.running.estimate import forecast, forecast_cells, forecast_table
 
-    rows = [
-        forecast(run, finished=_stored(store, run.run_id, options) is not None) for run in runs
-    ]
+    rows = [forecast(run, finished=_stored(store, run.run_id, options) is not None) for run in runs]
     if as_json:
-        return to_json({"runs": [asdict(row) for row in rows]})
-    return forecast_table(rows) if jobs is None else forecast_cells(rows, jobs)
+        print_json({"runs": [asdict(row) for row in rows]})
+    else:
+        print_text(forecast_table(rows) if jobs is None else forecast_cells(rows, jobs))
 
 
 def _stored(store: Store, run_id: str, options: Options) -> RunRecord | None:
@@ -539,8 +530,8 @@ def _stored(store: Store, run_id: str, options: Options) -> RunRecord | None:
     return None
 
 
-def _runs_json(agenda: Agenda) -> str:
-    return to_json({"runs": [record.model_dump(mode="json") for record in agenda.all_records()]})
+def _print_records(agenda: Agenda) -> None:
+    print_json({"runs": [record.model_dump(mode="json") for record in agenda.all_records()]})
 
 
 def _score_tables(records: Sequence[RunRecord]) -> str:
@@ -548,6 +539,7 @@ def _score_tables(records: Sequence[RunRecord]) -> str:
     if not done:
         return ""
     from spafit_bench.analysis.tables import build_tables
+    from spafit_bench.cli.results import rendered
 
     scores = [table for table in build_tables(done) if table.kind == "scores"]
     return rendered(scores, "terminal") + "\n"

@@ -11,7 +11,6 @@ from typing import Protocol
 
 from spafit_bench.base import distributed
 from spafit_bench.base.errors import UserError
-
 from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.store import Store
 from spafit_bench.running.agenda import Agenda
@@ -120,7 +119,7 @@ class _Driver:
 
     def _remove_old_snapshot(self, run_id: str) -> None:
         """Remove the snapshot of a process that was killed after it had stored its run."""
-        if not self.store.snapshot_path(run_id).exists():
+        if not self.store.has_snapshot(run_id):
             return
         with RunLocks(self.store.root, needed=not self.options.sharded) as locks:
             if locks.acquire(run_id):

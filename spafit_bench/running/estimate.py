@@ -1,4 +1,4 @@
-"""What a run will cost, before anything is loaded: FLOPs, memory and disk, and the plan of `--dry-run`.
+"""What a run will cost: FLOPs, memory and disk, before any weights are loaded (`--dry-run`).
 
 The matrix products of the blocks are counted from the plan: 2 FLOPs per weight and token forward;
 the same again for the gradient of the activations in every block from the first that trains; and

@@ -1,83 +1,84 @@
-"""Starts the processes of one run on this machine, with the environment that torchrun would set.
+"""Starts the processes of one run on this machine (`run --processes`), as torchrun would.
 
-Unlike torchrun it adds nothing to what they say, and its exit code is the first process's.
+Unlike torchrun it adds nothing to what they print, and its exit code is that of the first process.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
+
+from spafit_bench.base.stop import INTERRUPTED, SIGNALS, end_with_parent, parent_environment
 
 _PATIENCE_S = 60.0
 """For the others after one process has ended: they may be keeping a snapshot."""
-_LAUNCHER = "SPAFIT_BENCH_LAUNCHER"
-"""Holds the id of the process that started this one."""
-_PR_SET_PDEATHSIG = 1
 
 
 def is_one_of_several() -> bool:
-    """Tell whether torchrun, or what sets the same variables, started this process."""
+    """Return whether torchrun, or what sets the same variables, started this process."""
     return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def end_with_launcher() -> None:
-    """In a process that `run_processes` started: be asked to stop when that one dies (prctl(2)).
-
-    On Linux; elsewhere a launcher that is killed leaves its processes behind.
-    """
-    launcher = os.environ.pop(_LAUNCHER, None)
-    if launcher is None or sys.platform != "linux":
-        return
-    import ctypes
-
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
-    if os.getppid() != int(launcher):  # it was gone before
-        sys.exit(128 + signal.SIGTERM)
-
-
-def run_processes(arguments: Sequence[str], count: int) -> int:
+def launch(count: int, arguments: Sequence[str]) -> int | None:
     """Run `spafit-bench` in several processes that share every batch; return the exit code.
 
-    The cores are divided among them unless OMP_NUM_THREADS says otherwise. Ctrl-C and SIGTERM are
-    passed on, and so is a terminal's end (SIGHUP), as SIGTERM.
+    The cores are divided among them unless OMP_NUM_THREADS is set. Signals that stop this process
+    stop them.
 
     Args:
+        count: number of processes.
         arguments: of `spafit-bench`.
-        count: processes.
+
+    Returns:
+        None in a process that must do the work itself: one that was launched, or the only one.
     """
+    if is_one_of_several():
+        end_with_parent()
+        return None
+    if count == 1:
+        return None
     from spafit_bench.running.doctor import cores
 
-    threads = str(max(1, cores() // count))
-    common = {"OMP_NUM_THREADS": threads} | os.environ
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    common |= {"WORLD_SIZE": str(count), _LAUNCHER: str(os.getpid())}
+    common = {"OMP_NUM_THREADS": str(max(1, cores() // count))} | os.environ
+    common |= {"WORLD_SIZE": str(count)} | parent_environment()
     command = [sys.executable, "-m", "spafit_bench", *arguments]
     workers: list[subprocess.Popen[bytes]] = []
-    passed_on = [signal.SIGINT, signal.SIGTERM]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
-        passed_on.append(signal.SIGHUP)
-    before = {number: signal.signal(number, _passing_on(workers)) for number in passed_on}
-    try:
-        for rank in range(count):
-            mine = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            # Ctrl-C on a terminal reaches a whole session; they are to get it once.
-            workers.append(subprocess.Popen(command, env=common | mine, start_new_session=True))
-        return _exit_code(workers)
-    finally:
+    asked = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        del number, frame
+        asked = True
         for worker in workers:
-            worker.kill()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+            worker.send_signal(signal.SIGTERM)
+
+    before = {n: signal.signal(n, stop) for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN}
+    with tempfile.TemporaryDirectory(prefix="spafit-bench-") as folder:
+        # read by base/distributed.py, which launching must not import: torch takes seconds
+        common["SPAFIT_BENCH_RENDEZVOUS"] = (Path(folder) / "rendezvous").as_uri()
+        try:
+            for rank in range(count):
+                mine = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                # a session of their own: Ctrl-C on a terminal must reach them only once
+                workers.append(subprocess.Popen(command, env=common | mine, start_new_session=True))
+            code = _exit_code(workers)
+        finally:
+            for worker in workers:
+                worker.kill()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return INTERRUPTED if asked and code else code
 
 
 def _exit_code(workers: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Wait for all, or not much longer than for the first that ends."""
+    """Wait for all processes, but not much longer than for the first one that ends."""
     until = float("inf")
     while any(worker.poll() is None for worker in workers) and time.monotonic() < until:
         if until == float("inf") and any(worker.returncode is not None for worker in workers):
@@ -88,20 +89,3 @@ def _exit_code(workers: Sequence[subprocess.Popen[bytes]]) -> int:
         sys.stderr.write(f"error: the first process was killed (signal {-codes[0]})\n")
     code = codes[0] or next(filter(None, codes), 0)
     return code if code >= 0 else 128 - code
-
-
-def _passing_on(
-    workers: Sequence[subprocess.Popen[bytes]],
-) -> Callable[[int, FrameType | None], None]:
-    def handler(number: int, frame: FrameType | None) -> None:
-        del frame
-        for worker in workers:
-            worker.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
-
-    return handler
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

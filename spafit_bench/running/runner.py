@@ -13,7 +13,6 @@ from functools import partial
 from spafit_bench.base import distributed
 from spafit_bench.base.errors import UserError
 from spafit_bench.base.stop import StopSignal
-
 from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.record import Evaluation, RunRecord
 from spafit_bench.results.run_folder import prediction_rows
@@ -168,7 +167,7 @@ class Runner:
             snapshot = Snapshot.from_bytes(content)
             if snapshot.facts.get("run_id") != run_id:
                 raise DamagedSnapshot("it belongs to another run")
-        except (DamagedSnapshot, OSError) as error:
+        except DamagedSnapshot as error:
             self._set_snapshot_aside(run_id, f"the snapshot is damaged ({error})")
             return None
         return snapshot

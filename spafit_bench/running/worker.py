@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from spafit_bench.base.errors import UserError
-from spafit_bench.base.stop import StopSignal
+from spafit_bench.base.stop import INTERRUPTED, StopSignal, end_with_parent
 from spafit_bench.config.run_config import RunConfig
 from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.store import Store
@@ -28,6 +28,7 @@ from spafit_bench.training.prepare import PreparedRun, Preparer
 
 def main(results: str, options: str, name: str) -> int:
     """Carry out runs until there are no more; return the exit code."""
+    end_with_parent()
     hear = _events_to_stdout()
     orders, orphaned = queue.SimpleQueue[str | None](), threading.Event()
     threading.Thread(target=_listen, args=(orders, orphaned), daemon=True).start()
@@ -46,7 +47,7 @@ def main(results: str, options: str, name: str) -> int:
             hear(Refused(message=str(error)))
             return 2
         except KeyboardInterrupt:
-            return 130
+            return INTERRUPTED
     return 0
 
 

@@ -228,7 +228,7 @@ def test_a_run_that_raises_is_failed_and_the_others_go_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reason is one short line; a finished record is never replaced by a failure."""
-    from spafit_bench.running import series as run_module
+    from spafit_bench.running import runner as run_module
 
     real = run_module.execute
     broken = ["lora"]
@@ -296,7 +296,7 @@ def test_an_interrupted_repeat_keeps_the_finished_run(
     run: Run, finished: tuple[Path, Answer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """--force and Ctrl-C: exit code 130, and the earlier result is still whole."""
-    from spafit_bench.running import series as run_module
+    from spafit_bench.running import runner as run_module
 
     def interrupted(*args: Any) -> Any:
         raise KeyboardInterrupt
@@ -322,7 +322,7 @@ RunId = Callable[..., str]
 @pytest.fixture
 def run_id(checkpoint: Path, data: Path) -> RunId:
     """The name of a run with the given settings; nothing is trained."""
-    from spafit_bench.cli.commands.training import prepare_runs
+    from spafit_bench.cli.running import prepare_runs
     from spafit_bench.config.selection import RunRequest
 
     def name(*assignments: str, method: str = "lora", seed: str = "0", **flags: Any) -> str:

@@ -30,7 +30,7 @@ from spafit_bench.config.sweep import (
 )
 from spafit_bench.config.sweep_values import value_list
 from spafit_bench.results.store import Store
-from spafit_bench.running.sweep_driver import choose
+from spafit_bench.running.agenda import choose
 from spafit_bench.training.prepare import Preparer
 from tests.conftest import MAIN, Answer, Cli, clean_environment
 from tests.support.records import make_record

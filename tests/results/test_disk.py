@@ -165,27 +165,24 @@ def test_files_and_folders_in_the_way(
 
 def test_a_results_folder_that_disappears(tmp_path: Path, checkpoint: Path, data: Path) -> None:
     """Removed while a run is under way: it is said, and the run is saved where it was to be."""
-    from spafit_bench.cli.views.progress import ProgressView
     from spafit_bench.config.selection import RunRequest
-    from spafit_bench.running.series import Options, run_all
-    from tests.support.tiny_runs import prepare_runs
+    from spafit_bench.running.events import Event, Started, Warned
+    from tests.support.tiny_runs import Silent, carry_out, prepare_runs
 
     results = tmp_path / "results"
-
     said: list[str] = []
 
-    class View(ProgressView):
-        def started(self, *args):  # type: ignore[no-untyped-def]
-            shutil.rmtree(results)
-            return super().started(*args)
-
-        def warn(self, message: str) -> None:
-            said.append(message)
+    class View(Silent):
+        def hear(self, event: Event) -> None:
+            if isinstance(event, Started):
+                shutil.rmtree(results)
+            elif isinstance(event, Warned):
+                said.append(event.message)
 
     flags = {"model": str(checkpoint), "data": str(data), "precision": "fp32"}
     train = {"epochs": 1, "batch_size": 8, "max_length": 32}
     request = RunRequest(task="mrpc", method="lora", flags=flags | {"train": train})
-    (record,) = run_all(prepare_runs(request), Store(results), View(quiet=True), Options())
+    (record,) = carry_out(prepare_runs(request), Store(results), View())
     assert record.status == "done"
     whole(results, 1)
     assert any("no snapshot could be kept" in text for text in said)

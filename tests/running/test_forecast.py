@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from spafit_bench.cli.commands.training import prepare_runs
+from spafit_bench.cli.running import prepare_runs
 from spafit_bench.config.selection import RunRequest
-from spafit_bench.running import forecast
-from spafit_bench.running.estimate import training_flops_per_token
+from spafit_bench.running.estimate import _token_lengths, training_flops_per_token
 from tests.support.models import plan_checkpoint, save_checkpoint
 from tests.support.tiny_runs import World, make_world, write_data
 
@@ -39,5 +38,5 @@ def test_rows_held_out_are_not_counted(world: World) -> None:
         flags = {"model": str(world.model), "data": str(world.data), "holdout": holdout}
         flags["train"] = {"max_length": 24}
         (run,) = prepare_runs(RunRequest(task="mrpc", method="bitfit", flags=flags))
-        lengths.append(len(forecast._token_lengths(run)))
+        lengths.append(len(_token_lengths(run)))
     assert lengths == [40, 30]

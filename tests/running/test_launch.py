@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from spafit_bench.running.launch import run_processes
+from spafit_bench.running.launch import launch
 from tests.conftest import clean_environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux'
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from spafit_bench.cli.commands.training import launch
+from spafit_bench.running.launch import launch
 
 rank = os.environ["RANK"]
 
@@ -29,17 +29,17 @@ def stop(number, frame):
     sys.exit(130)
 
 signal.signal(signal.SIGTERM, stop)
-assert launch(2) is None
+assert launch(2, []) is None
 Path(f"started-{rank}").touch()
 time.sleep(60)
 """
 LAUNCHER = """
 import signal, sys
-from spafit_bench.running.launch import run_processes
+from spafit_bench.running.launch import launch
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
 sys.executable = "./worker"
-sys.exit(run_processes([], 2))
+sys.exit(launch(2, []))
 """
 
 
@@ -100,5 +100,5 @@ def test_the_cores_that_may_be_used_are_divided(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(subprocess, "Popen", Ended)
-    assert run_processes([], 4) == 0
+    assert launch(4, []) == 0
     assert threads == ["3"] * 4

@@ -17,15 +17,16 @@ import yaml
 from rich.console import Console
 
 from spafit_bench.base.errors import UserError
-from spafit_bench.cli.views.sweep import SweepView
+from spafit_bench.cli.views.progress import ProgressView
 from spafit_bench.config.sweep import read_sweep
 from spafit_bench.results.run_folder import read_files
 from spafit_bench.results.store import Store
+from spafit_bench.running.agenda import Agenda
+from spafit_bench.running.driver import drive
 from spafit_bench.running.events import Evaluated, Event, Started
 from spafit_bench.running.executors import Executor, InProcess
 from spafit_bench.running.ray_executor import Cluster, RayExecutor, Resources, connect
-from spafit_bench.running.series import Options
-from spafit_bench.running.sweep_driver import Agenda, MatrixResult, run_sweep
+from spafit_bench.running.runner import Options
 from tests.conftest import Cli, clean_environment, write_checkpoint
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -69,11 +70,13 @@ def agenda(folder: Path, model: Path, data: Path, cluster: Cluster | None, **bod
     }
     whole = {"tasks": ["mrpc"], "methods": ["lora"], "settings": settings} | body
     (folder / "s.yaml").write_text(yaml.safe_dump(whole))
-    return Agenda(read_sweep(folder / "s.yaml", {}), cluster.preparer() if cluster else None)
+    return Agenda.of_sweep(
+        read_sweep(folder / "s.yaml", {}), cluster.preparer() if cluster else None
+    )
 
 
 @dataclass
-class Watching(SweepView):
+class Watching(ProgressView):
     """A view that does something in the middle of the first run on a node."""
 
     node: str = ""
@@ -92,10 +95,10 @@ class Watching(SweepView):
                 self.then()
 
 
-def carry_out(runs: Agenda, store: Store, executor: Executor, view: SweepView) -> MatrixResult:
+def carry_out(runs: Agenda, store: Store, executor: Executor, view: ProgressView) -> None:
     """Carry a sweep out."""
     with view:
-        return run_sweep(runs, store, executor, view, Options(), lambda: False)
+        drive(runs, store, executor, view, Options(), lambda: False)
 
 
 def console() -> Console:
@@ -103,7 +106,7 @@ def console() -> Console:
     return Console(file=io.StringIO(), width=300)
 
 
-def said(view: SweepView) -> str:
+def said(view: ProgressView) -> str:
     """Return what was shown."""
     assert isinstance(view.console.file, io.StringIO)
     return view.console.file.getvalue()
@@ -117,7 +120,7 @@ def test_nodes_without_the_model_are_left_out(
     model = write_checkpoint(tmp_path / "model")
     runs = agenda(tmp_path, model, data, connection)
     model.rename(tmp_path / "elsewhere")
-    store, view = Store(tmp_path / "results"), SweepView("s", console=console())
+    store, view = Store(tmp_path / "results"), ProgressView("s", console=console())
     with pytest.raises(UserError, match=r"no node is left for these runs; node .*model") as caught:
         carry_out(runs, store, RayExecutor(connection, store, Options()), view)
     assert str(model) in str(caught.value)
@@ -141,18 +144,19 @@ def test_a_dead_node_costs_nothing(
     node = f"/{mortal.node_id[:4]}"
     view = Watching("s", console=console(), node=node, then=lambda: cluster.remove_node(mortal))
     runs = agenda(tmp_path, checkpoint, data, connection, choose=choose)
-    found = carry_out(runs, store, RayExecutor(connection, store, Options()), view)
+    carry_out(runs, store, RayExecutor(connection, store, Options()), view)
     assert "NodeDiedError" in said(view), said(view)
     assert view.epochs.count(1.0) == 1, "it went on from a snapshot, not from the start"
     assert view.epochs[-1] == 12.0
-    assert [record.status for record in found.records] == ["done"] * len(found.records)
+    found = runs.all_records()
+    assert [record.status for record in found] == ["done"] * len(found)
     alone = Store(tmp_path_factory.mktemp("alone"))
     here = agenda(tmp_path, checkpoint, data, None, choose=choose)
     executor = InProcess(alone, Options(), lambda: False)
-    expected = carry_out(here, alone, executor, SweepView("s", console=console()))
-    assert found.chosen == expected.chosen
-    assert len(found.records) == 2 + (found.chosen[next(iter(found.chosen))] is not None)
-    for got, want in zip(found.records, expected.records, strict=True):
+    carry_out(here, alone, executor, ProgressView("s", console=console()))
+    assert runs.chosen == here.chosen
+    assert len(found) == 2 + (runs.chosen[next(iter(runs.chosen))] is not None)
+    for got, want in zip(found, here.all_records(), strict=True):
         assert (got.run_id, got.evaluations) == (want.run_id, want.evaluations)
         assert store.find(got.run_id) == got
         theirs, ours = (read_files(s.runs / got.run_id) for s in (store, alone))
@@ -169,8 +173,8 @@ def test_ray_that_is_not_there_is_one_message(
     assert "add --executor ray" in call("sweep", "s.yaml", "--address", "box:6379").error
     flags = ("sweep", "s.yaml", "--executor", "ray")
     if importlib.util.find_spec("ray"):
-        assert "nobody answers there" in call(*flags, "--address", "127.0.0.1:1").error
-        assert "nobody answers there" in call(*flags, "--address", "127.0.0.1:x").error
+        assert "nothing answers there" in call(*flags, "--address", "127.0.0.1:1").error
+        assert "nothing answers there" in call(*flags, "--address", "127.0.0.1:x").error
     monkeypatch.setitem(sys.modules, "ray", None)
     assert "pip install '.[ray]'" in call(*flags).error
 

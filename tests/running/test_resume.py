@@ -343,7 +343,7 @@ def test_an_interrupted_repetition_goes_on(
     call: Cli, tmp_path: Path, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With --force; but not from what was kept before the result that it repeats."""
-    from spafit_bench.running import series
+    from spafit_bench.running import runner
 
     run, store = prepared(checkpoint, data), Store(tmp_path / "results")
     command = (*NINE_STEPS, "--model", checkpoint, "--data", data)
@@ -354,7 +354,7 @@ def test_an_interrupted_repetition_goes_on(
         resumed.append(session.resume and len(session.resume.tensors["losses"]))
         return execute(run, session)
 
-    monkeypatch.setattr(series, "execute", spy)
+    monkeypatch.setattr(runner, "execute", spy)
     for _ in range(2):
         keep_for(run, stopped_after(run, 5), store)
         os.utime(store.snapshot_path(run.run_id), None if not resumed else (0, 0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,17 @@ from transformers import (
     RobertaConfig,
 )
 
-from spafit_bench.cli.commands.training import RunRequest, prepare_runs
-from spafit_bench.cli.views.progress import ProgressView
+from spafit_bench.cli.running import prepare_runs
+from spafit_bench.config.selection import RunRequest
 from spafit_bench.data.tasks import get_task
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.store import Store
-from spafit_bench.running.series import Options, run_all
+from spafit_bench.running.agenda import Agenda
+from spafit_bench.running.driver import View, drive
+from spafit_bench.running.events import Event
+from spafit_bench.running.executors import InProcess
+from spafit_bench.running.runner import Options
+from spafit_bench.training.prepare import PreparedRun
 from tests.support.glue_files import write_plain
 
 WORDS = ("the", "a", "cat", "dog", "bird", "sat", "ran", "flew", "on", "mat", "sky", "red", "slow")
@@ -101,9 +106,29 @@ class World:
         }
         request = RunRequest(task=task, method=method, assignments=settings, flags=base | flags)
         runs = prepare_runs(request)
-        (record,) = run_all(runs, self.store, ProgressView(quiet=True), Options())
+        (record,) = carry_out(runs, self.store)
         assert record.status == "done", record.reason
         return record
+
+
+class Silent:
+    """A view that shows nothing."""
+
+    def expect(self, runs: Sequence[PreparedRun]) -> None:
+        """Ignore."""
+
+    def hear(self, event: Event) -> None:
+        """Ignore."""
+
+
+def carry_out(
+    runs: Sequence[PreparedRun], store: Store, view: View | None = None
+) -> list[RunRecord]:
+    """Carry out runs in this process."""
+    agenda, options = Agenda(runs), Options()
+    executor = InProcess(store, options, lambda: False)
+    drive(agenda, store, executor, view or Silent(), options, lambda: False)
+    return agenda.all_records()
 
 
 def make_world(root: Path, config: PretrainedConfig | None = None) -> World:

@@ -32,7 +32,7 @@ from tests.support.models import Silent
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(  # imported once, not by every process
     [
-        *("spafit_bench.cli", "spafit_bench.cli.commands.training", "spafit_bench.running.series"),
+        *("spafit_bench.cli", "spafit_bench.running.driver", "spafit_bench.running.estimate"),
         *(
             "spafit_bench.cli.views.progress",
             "evaluate",

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from spafit_bench.analysis.tables.settings import group_runs
-from spafit_bench.cli.commands.training import RunRequest, prepare_runs
+from spafit_bench.cli.running import prepare_runs
+from spafit_bench.config.selection import RunRequest
 from spafit_bench.export.restore import load_run
 from spafit_bench.models.adapt import AdaptedModel
 from spafit_bench.models.encoding import EncodedSplit

@@ -86,8 +86,8 @@ class _Running:
 class ProgressView:
     """Shows the runs of a command; use it in a `with` block.
 
-    A sweep, which has a title, gets one line a run; without a title there are lines about the start,
-    the evaluations and the end of each run.
+    A sweep, which has a title, gets one line a run; without a title there are lines about the
+    start, the evaluations and the end of each run.
     """
 
     title: str | None = None
@@ -288,11 +288,7 @@ def _evaluation(evaluation: Evaluation) -> str:
 
 
 def _ending(label: str, record: RunRecord) -> tuple[str, str]:
-    """Return a line about a run that has ended, and its style.
-
-    Args:
-        label: names the run; empty where lines about it stand above.
-    """
+    """Return a line about a run that has ended (without a label if it has lines), and its style."""
     if record.status != "done":
         return f"{label or ' '} {record.status}: {record.reason}", "red"
     rate = f"{record.train_tokens_per_s:,.0f} tokens/s" if record.train_tokens_per_s else ""

@@ -20,11 +20,13 @@ import yaml
 from rich.console import Console
 
 from spafit_bench.base.errors import UserError
-from spafit_bench.cli.views.sweep import SweepView
-from spafit_bench.config.sweep import narrowed, read_sweep
+from spafit_bench.cli.views.progress import ProgressView
+from spafit_bench.config.sweep import Sweep, narrowed, read_sweep
 from spafit_bench.results.record import RunRecord, Status
 from spafit_bench.results.store import Store
-from spafit_bench.running import sweep_driver as matrix
+from spafit_bench.running import driver
+from spafit_bench.running.agenda import Agenda
+from spafit_bench.running.driver import MOST_LOSSES, drive
 from spafit_bench.running.events import (
     Busy,
     Ended,
@@ -35,12 +37,11 @@ from spafit_bench.running.events import (
     Started,
     Stepped,
     Warned,
-    WarningsAsEvents,
     parse_event,
+    warnings_as_events,
 )
-from spafit_bench.running.executors import Executor, Processes, visible_gpus, worker_environments
-from spafit_bench.running.series import Options
-from spafit_bench.running.sweep_driver import MOST_LOSSES, Agenda, MatrixResult, run_sweep
+from spafit_bench.running.executors import Executor, Workers, visible_gpus, worker_environments
+from spafit_bench.running.runner import Options
 from spafit_bench.training.prepare import PreparedRun
 from spafit_bench.training.run import blank_record
 
@@ -102,23 +103,28 @@ class World:
 
     folder: Path
     settings: dict[str, Any]
-    view: SweepView = field(
-        default_factory=lambda: SweepView("s", console=Console(file=io.StringIO(), width=200))
+    view: ProgressView = field(
+        default_factory=lambda: ProgressView("s", console=Console(file=io.StringIO(), width=200))
     )
 
-    def agenda(self, **body: Any) -> Agenda:
-        """Prepare a sweep of mrpc and cola."""
+    def sweep(self, **body: Any) -> Sweep:
+        """Read a sweep of mrpc and cola."""
         path = self.folder / "s.yaml"
         whole = {"tasks": ["mrpc", "cola"], "methods": ["bitfit"], "settings": self.settings}
         path.write_text(yaml.safe_dump(whole | body))
-        return Agenda(read_sweep(path, {}))
+        return read_sweep(path, {})
 
-    def run(self, executor: Executor, agenda: Agenda, **options: Any) -> MatrixResult:
+    def agenda(self, **body: Any) -> Agenda:
+        """Prepare its runs."""
+        return Agenda.of_sweep(self.sweep(**body))
+
+    def run(self, executor: Executor, agenda: Agenda, **options: Any) -> Agenda:
         """Carry it out."""
         store = Store(self.folder / "results")
         stop = options.pop("stop", lambda: False)
         with self.view:
-            return run_sweep(agenda, store, executor, self.view, Options(**options), stop)
+            drive(agenda, store, executor, self.view, Options(**options), stop)
+        return agenda
 
     @property
     def said(self) -> str:
@@ -130,7 +136,7 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     """Tiny runs; nobody waits for anything."""
-    monkeypatch.setattr(matrix, "POLL_S", 0.0)
+    monkeypatch.setattr(driver, "BUSY_S", 0.0)
     return World(
         tmp_path, {"model": str(checkpoint), "data": str(data), "device": "cpu", "limit": 8}
     )
@@ -164,7 +170,7 @@ def test_a_cells_reported_runs_follow_its_trials(world: World, room: int) -> Non
     if room == 1:
         assert [task for task, *_ in order] == ["mrpc"] * 4 + ["cola"] * 4
     assert set(result.chosen.values()) == {1e-2}
-    assert (len(result.trials), len(result.finals), len(result.records)) == (4, 4, 8)
+    assert (len(result.trials), len(result.finals), len(result.all_records())) == (4, 4, 8)
     assert executor.closed
     assert world.said.count("[8/8]") == 1
     assert "mrpc bitfit seed 0: acc 1.0" in world.said
@@ -172,18 +178,18 @@ def test_a_cells_reported_runs_follow_its_trials(world: World, room: int) -> Non
 
 def test_runs_that_are_the_same_are_one(world: World) -> None:
     """A grid over the rank means nothing to BitFit; what is there already is not repeated."""
-    agenda = world.agenda(methods=["bitfit", "lora"], grid={"method.rank": [2, 4]})
-    agenda = Agenda(narrowed(agenda.sweep, None, "bitfit", None))
+    sweep = world.sweep(methods=["bitfit", "lora"], grid={"method.rank": [2, 4]})
+    sweep = narrowed(sweep, None, "bitfit", None)
     executor = Scripted(room=4)
-    result = world.run(executor, agenda)
+    result = world.run(executor, Agenda.of_sweep(sweep))
     assert len(executor.submitted) == 2
-    assert [r.task for r in result.records] == ["mrpc", "cola"]
+    assert [r.task for r in result.all_records()] == ["mrpc", "cola"]
     store = Store(world.folder / "results")
     store.save(finished(executor.submitted[0]), {})
     store.save(finished(executor.submitted[1], "failed"), {})
     for options, expected in (({}, []), ({"retry_failed": True}, ["cola"]), ({"force": True}, 2)):
         again = Scripted()
-        world.run(again, agenda, **options)
+        world.run(again, Agenda.of_sweep(sweep), **options)
         names = [run.task.name for run in again.submitted]
         assert names == expected or len(names) == expected
     assert "2 of 2 runs are there already, 1 of them failed or diverged" in world.said
@@ -212,7 +218,7 @@ def test_a_lost_run_is_carried_out_again_and_given_up_in_the_end(world: World) -
 
     result = world.run(Scripted(says, room=2), world.agenda())
     assert attempts == {"mrpc": MOST_LOSSES, "cola": 2}
-    mrpc, cola = result.records
+    mrpc, cola = result.all_records()
     assert (mrpc.status, cola.status) == ("failed", "done")
     assert mrpc.reason == "given up after 3 attempts: its process was ended by SIGKILL"
     assert Store(world.folder / "results").find(mrpc.run_id) == mrpc
@@ -231,9 +237,9 @@ def test_a_failed_trial_is_not_chosen_and_stops_nobody(world: World) -> None:
     assert {group.task: value for group, value in result.chosen.items()} == {
         "mrpc": None, "cola": 1e-3,
     }  # fmt: skip
-    assert [r.task for r in result.finals] == ["cola"]
+    assert [r.task.name for r in result.finals] == ["cola"]
     assert not result.is_whole
-    assert len(world.view.settled) == len(world.view.expected) == 5
+    assert len(world.view._ended) == len(world.view._work) == 5
 
 
 def test_a_failed_trial_leaves_a_sweep_whole(world: World) -> None:
@@ -244,7 +250,7 @@ def test_a_failed_trial_leaves_a_sweep_whole(world: World) -> None:
         return Ended(run_id=run.run_id, record=finished(run, "diverged" if fails else "done"))
 
     result = world.run(Scripted(says), world.agenda(choose=CHOOSE))
-    assert any(r.status == "diverged" for r in result.records)
+    assert any(r.status == "diverged" for r in result.all_records())
     assert result.is_whole
     fails = Scripted(lambda run: Ended(run_id=run.run_id, record=finished(run, "failed")))
     assert not world.run(fails, world.agenda()).is_whole
@@ -272,8 +278,8 @@ def test_a_run_that_another_process_has_is_asked_for_again(world: World) -> None
 
     result = world.run(Scripted(says), world.agenda())
     assert asked == {"mrpc": 4, "cola": 1}
-    assert [r.status for r in result.records] == ["done", "done"]
-    assert world.said.count("which process 7 on box has") == 1
+    assert [r.status for r in result.all_records()] == ["done", "done"]
+    assert world.said.count("process 7 on box holds it") == 1
 
 
 def test_stopping_lets_runs_keep_their_state(world: World) -> None:
@@ -285,7 +291,7 @@ def test_stopping_lets_runs_keep_their_state(world: World) -> None:
     assert executor.closed
     assert executor.waiting == []
     assert Store(world.folder / "results").records() == []
-    assert "the same command goes on" in world.said
+    assert "the same command resumes" in world.said
 
 
 def test_a_stop_in_the_moment_of_the_last_loss_is_a_stop(world: World) -> None:
@@ -320,7 +326,7 @@ def test_a_mistake_that_one_run_finds_lets_the_others_keep_their_state(world: Wo
     assert Store(world.folder / "results").records() == []
 
 
-def listen(workers: Processes, kind: type[Lost] | type[Started]) -> list[Event]:
+def listen(workers: Workers, kind: type[Lost] | type[Started]) -> list[Event]:
     """Hear workers until something of a kind has happened."""
     heard: list[Event] = []
     until = time.monotonic() + 60
@@ -332,7 +338,7 @@ def listen(workers: Processes, kind: type[Lost] | type[Started]) -> list[Event]:
 def test_a_worker_refuses_a_run_that_would_be_another(world: World) -> None:
     """Were its threads other ones, it would report a run that nobody knows."""
     run, store = world.agenda().expected()[0], Store(world.folder / "results")
-    workers = Processes(store, Options(), worker_environments(1, [], torch.get_num_threads() + 1))
+    workers = Workers(store, Options(), worker_environments(1, [], torch.get_num_threads() + 1))
     workers.submit(run)
     refused, lost = listen(workers, Lost)
     workers.close()
@@ -345,13 +351,14 @@ def test_a_worker_refuses_a_run_that_would_be_another(world: World) -> None:
 def test_a_worker_of_another_version_is_not_waited_for(world: World, tmp_path: Path) -> None:
     """The package was upgraded after the sweep had started: it hung, as no event could be read."""
     package = tmp_path / "newer" / "spafit_bench"
-    package.mkdir(parents=True)
-    (package / "__init__.py").touch()
+    (package / "running").mkdir(parents=True)
+    for folder in (package, package / "running"):
+        (folder / "__init__.py").touch()
     event = {"kind": "ended", "run_id": "x", "record": {"schema_version": 99}}
     said = f"import sys\nprint({json.dumps(event)!r}, flush=True)\nsys.stdin.read()\n"
-    (package / "worker.py").write_text(said)
+    (package / "running" / "worker.py").write_text(said)
     newer = [("cpu 1", {"PYTHONPATH": str(package.parent)})]
-    workers = Processes(Store(world.folder / "results"), Options(), newer)
+    workers = Workers(Store(world.folder / "results"), Options(), newer)
     with pytest.raises(UserError, match="another version of spafit-bench"):
         world.run(workers, world.agenda())
 
@@ -359,7 +366,7 @@ def test_a_worker_of_another_version_is_not_waited_for(world: World, tmp_path: P
 def test_a_signal_to_every_process_lets_each_run_keep_its_state(world: World) -> None:
     """As schedulers send it: a worker has it already when the sweep tells it to stop."""
     run, store = world.agenda().expected()[0], Store(world.folder / "results")
-    workers = Processes(store, Options(), worker_environments(1, [], torch.get_num_threads()))
+    workers = Workers(store, Options(), worker_environments(1, [], torch.get_num_threads()))
     workers.submit(run)
     listen(workers, Started)
     holder = (store.root / "locks" / run.run_id).read_text()
@@ -410,10 +417,10 @@ def test_events_travel_as_json(world: World) -> None:
 def test_the_view_tells_what_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the work done so far; a run that goes on from a snapshot did not do its first half now."""
     now = 1000.0
-    monkeypatch.setattr("spafit_bench.cli.views.sweep.time.monotonic", lambda: now)
+    monkeypatch.setattr("spafit_bench.cli.views.progress.time.monotonic", lambda: now)
     runs = world.agenda(seeds="0-3", tasks=["mrpc"]).expected()
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    view = SweepView("s", ["train.learning_rate"], console=console, since_s=now)
+    view = ProgressView("s", ["train.learning_rate"], console=console, _since_s=now)
     with view:
         view.expect(runs)
         assert view.left_s() is None
@@ -443,7 +450,7 @@ def test_what_a_worker_warns_of_is_an_event() -> None:
     """Else nobody would hear of it: a worker has no terminal."""
     heard: list[Event] = []
     log = logging.getLogger("spafit_bench.some.module")
-    with WarningsAsEvents(heard.append).listening():
+    with warnings_as_events(heard.append):
         log.warning("batches stay as they are, in forward passes of %d", 4)
         log.info("of no interest")
         logging.getLogger("torch").warning("not ours")

@@ -1,1 +1,0 @@
-"""What each command does, given its flags; mostly returns text for stdout."""
