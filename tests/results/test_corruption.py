@@ -291,7 +291,7 @@ def test_a_snapshot_of_another_run_is_not_resumed(
     args = ("--precision", "fp32", "--model", checkpoint, "--data", data, *train)
     answer = call("run", "--task", "mrpc", "--method", "spafit", *args)
     assert answer.code == 0, answer.err
-    assert "it is of another run" in answer.err
+    assert "it belongs to another run" in answer.err
     assert (tmp_path / "results" / "set-aside" / path.name / path.name).is_file()
 
 
