@@ -116,7 +116,7 @@ def test_a_disk_that_is_full_from_the_start(
         whole(results, 1)
         table = call("table", "--results", results)
         assert table.code == 0, table.err
-        assert "are not renewed" in table.err
+        assert "could not be updated" in table.err
         ballast.unlink()
         store.save(make_record(seed=1), {"adapter.safetensors": bytes(5000)})
         whole(results, 2)
