@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from spafit_bench.data.layouts import HubFolder, parts_of
+from spafit_bench.data.layouts import hub_layout, parts_of
 from spafit_bench.data.load import OFFICIAL_FINGERPRINTS, split_fingerprint, validated_split
 from spafit_bench.data.tasks import TASKS
 
@@ -21,7 +21,7 @@ def fingerprints(root: Path) -> dict[str, dict[str, str]]:
     """Return task -> split -> fingerprint of the files in `root`."""
     known: dict[str, dict[str, str]] = {}
     for task in TASKS.values():
-        layout = HubFolder(task, root / task.name)
+        layout = hub_layout(task, root / task.name)
         for part in parts_of(task):
             files = layout.files(part) if part.test_set is None else []
             if not files:

@@ -32,7 +32,7 @@ from pydantic import (
 
 from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.base.shipped import config_folder, read_yaml
-from spafit_bench.data.tasks import TASKS, HubFiles, SplitFile, Task, TestSet, TsvLayout
+from spafit_bench.data.tasks import TASKS, HubFiles, SplitFile, Task, TestSet
 
 Metric = Literal["accuracy", "f1", "f1_macro", "matthews_correlation", "pearson", "spearman"]
 SplitName = Literal["train", "validation", "test"]
@@ -182,7 +182,6 @@ class TaskDefinition(_Part):
             text_columns=columns,
             templates=() if columns == self.text else templates,
             label_column=self.label,
-            tsv=TsvLayout(folder=self.name, text_columns=columns, label_column=self.label),
             labels=self.labels,
             label_range=self.range,
             metrics=tuple(self.metrics),

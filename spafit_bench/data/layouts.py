@@ -1,27 +1,24 @@
-"""Where a task's files are: on the hub, in one of three folder layouts, or made in memory."""
+"""Where a task's files are: on the hub, inside the package, or in a folder of a known layout."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spafit_bench.base.errors import UserError, nearest
-from spafit_bench.data.readers import (
-    Columns,
-    Table,
-    read_csv,
-    read_jsonl,
-    read_parquet,
-    read_tsv,
-)
+from spafit_bench.data.readers import Columns, Table, read_parquet, read_text
 from spafit_bench.data.tasks import Task, TestSet
 
 HUB_REPO = "nyu-mll/glue"
 MINI_GLUE = Path(__file__).resolve().parents[1] / "assets" / "mini-glue"
 """Nine small tasks in the hub's layout; written by `python -m scripts.mini_glue`."""
+
+_DIGITS = "[0-9]" * 5
+_SHARDS = f"-{_DIGITS}-of-{_DIGITS}.parquet"
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +31,7 @@ class Part:
     """Name of the split in its configuration: AX is the `test` of `ax`."""
     config: str
     columns: Columns
-    """By their hub names, the label left out where it is not to be read."""
+    """By their hub names, without the label if it is not to be read."""
     test_set: TestSet | None = None
 
 
@@ -62,161 +59,129 @@ def _columns(task: Task, split: str) -> Columns:
 
 
 @dataclass(frozen=True)
-class HubFolder:
-    """`<config>/<split>-00000-of-00001.parquet`, in one shard or several."""
+class Layout:
+    """One way to lay out the files of a task."""
 
     task: Task
-    folder: Path
-    """Of the task's own configuration; other configurations are its siblings."""
-
-    def expected(self, part: Part) -> str:
-        """Name the file that a part is looked for in."""
-        return str(self._folder_of(part) / f"{part.split}-00000-of-00001.parquet")
-
-    def files(self, part: Part) -> list[Path]:
-        """Return every shard of a part, in order; none where it does not exist.
-
-        Raises:
-            UserError: a shard is missing.
-        """
-        pattern = re.compile(rf"{re.escape(part.split)}-(\d{{5}})-of-(\d{{5}})\.parquet")
-        folder = self._folder_of(part)
-        found = [path for path in _listing(folder) if pattern.fullmatch(path.name)]
-        totals = sorted({path.stem[-5:] for path in found})
-        if len(totals) > 1:
-            raise UserError(
-                f"{folder}: {part.split} is there in {' and in '.join(map(str, map(int, totals)))} "
-                "shards; keep one of the two"
-            )
-        shards = [
-            folder / f"{part.split}-{number:05d}-of-{totals[0]}.parquet"
-            for number in range(int(totals[0]) if totals else 0)
-        ]
-        for shard in shards:
-            if not shard.is_file():
-                raise UserError(f"{shard} is missing: a shard of {part.key} that others name")
-        return shards
-
-    def read(self, path: Path, part: Part) -> Table:
-        """Read one file of a part."""
-        return read_parquet(path, part.columns)
-
-    def _folder_of(self, part: Part) -> Path:
-        own = part.config == self.task.name
-        return self.folder if own else self.folder.parent / part.config
-
-
-@dataclass(frozen=True)
-class GlueTsvFolder:
-    """`<task folder>/train.tsv`, as `download_glue_data.py` leaves it."""
-
-    task: Task
-    folder: Path
-
-    def expected(self, part: Part) -> str:
-        """Name the file that a part is looked for in."""
-        return str(self._candidates(part)[0])
-
-    def files(self, part: Part) -> list[Path]:
-        """Return the file of a part; none where it does not exist."""
-        return [path for path in self._candidates(part) if path.is_file()][:1]
-
-    def read(self, path: Path, part: Part) -> Table:
-        """Read one file of a part."""
-        layout = self.task.tsv
-        label = part.columns.label and layout.label_column
-        columns = replace(part.columns, texts=layout.text_columns, label=label)
-        if part.test_set is None:
-            return read_tsv(path, columns, header=layout.headerless, torn_rows=layout.torn_rows)
-        if part.test_set.tsv_files:
-            columns = replace(columns, texts=("sentence1", "sentence2"))
-        return read_tsv(path, columns, torn_rows=layout.torn_rows)
-
-    def _candidates(self, part: Part) -> list[Path]:
-        if part.test_set is not None and part.test_set.tsv_files:
-            return [self.folder.parent / name for name in part.test_set.tsv_files]
-        return [self.folder / f"{part.split.replace('validation', 'dev')}.tsv"]
-
-
-@dataclass(frozen=True)
-class PlainFolder:
-    """`<split>.csv` or `<split>.jsonl` with the hub's column names."""
-
-    task: Task
-    folder: Path
+    places: Mapping[str, tuple[Path, Sequence[str]]]
+    """Key of a split -> its folder, and the names that its file may have there, `*` allowed."""
 
     def expected(self, part: Part) -> str:
         """Name the files that a part is looked for in."""
-        csv_file, jsonl_file = self._candidates(part)
-        return f"{csv_file} (or {jsonl_file.name})"
+        folder, names = self.places[part.key]
+        return str(folder / " or ".join(names)).replace(_SHARDS, "-00000-of-00001.parquet")
 
     def files(self, part: Part) -> list[Path]:
-        """Return the file of a part; none where it does not exist.
-
-        Raises:
-            UserError: there are two.
-        """
-        found = [path for path in self._candidates(part) if path.is_file()]
-        if len(found) > 1:
-            raise UserError(
-                f"{found[0]} and {found[1].name} are both there: which one is {part.key}? "
-                "Keep one of the two"
-            )
-        return found
-
-    def read(self, path: Path, part: Part) -> Table:
-        """Read one file of a part."""
-        read = read_csv if path.suffix == ".csv" else read_jsonl
-        return read(path, part.columns)
-
-    def _candidates(self, part: Part) -> tuple[Path, Path]:
-        own = part.config == self.task.name
-        folder = self.folder if own else self.folder.parent / part.config
-        return folder / f"{part.split}.csv", folder / f"{part.split}.jsonl"
-
-
-@dataclass(frozen=True)
-class DescribedFolder:
-    """The files that the description of a task beyond GLUE names."""
-
-    task: Task
-    folder: Path
-    patterns: Mapping[str, tuple[str, ...]]
-    """Split -> names below the folder, `*` allowed; each is another place to look."""
-
-    def expected(self, part: Part) -> str:
-        """Name the files that a part is looked for in."""
-        return " or ".join(str(self.folder / name) for name in self.patterns[part.split])
-
-    def files(self, part: Part) -> list[Path]:
-        """Return every file of a part, in order; none where it does not exist.
+        """Return every file of a part, in order; none if it does not exist.
 
         Raises:
             UserError: it is there in two forms, or a shard is missing.
         """
-        patterns = self.patterns.get(part.split, ())
-        found = [sorted(self.folder.glob(name)) for name in patterns]
-        there = [files for files in found if files]
+        folder, names = self.places[part.key]
+        there = [files for name in names if (files := sorted(folder.glob(name)))]
         if len(there) > 1:
             raise UserError(
                 f"{there[0][0]} and {there[1][0].name} are both there: which one is {part.key}? "
                 "Keep one of the two"
             )
         files = there[0] if there else []
-        total = re.search(r"-of-(\d{5})\.parquet$", files[0].name) if files else None
-        if total and int(total[1]) != len(files):
-            raise UserError(
-                f"{files[0].parent}: {len(files)} of {int(total[1])} shards of {part.key}"
-            )
+        _check_shards(files, part)
         return files
 
     def read(self, path: Path, part: Part) -> Table:
         """Read one file of a part."""
-        readers = {".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
-        return readers[path.suffix](path, part.columns)
+        if path.suffix == ".parquet":
+            return read_parquet(path, part.columns)
+        if path.suffix != ".tsv":
+            return read_text(path, part.columns)
+        tsv, texts, header = self.task.tsv, self.task.tsv_columns, self.task.tsv.headerless
+        if part.test_set is not None:
+            header = ()
+            if part.test_set.tsv_files:
+                texts = ("sentence1", "sentence2")
+        label = part.columns.label and tsv.label_column
+        columns = replace(part.columns, texts=texts, label=label)
+        return read_text(path, columns, header=header, torn_rows=tsv.torn_rows)
+
+    def has_labelled_split(self) -> bool:
+        """Tell whether train or dev is there.
+
+        Raises:
+            UserError: files that contradict each other.
+        """
+        return any(self.files(part) for part in parts_of(self.task) if part.test_set is None)
+
+    def tables(self) -> dict[str, list[Table]]:
+        """Read every split: the tables of its files by its key; a test set may be missing.
+
+        Raises:
+            UserError: train or dev is missing, or a file cannot be read.
+        """
+        files = {part.key: self.files(part) for part in parts_of(self.task)}
+        for part in parts_of(self.task):
+            if not files[part.key] and part.test_set is None:
+                raise UserError(
+                    f"{self.expected(part)} is missing: {self.task.name} needs it for {part.key}"
+                )
+        return {
+            part.key: [self.read(path, part) for path in files[part.key]]
+            for part in parts_of(self.task)
+            if files[part.key]
+        }
 
 
-Layout = HubFolder | GlueTsvFolder | PlainFolder | DescribedFolder
+def _check_shards(files: list[Path], part: Part) -> None:
+    shards = [match for path in files if (match := _SHARD.fullmatch(path.name))]
+    totals = sorted({int(match[3]) for match in shards})
+    if len(totals) > 1:
+        raise UserError(
+            f"{files[0].parent}: {part.key} is there in {' and in '.join(map(str, totals))} "
+            "shards; keep one of the two"
+        )
+    for number in range(totals[0] if totals else 0):
+        shard = files[0].with_name(f"{shards[0][1]}-{number:05d}-of-{totals[0]:05d}.parquet")
+        if shard not in files:
+            raise UserError(
+                f"{shard} is missing: {len(files)} of {totals[0]} shards of {part.key} are there"
+            )
+
+
+def hub_layout(task: Task, folder: Path) -> Layout:
+    """Return the layout of the hub: parquet in shards, other configurations in sister folders."""
+    parts = parts_of(task)
+    return Layout(task, {p.key: (_folder_of(p, folder), [p.split + _SHARDS]) for p in parts})
+
+
+def _plain_layout(task: Task, folder: Path) -> Layout:
+    """Return the layout of CSV or JSON lines with the hub's names of splits and columns."""
+    return Layout(
+        task,
+        {
+            part.key: (_folder_of(part, folder), [f"{part.split}.csv", f"{part.split}.jsonl"])
+            for part in parts_of(task)
+        },
+    )
+
+
+def _glue_tsv_layout(task: Task, folder: Path) -> Layout:
+    """Return the layout that `download_glue_data.py` writes."""
+    places: dict[str, tuple[Path, Sequence[str]]] = {}
+    for part in parts_of(task):
+        places[part.key] = (folder, [f"{part.split.replace('validation', 'dev')}.tsv"])
+        if part.test_set is not None and part.test_set.tsv_files:
+            places[part.key] = (folder.parent, part.test_set.tsv_files)
+    return Layout(task, places)
+
+
+def _described_layout(task: Task, folder: Path, names: Mapping[str, Sequence[str]]) -> Layout:
+    """Return the layout that the description of a task beyond GLUE gives."""
+    return Layout(task, {p.key: (folder, names.get(p.split, ())) for p in parts_of(task)})
+
+
+def _folder_of(part: Part, folder: Path) -> Path:
+    """Return the folder of a part, given that of the task: another configuration lies beside it."""
+    elsewhere = part.test_set is not None and part.test_set.config is not None
+    return folder.parent / part.config if elsewhere else folder
 
 
 def read_source(task: Task, source: str, *, offline: bool) -> tuple[str, dict[str, list[Table]]]:
@@ -234,14 +199,14 @@ def read_source(task: Task, source: str, *, offline: bool) -> tuple[str, dict[st
     Raises:
         UserError: train or dev is missing, or a file cannot be read.
     """
+    if source == "hub":
+        return _read_hub(task, offline=offline)
     if source == "mini":
         if not task.in_glue:
             raise UserError(f"--data mini: mini-GLUE has no {task.name}; give --data FOLDER")
-        return source, _read_folder(task, HubFolder(task, MINI_GLUE / task.name))
-    if source == "hub":
-        return _read_hub(task, offline=offline)
+        return source, hub_layout(task, MINI_GLUE / task.name).tables()
     try:
-        return source, _read_folder(task, _layout_of(task, source))
+        return source, _layout_of(task, source).tables()
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror})") from error
 
@@ -268,28 +233,15 @@ def _read_hub(task: Task, *, offline: bool) -> tuple[str, dict[str, list[Table]]
         offline=offline,
         required=[named[part.key] for part in parts if part.test_set is None],
     )
-    layout: Layout = HubFolder(task, fetched.path / task.name)
-    if task.hub is not None:
-        layout = DescribedFolder(task, fetched.path, _each(task.hub.patterns))
-    return f"{repository}@{fetched.revision}", _read_folder(task, layout)
+    if task.hub is None:
+        layout = hub_layout(task, fetched.path / task.name)
+    else:
+        layout = _described_layout(task, fetched.path, _each(task.hub.patterns))
+    return f"{repository}@{fetched.revision}", layout.tables()
 
 
 def _each(patterns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return {split: (pattern,) for split, pattern in patterns.items()}
-
-
-def _read_folder(task: Task, layout: Layout) -> dict[str, list[Table]]:
-    files = {part.key: layout.files(part) for part in parts_of(task)}
-    for part in parts_of(task):
-        if not files[part.key] and part.test_set is None:
-            raise UserError(
-                f"{layout.expected(part)} is missing: {task.name} needs it for {part.key}"
-            )
-    return {
-        part.key: [layout.read(path, part) for path in files[part.key]]
-        for part in parts_of(task)
-        if files[part.key]
-    }
 
 
 def _layout_of(task: Task, source: str) -> Layout:
@@ -297,9 +249,8 @@ def _layout_of(task: Task, source: str) -> Layout:
     found = find_layout(task, root)
     if found is not None:
         return found
-    layouts = _layouts(task, root)
-    labelled = [part for part in parts_of(task) if part.test_set is None]
-    looked_for = ", ".join(layout.expected(labelled[0]) for layout in layouts[:3])
+    train = next(parts_of(task))
+    looked_for = ", ".join(layout.expected(train) for layout in _layouts(task, root)[:3])
     held = ", ".join(path.name for path in _listing(root)[:12]) or "nothing"
     raise UserError(
         f"{source}: no data for {task.name} here; looked for {looked_for}. The folder has: {held}"
@@ -313,43 +264,8 @@ def data_folder(source: str) -> Path:
         UserError: there is none.
     """
     root = Path(os.path.expanduser(source))  # noqa: PTH111 - pathlib's fails for unknown users
-    if not root.is_dir():
-        _refuse_root(root, source)
-    return root
-
-
-def find_layout(task: Task, root: Path) -> Layout | None:
-    """Return the first layout with a labelled split of `task` in a folder; None if there is none.
-
-    Raises:
-        UserError: files that contradict each other.
-    """
-    labelled = [part for part in parts_of(task) if part.test_set is None]
-    for layout in _layouts(task, root):
-        if any(layout.files(part) for part in labelled):
-            return layout
-    return None
-
-
-def _layouts(task: Task, root: Path) -> list[Layout]:
-    if task.in_glue:
-        return [
-            HubFolder(task, root / task.name),
-            GlueTsvFolder(task, root / task.tsv.folder),
-            PlainFolder(task, root / task.name),
-            HubFolder(task, root),
-            GlueTsvFolder(task, root),
-            PlainFolder(task, root),
-        ]
-    named = {split: file.patterns for split, file in task.files.items()}
-    places = [root, root / task.name, root / task.title]
-    layouts: list[Layout] = [DescribedFolder(task, place, named) for place in places]
-    if task.hub is not None:
-        layouts.append(DescribedFolder(task, root, _each(task.hub.patterns)))
-    return layouts
-
-
-def _refuse_root(root: Path, source: str) -> None:
+    if root.is_dir():
+        return root
     if root.exists():
         raise UserError(f"{source} is a file; --data takes a folder, or 'hub' or 'mini'")
     hint = ""
@@ -359,6 +275,33 @@ def _refuse_root(root: Path, source: str) -> None:
     raise UserError(
         f"no such data folder: {source}; --data takes a folder, 'hub' or 'mini' ({words})"
     )
+
+
+def find_layout(task: Task, root: Path) -> Layout | None:
+    """Return the first layout with a labelled split of `task` in a folder; None if there is none.
+
+    Raises:
+        UserError: files that contradict each other.
+    """
+    return next((each for each in _layouts(task, root) if each.has_labelled_split()), None)
+
+
+def _layouts(task: Task, root: Path) -> list[Layout]:
+    if task.in_glue:
+        return [
+            hub_layout(task, root / task.name),
+            _glue_tsv_layout(task, root / task.tsv.folder),
+            _plain_layout(task, root / task.name),
+            hub_layout(task, root),
+            _glue_tsv_layout(task, root),
+            _plain_layout(task, root),
+        ]
+    named = {split: file.patterns for split, file in task.files.items()}
+    places = [root, root / task.name, root / task.title]
+    layouts = [_described_layout(task, place, named) for place in places]
+    if task.hub is not None:
+        layouts.append(_described_layout(task, root, _each(task.hub.patterns)))
+    return layouts
 
 
 def _listing(folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.data.layouts import read_source
 from spafit_bench.data.readers import Cell, Table
 from spafit_bench.data.tasks import Task
+from spafit_bench.data.text_files import text_problem
 
 Labels = NDArray[np.int64] | NDArray[np.float32]
 
@@ -229,21 +230,10 @@ def validated_split(task: Task, key: str, shards: Sequence[Table]) -> Split:
 
 
 def _check_texts(table: Table, name: str, cells: Sequence[Cell], *, may_be_empty: bool) -> None:
-    if set(map(type, cells)) - {str}:
-        row, cell = next((i, c) for i, c in enumerate(cells) if type(c) is not str)
-        is_what = "no text (null)" if cell is None else f"{type(cell).__name__}, but must be text"
-        raise UserError(f"{table.where(row, name)}: {is_what}; fill in the text or remove the row")
-    if not may_be_empty and not all(map(str.strip, cells)):
-        row = next(i for i, cell in enumerate(cells) if not cell.strip())
-        raise UserError(f"{table.where(row, name)}: empty text; fill it in or remove the row")
-    try:
-        "\n".join(cells).encode()
-    except UnicodeEncodeError:
-        row = next(i for i, cell in enumerate(cells) if re.search("[\ud800-\udfff]", cell))
-        raise UserError(
-            f"{table.where(row, name)}: half of a surrogate pair, which is no character; "
-            "write the character itself"
-        ) from None
+    for row, cell in enumerate(cells):
+        problem = text_problem(cell, may_be_empty=may_be_empty)
+        if problem:
+            raise UserError(f"{table.where(row, name)}: {problem}")
 
 
 def _label_error(task: Task, table: Table, row: int, problem: str) -> UserError:

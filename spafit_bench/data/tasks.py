@@ -2,7 +2,7 @@
 
 Facts are those of the GLUE benchmark (Wang et al., arXiv:1804.07461) in the label order of the
 `nyu-mll/glue` data set. Nothing else in the package knows a task by name. Tasks beyond GLUE come
-from YAML files (`task_files.py`) and are of the same type.
+from YAML files (`custom_tasks.py`) and are of the same type.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class TestSet:
     submission: str
     """Name of the GLUE server's file, without `.tsv`."""
     config: str | None = None
-    """Hub configuration that holds the split, where it is not the task's own (AX)."""
+    """Hub configuration that holds the split, if that is not the task's own (AX)."""
     tsv_files: tuple[str, ...] = ()
-    """Where a GLUE TSV folder may keep it, where that is not `<task folder>/<split>.tsv`."""
+    """Where a GLUE TSV folder may keep it, if not in `<task folder>/<split>.tsv`."""
 
     @property
     def key(self) -> str:
@@ -40,11 +40,12 @@ class TestSet:
 class TsvLayout:
     """How the task looks in GLUE's own TSV files, in which quotes have no meaning."""
 
-    folder: str
-    text_columns: tuple[str, ...]
+    folder: str = ""
+    text_columns: tuple[str, ...] = ()
+    """If they are not called as the task's."""
     label_column: str = "label"
     headerless: tuple[str, ...] = ()
-    """Columns of train and dev, where those files have no header line."""
+    """Columns of train and dev, if those files have no header line."""
     torn_rows: bool = False
     """Whether line breaks inside texts tear official rows apart; the hub leaves those rows out."""
 
@@ -76,7 +77,7 @@ class Task:
     title: str
     text_columns: tuple[str, ...]
     """One column for single sentences, two for pairs; with `templates`, whatever these name."""
-    tsv: TsvLayout
+    tsv: TsvLayout = TsvLayout()
     labels: tuple[str, ...] = ()
     """Class names in label order; empty for a regression task."""
     label_range: tuple[float, float] | None = None
@@ -86,7 +87,7 @@ class Task:
     dev_splits: tuple[str, ...] = ("validation",)
     """Every metric is computed on each; the task's score is the mean over them."""
     test_sets: tuple[TestSet, ...] = ()
-    rows: MappingProxyType[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    rows: Mapping[str, int] = field(default_factory=dict)
     """Official number of rows of each split."""
     dev_majority: float = 0
     """Most frequent class id of the official dev set (each of them); for a regression, its mean."""
@@ -98,10 +99,10 @@ class Task:
     """What a reader of a score should know."""
     label_column: str = "label"
     templates: tuple[str, ...] = ()
-    """One or two texts such as `{word}: {sentence}`, where they are not columns as they stand."""
+    """One or two texts such as `{word}: {sentence}`, if they are not columns as they stand."""
     in_glue: bool = True
     """Whether it counts in GLUE's average."""
-    files: Mapping[str, SplitFile] = field(default_factory=lambda: MappingProxyType({}))
+    files: Mapping[str, SplitFile] = field(default_factory=dict)
     """Of a task beyond GLUE: split -> its files."""
     hub: HubFiles | None = None
 
@@ -109,6 +110,11 @@ class Task:
     def inputs(self) -> tuple[str, ...]:
         """What the encoder reads, one or two texts: columns or templates."""
         return self.templates or self.text_columns
+
+    @property
+    def tsv_columns(self) -> tuple[str, ...]:
+        """Names of the text columns in GLUE's TSV files."""
+        return self.tsv.text_columns or self.text_columns
 
     def compose(self, cells: Sequence[str]) -> tuple[str, ...]:
         """Return the one or two texts of an example, given its `text_columns`."""
@@ -120,7 +126,7 @@ class Task:
         )
 
     def split_score(self, metrics: Mapping[str, Mapping[str, float]], split: str) -> float | None:
-        """Mean of the task's metrics on a split, native scale; None where one is missing."""
+        """Mean of the task's metrics on a split, native scale; None if one is missing."""
         return mean_or_none([metrics.get(split, {}).get(metric) for metric in self.metrics])
 
     def score(self, metrics: Mapping[str, Mapping[str, float]]) -> float | None:
@@ -139,13 +145,9 @@ class Task:
 
 
 def mean_or_none(values: Sequence[float | None]) -> float | None:
-    """Mean of the values, or None where one is missing."""
+    """Mean of the values, or None if one is missing."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known and len(known) == len(values) else None
-
-
-def _rows(**counts: int) -> MappingProxyType[str, int]:
-    return MappingProxyType(counts)
 
 
 def _test(submission: str, split: str = "test") -> TestSet:
@@ -154,8 +156,6 @@ def _test(submission: str, split: str = "test") -> TestSet:
 
 _ENTAILMENT = ("entailment", "not_entailment")
 _PAIR = ("sentence1", "sentence2")
-_QUESTIONS = ("question1", "question2")
-_MNLI_DEV = ("validation_matched", "validation_mismatched")
 
 _ALL = (
     Task(
@@ -164,24 +164,23 @@ _ALL = (
         text_columns=("sentence",),
         tsv=TsvLayout(
             folder="CoLA",
-            text_columns=("sentence",),
             headerless=("source", "label", "annotation", "sentence"),
         ),
         labels=("unacceptable", "acceptable"),
         metrics=("matthews_correlation",),
         test_sets=(_test("CoLA"),),
         dev_majority=1,
-        rows=_rows(train=8551, validation=1043, test=1063),
+        rows={"train": 8551, "validation": 1043, "test": 1063},
     ),
     Task(
         name="sst2",
         title="SST-2",
         text_columns=("sentence",),
-        tsv=TsvLayout(folder="SST-2", text_columns=("sentence",)),
+        tsv=TsvLayout(folder="SST-2"),
         labels=("negative", "positive"),
         test_sets=(_test("SST-2"),),
         dev_majority=1,
-        rows=_rows(train=67349, validation=872, test=1821),
+        rows={"train": 67349, "validation": 872, "test": 1821},
     ),
     Task(
         name="mrpc",
@@ -194,30 +193,28 @@ _ALL = (
         metrics=("f1", "accuracy"),
         test_sets=(_test("MRPC"),),
         dev_majority=1,
-        rows=_rows(train=3668, validation=408, test=1725),
+        rows={"train": 3668, "validation": 408, "test": 1725},
     ),
     Task(
         name="stsb",
         title="STS-B",
         text_columns=_PAIR,
-        tsv=TsvLayout(folder="STS-B", text_columns=_PAIR, label_column="score"),
+        tsv=TsvLayout(folder="STS-B", label_column="score"),
         label_range=(0.0, 5.0),
         metrics=("pearson", "spearman"),
         test_sets=(_test("STS-B"),),
         dev_majority=2.364,
-        rows=_rows(train=5749, validation=1500, test=1379),
+        rows={"train": 5749, "validation": 1500, "test": 1379},
     ),
     Task(
         name="qqp",
         title="QQP",
-        text_columns=_QUESTIONS,
-        tsv=TsvLayout(
-            folder="QQP", text_columns=_QUESTIONS, label_column="is_duplicate", torn_rows=True
-        ),
+        text_columns=("question1", "question2"),
+        tsv=TsvLayout(folder="QQP", label_column="is_duplicate", torn_rows=True),
         labels=("not_duplicate", "duplicate"),
         metrics=("f1", "accuracy"),
         test_sets=(_test("QQP"),),
-        rows=_rows(train=363846, validation=40430, test=390965),
+        rows={"train": 363846, "validation": 40430, "test": 390965},
         empty_texts=True,
     ),
     Task(
@@ -226,7 +223,7 @@ _ALL = (
         text_columns=("premise", "hypothesis"),
         tsv=TsvLayout(folder="MNLI", text_columns=_PAIR, label_column="gold_label"),
         labels=("entailment", "neutral", "contradiction"),
-        dev_splits=_MNLI_DEV,
+        dev_splits=("validation_matched", "validation_mismatched"),
         test_sets=(
             _test("MNLI-m", "test_matched"),
             _test("MNLI-mm", "test_mismatched"),
@@ -238,44 +235,44 @@ _ALL = (
             ),
         ),
         submit_names=True,
-        rows=_rows(
-            train=392702,
-            validation_matched=9815,
-            validation_mismatched=9832,
-            test_matched=9796,
-            test_mismatched=9847,
-            ax=1104,
-        ),
+        rows={
+            "train": 392702,
+            "validation_matched": 9815,
+            "validation_mismatched": 9832,
+            "test_matched": 9796,
+            "test_mismatched": 9847,
+            "ax": 1104,
+        },
     ),
     Task(
         name="qnli",
         title="QNLI",
         text_columns=("question", "sentence"),
-        tsv=TsvLayout(folder="QNLI", text_columns=("question", "sentence")),
+        tsv=TsvLayout(folder="QNLI"),
         labels=_ENTAILMENT,
         test_sets=(_test("QNLI"),),
         dev_majority=1,
         submit_names=True,
-        rows=_rows(train=104743, validation=5463, test=5463),
+        rows={"train": 104743, "validation": 5463, "test": 5463},
     ),
     Task(
         name="rte",
         title="RTE",
         text_columns=_PAIR,
-        tsv=TsvLayout(folder="RTE", text_columns=_PAIR),
+        tsv=TsvLayout(folder="RTE"),
         labels=_ENTAILMENT,
         test_sets=(_test("RTE"),),
         submit_names=True,
-        rows=_rows(train=2490, validation=277, test=3000),
+        rows={"train": 2490, "validation": 277, "test": 3000},
     ),
     Task(
         name="wnli",
         title="WNLI",
         text_columns=_PAIR,
-        tsv=TsvLayout(folder="WNLI", text_columns=_PAIR),
+        tsv=TsvLayout(folder="WNLI"),
         labels=("not_entailment", "entailment"),
         test_sets=(_test("WNLI"),),
-        rows=_rows(train=635, validation=71, test=146),
+        rows={"train": 635, "validation": 71, "test": 146},
         note="the dev set is adversarial to train: a model that learns from train scores "
         "below the majority class",
     ),

@@ -56,7 +56,7 @@ def test_a_lost_split_is_damage(call: Cli, tmp_path: Path) -> None:
     (root / "cola" / "test.jsonl").unlink()
     answer = call("data", "verify", "--data", root)
     assert answer.code == 2
-    assert "validation.csv (or validation.jsonl) is missing" in answer.out
+    assert "validation.csv or validation.jsonl is missing" in answer.out
     assert "cola: no test set (test)" in answer.out
 
 

@@ -291,7 +291,7 @@ def test_data_that_a_task_does_not_have(call: Cli, reviews: tuple[Path, Path]) -
     write_distances(folder / "one")
     (folder / "one" / "train.parquet").rename(folder / "one" / "train-00000-of-00002.parquet")
     write_task(folder, DISTANCE | sharded)
-    assert "1 of 2 shards of train" in call(*run, "--data", folder / "one").error
+    assert "1 of 2 shards of train are there" in call(*run, "--data", folder / "one").error
 
 
 # Commands

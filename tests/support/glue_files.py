@@ -130,7 +130,7 @@ def _tsv_line(task: Task, header: Sequence[str], row: Mapping[str, Any]) -> str:
     if not header:
         return f"gj04\t{shown}\t*\t{row['sentence']}"
     cells = dict.fromkeys(header, "-")
-    names = task.tsv.text_columns
+    names = task.tsv_columns
     if not set(names) <= set(header):
         names = ("sentence1", "sentence2")
     cells |= dict(zip(names, (row[name] for name in task.text_columns), strict=True))
