@@ -54,12 +54,9 @@ class RunLocks:
     """The locks that one process holds on the runs of one results folder."""
 
     def __init__(self, results: Path, *, needed: bool = True) -> None:
-        """Prepare; nothing is written yet.
+        """Write nothing yet; `needed` is False if no other process does these runs.
 
-        Args:
-            results: the results folder.
-            needed: False where no other process does these runs: a file system without locks is
-                then no error.
+        A file system without locks is then no error.
         """
         self.folder = results / "locks"
         self._needed = needed
@@ -80,11 +77,7 @@ class RunLocks:
         self._held.clear()
 
     def check(self) -> None:
-        """Make sure, before the first run, that locks work here.
-
-        Raises:
-            UserError: the file system has no locks, or nothing can be written.
-        """
+        """Raise a UserError if locks do not work here; call it before the first run."""
         path = self.folder / f".check-{secrets.token_hex(8)}"
         first, second = _file_lock(path), _file_lock(path)
         try:
@@ -131,19 +124,14 @@ class RunLocks:
         return "another process"
 
     def held(self) -> set[str]:
-        """Return the runs that processes hold; the lock files of dead processes are removed.
-
-        Raises:
-            UserError: as `acquire`.
-        """
-        names = {path.name for path in self.folder.glob("[!.]*")}
-        return {name for name in names if not self._is_free(name)}
-
-    def _is_free(self, run_id: str) -> bool:
-        lock = self.acquire(run_id)
-        if lock is not None:
-            lock.release()
-        return lock is not None
+        """Return the runs that processes hold, and remove the lock files of dead processes."""
+        held = set()
+        for path in self.folder.glob("[!.]*"):
+            if lock := self.acquire(path.name):
+                lock.release()
+            else:
+                held.add(path.name)
+        return held
 
     def _handle(self, path: Path, error: OSError) -> None:
         """Raise a UserError, unless the file system has no locks and none are needed."""

@@ -1,7 +1,7 @@
-"""What one run leaves behind, as a typed record.
+"""The record of one run: its configuration, metrics, costs and where its inputs came from.
 
-The results half of the package (store, tables, statistics, plots) knows runs only through this
-module. Metrics are in native scale here (accuracy 0.84, not 84) and times 100 only in tables.
+Tables, statistics and plots know runs only through this module. Metrics are in native scale here
+(accuracy 0.84, not 84) and times 100 only in tables.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from spafit_bench.data.tasks import Task, get_task
 
 SCHEMA_VERSION = 2
 RUN_ID = r"^[^./\x00][^/\x00]{0,250}$"
-"""A run is named after a folder of its own: a plain file name, whatever the record says."""
+"""Pattern of run ids: a run is also the name of its folder, so it must be a plain file name."""
 
 Status = Literal["done", "diverged", "failed", "interrupted"]
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -52,41 +52,38 @@ class StratumCount(Frozen):
     stratum: str
     treatment: str
     parameters: int
-    """Parameters of the base model in this stratum, adapters not counted."""
+    """Of the base model, without adapters."""
     trainable: int
-    """What trains in it, adapters counted."""
+    """With adapters."""
 
 
 class DataProvenance(Frozen):
-    """Which text and labels a run was trained and scored on."""
+    """The texts and labels that a run was trained and scored on."""
 
     source: str
     fingerprint: str
-    """SHA-256 over text and labels of every split, test labels and `idx` left out."""
+    """SHA-256 over texts and labels of every split, without test labels and `idx`."""
     official_basis: str
-    """Why `official_split` is what it is: `fingerprint`, `row count`, or what differs."""
+    """Why `official_split` is true or false: `fingerprint`, `row count`, or what differs."""
     rows: dict[str, int]
-    """Rows used of each split (train after `--limit`)."""
+    """Rows of each split that were used (train after `--limit`)."""
 
 
 class ModelProvenance(Frozen):
-    """Which pretrained weights a run started from."""
+    """The pretrained weights that a run started from."""
 
     revision: str | None
     weights_sha256: str
     files_sha256: str
-    """Of configuration and tokenizer files together."""
+    """SHA-256 of the configuration and tokenizer files together."""
     architecture: str
     num_layers: int
     fresh_tensors: tuple[str, ...]
-    """Tensors that the checkpoint lacks and that were therefore initialised by the seed."""
+    """Tensors that the checkpoint lacks, so that the seed initialised them."""
 
 
 class Environment(Frozen):
-    """The machine and versions.
-
-    Of these, `run_id` has device, precision, engine, threads and number of processes.
-    """
+    """Machine and versions; `run_id` depends on device, precision, engine, threads, processes."""
 
     host: str
     device: str
@@ -95,11 +92,11 @@ class Environment(Frozen):
     engine: str = "plain"
     """`fast` or `plain`: how logits were computed."""
     kernels: str | None = None
-    """Of the fast engine: `native` (compiled) or `torch`; None in older records, and of `plain`."""
+    """`native` (compiled) or `torch`; None in older records and for the plain engine."""
     num_threads: int
-    """Of each process."""
+    """Threads of each process."""
     world_size: int = 1
-    """Processes that shared every batch. Peak memory is that of the first."""
+    """Processes that shared every batch; peak memory is that of the first."""
     python: str
     packages: dict[str, str]
     git_commit: str | None
@@ -125,7 +122,7 @@ class Movement(Frozen):
 
     @property
     def relative(self) -> float | None:
-        """The change as a share of what was there; None where that was nothing."""
+        """The change divided by `pretrained`; None if that is 0."""
         return self.change / self.pretrained if self.pretrained else None
 
 
@@ -139,19 +136,19 @@ class RunRecord(Frozen):
     """Why a run is not `done`."""
     task: str
     task_definition: TaskDefinition | None = None
-    """Of a task beyond GLUE: what its file said."""
+    """The content of the task's file, for tasks beyond GLUE."""
     method: str
     model: str
     seed: int
     official_split: bool
     train_limit: int | None
     holdout: float | None = None
-    """Share of train that was evaluated on instead of dev: such a run only serves a choice."""
+    """Share of train used instead of dev; such a run is only a trial for choosing a setting."""
     select: Literal["last", "best"]
     metrics: SplitMetrics = Field(default_factory=dict)
-    """Of the evaluation that `select` chose."""
+    """The metrics of the evaluation that `select` chose."""
     score: float | None = None
-    """Mean over dev splits of the mean of the task's metrics, native scale."""
+    """The mean over dev splits of the mean of the task's metrics, native scale."""
     last: Evaluation | None = None
     best: Evaluation | None = None
     evaluations: tuple[Evaluation, ...] = ()
@@ -164,29 +161,29 @@ class RunRecord(Frozen):
     trainable_percent: float
     strata: tuple[StratumCount, ...]
     train_time_s: float | None = None
-    """Training steps only: no evaluation, no set-up."""
+    """Training steps only, without evaluation and set-up."""
     train_tokens: int | None = None
     """Real (unpadded) tokens trained on, the first step included."""
     graph_time_s: float | None = None
-    """Recording CUDA graphs, a part of `train_time_s`; None where there are none."""
+    """Part of `train_time_s` that recorded CUDA graphs; None without them."""
     train_tokens_per_s: float | None = None
     micro_batch_size: int | None = None
-    """Examples of one forward pass in training; None: all of a batch. Less than the configuration
-    asks for where the device was out of memory."""
+    """Examples of one forward pass in training; None: a whole batch. Smaller than the configured
+    one if the device was out of memory."""
     eval_tokens_per_s: float | None = None
     wall_time_s: float
     peak_memory_bytes: int | None = None
     energy_j: float | None = None
-    """Of the machine's processors (other programs included) for training and predictions; None
-    where the machine does not tell."""
+    """Energy of the machine's processors, other programs included, for training and predictions;
+    None if the machine has no readable counters."""
     stored_bytes: int | None = None
-    """Size of `adapter.safetensors`: what this task adds to the shared base model."""
+    """Size of `adapter.safetensors`, which this task adds to the shared base model."""
     forgetting: dict[str, LayerDrift] | None = None
     """`embeddings` and layers from `0` -> how far they moved, on the first 256 examples of the
-    first dev split; None where it was not measured. Its cost is in no time or memory above."""
+    first dev split; None if not measured. Times and memory above do not include measuring it."""
     movement: dict[str, dict[str, Movement]] | None = None
     """Layers from `0`, and parts around them -> kind of parameter -> how far it moved; None in
-    records from before it was measured. Its cost is in no time or memory above."""
+    older records. Times and memory above do not include measuring it."""
     started_at: str
     """UTC, ISO 8601."""
     config: dict[str, Any]
@@ -198,11 +195,7 @@ class RunRecord(Frozen):
 
     @property
     def task_facts(self) -> Task:
-        """What the task is.
-
-        Raises:
-            UserError: it is neither of GLUE nor described here.
-        """
+        """The task; raises a UserError if it is neither of GLUE nor described in the record."""
         return self.task_definition.task() if self.task_definition else get_task(self.task)
 
     @model_serializer(mode="wrap", when_used="json")

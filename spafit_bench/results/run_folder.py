@@ -33,11 +33,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """Return a run's files by name, without its record.
-
-    Raises:
-        BadFileError: a file is not as it was written, or cannot be read.
-    """
+    """Return a run's files by name, without its record, each as it was written."""
     names = read_sums(folder) or [path.name for path in folder.iterdir() if path.is_file()]
     return {n: read_checked(folder / n) for n in names if n not in ("record.json", SUMS)}
 

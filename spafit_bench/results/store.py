@@ -62,11 +62,7 @@ class Store:
         return self.root / "tensorboard"
 
     def check_writable(self) -> None:
-        """Make sure that results can be written, before hours are spent on them.
-
-        Raises:
-            UserError: they cannot; the message says why.
-        """
+        """Raise a UserError if results cannot be written; call it before the first run."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             self._refuse_links()
@@ -92,11 +88,7 @@ class Store:
         return self._read_surely(self.runs / run_id)
 
     def records(self) -> list[RunRecord]:
-        """Return every sound record, sorted by run; warn of those that cannot be used.
-
-        Raises:
-            UserError: the folder does not exist, or a record is of another version.
-        """
+        """Return every sound record, sorted by run; warn of those that cannot be used."""
         records, bad = self.survey()
         for error in bad:
             log.warning("%s; it is left out", error)
@@ -106,7 +98,7 @@ class Store:
         """Return every sound record, sorted by run, and what is wrong with the others.
 
         Raises:
-            UserError: as `records`.
+            UserError: the folder does not exist, or a record is of another version.
         """
         if not self.root.is_dir():
             raise UserError(f"--results {self.root}: no such folder")
@@ -137,24 +129,18 @@ class Store:
         try:
             return read_run(folder)
         except DamagedError:
-            try:
-                with self.locked():
-                    return read_run(folder)
-            except OSError:  # a read-only folder cannot be locked
+            with suppress(OSError), self.locked():  # a read-only folder cannot be locked
                 return read_run(folder)
+            raise
 
     def examine(self, run_id: str, warn: Callable[[str], None]) -> RunRecord | None:
         """Return a run's record if its files are as they were written; set a damaged run aside.
 
-        Args:
-            run_id: the run.
-            warn: receives a message that says what was damaged and where it is now.
-
-        Returns:
-            None if there is no such run, or it was damaged.
+        `warn` receives a message that says what was damaged and where it is now.
 
         Raises:
-            UserError: the record is of another version, or the damaged run cannot be moved.
+            UserError: the run cannot be read, is of another version, or is damaged and cannot be
+                moved.
         """
         try:
             record = self.find(run_id)
@@ -165,11 +151,7 @@ class Store:
             return self._examine_locked(run_id, warn)
 
     def set_damaged_aside(self, warn: Callable[[str], None]) -> None:
-        """Set every run aside whose record is damaged.
-
-        Raises:
-            UserError: as `examine`.
-        """
+        """Set every run aside whose record is damaged."""
         for error in self.survey()[1]:
             if isinstance(error, DamagedError):
                 self._examine_locked(self.run_of(error), warn)
@@ -200,9 +182,6 @@ class Store:
         """Move what is damaged to `set-aside/`, where nothing reads it; return its new path.
 
         Nothing is synced: if a power failure takes the move back, the damage is found again.
-
-        Raises:
-            OSError: it cannot be moved.
         """
         number, place = 1, self.root / "set-aside" / path.name
         while place.exists():
@@ -222,12 +201,9 @@ class Store:
         the whole run or none of it.
 
         Args:
-            record: what happened.
+            record: the run's record.
             files: further files of the run, by name.
-            renew_csv: False where many runs are saved and `rebuild_csv` follows.
-
-        Raises:
-            UserError: the folder cannot be written.
+            renew_csv: False if many runs are saved and `rebuild_csv` follows.
         """
         self._refuse_links()
         final = self.runs / record.run_id
@@ -242,7 +218,7 @@ class Store:
                 with self.locked():
                     self._put(folder, final)
                     if renew_csv:
-                        self._try_to_write_csv()
+                        self._renew_csv()
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
         return final
@@ -283,11 +259,7 @@ class Store:
                     )
 
     def remove(self, run_ids: Sequence[str]) -> None:
-        """Remove runs, each at once, and their snapshots; then renew `results.csv`.
-
-        Raises:
-            UserError: something cannot be removed.
-        """
+        """Remove runs, each at once, and their snapshots; then renew `results.csv`."""
         with _for_the_user(self.runs), self.locked():
             for run_id in run_ids:
                 trash = self.runs / f"{_UNFINISHED}{secrets.token_hex(4)}"
@@ -318,11 +290,7 @@ class Store:
             ) from None
 
     def keep_snapshot(self, run_id: str, *pieces: bytes | memoryview) -> None:
-        """Save the state of an unfinished run, replacing an earlier one.
-
-        Raises:
-            OSError: it cannot be written; the earlier one is still there.
-        """
+        """Save the state of an unfinished run; if that fails, the earlier one is still there."""
         path = self.snapshot_path(run_id)
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as temporary:
@@ -347,11 +315,7 @@ class Store:
         return False
 
     def snapshot_path(self, run_id: str) -> Path:
-        """Return the path of an unfinished run's saved state.
-
-        Raises:
-            ValueError: not a plain file name.
-        """
+        """Return the path of an unfinished run's saved state."""
         if not re.match(RUN_ID, run_id):
             raise ValueError(f"not a run id: {run_id!r}")
         return self.root / "unfinished" / f"{run_id}.snapshot"
@@ -366,16 +330,12 @@ class Store:
         remove_temporary(self.snapshot_path(run_id))
 
     def rebuild_csv(self) -> Path:
-        """Write `results.csv` anew from the sound records.
-
-        Raises:
-            UserError: it cannot be written.
-        """
+        """Write `results.csv` anew from the sound records."""
         self._restore_replaced()
         with _for_the_user(self.root / "results.csv"), self.locked():
             return self._write_csv()
 
-    def _try_to_write_csv(self) -> None:
+    def _renew_csv(self) -> None:
         """Renew `results.csv`; a failure costs no saved run, since any command renews it."""
         try:
             self._write_csv()
@@ -399,11 +359,7 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from moving run folders and from writing `results.csv`.
-
-        Raises:
-            OSError: nothing can be written here.
-        """
+        """Keep other processes from moving run folders and from writing `results.csv`."""
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         handle = os.open(self.root / ".lock", flags, 0o666)
         try:
