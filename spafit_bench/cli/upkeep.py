@@ -70,10 +70,18 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Remove half-written files, snapshots of ended runs, superseded failures, dead lock files."""
+    from spafit_bench.config.run_config import WITHOUT_EFFECT
     from spafit_bench.results.cleanup import leftovers
 
     store = Store(results)
-    _remove(store, leftovers(store), "leftovers", dry_run=dry_run, yes=yes, as_json=as_json)
+    _remove(
+        store,
+        leftovers(store, WITHOUT_EFFECT),
+        "leftovers",
+        dry_run=dry_run,
+        yes=yes,
+        as_json=as_json,
+    )
 
 
 def _remove(

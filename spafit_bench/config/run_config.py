@@ -123,6 +123,17 @@ class TrainSettings(Frozen):
         return batch_tokens
 
 
+WITHOUT_EFFECT = frozenset(
+    {
+        *("model", "revision", "data", "offline", "device"),
+        *("predict_test", "save_weights", "measure_forgetting", "cache", "cuda_graphs"),
+    }
+)
+"""Settings of `RunConfig` that do not change what a run computes: where its inputs are (their
+content is hashed), where it computes, and what is kept of it. They are not part of a run's name, do
+not part rows of tables, and may differ between two attempts at one result."""
+
+
 class RunConfig(Frozen):
     """Everything that one run needs to know."""
 

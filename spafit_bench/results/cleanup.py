@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,6 @@ from spafit_bench.results.store import Store
 _HOUR_S = 3600.0
 """A file that is written under another name is renamed within minutes."""
 _FORGOTTEN_S = 30 * 24 * _HOUR_S
-_PLACES = ("model", "revision", "data", "offline", "device", "precision")
-"""Settings in which two attempts at one result may differ."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,12 @@ def refuse_live(store: Store, records: Sequence[RunRecord]) -> None:
             raise UserError(f"{run_id}: {locks.holder(run_id)} works on it; stop that first")
 
 
-def leftovers(store: Store) -> list[Leftover]:
+def leftovers(store: Store, without_effect: Collection[str]) -> list[Leftover]:
     """Return everything that is of no use any more, and of no run that a process works on.
+
+    Args:
+        store: the results folder.
+        without_effect: settings in which two attempts at one result may differ.
 
     Raises:
         UserError: the folder does not exist, or a record is of another version.
@@ -101,7 +103,11 @@ def leftovers(store: Store) -> list[Leftover]:
     records = {record.run_id: record for record in store.records()}
     with RunLocks(store.root, needed=False) as locks:
         live = locks.held()
-    found = [*_temporary(store), *_snapshots(store, records), *_superseded(store, records)]
+    found = [
+        *_temporary(store),
+        *_snapshots(store, records),
+        *_superseded(store, records, without_effect),
+    ]
     found += [
         Leftover(path, "logs of a run that is gone")
         for path in sorted(store.logs.glob("[!.]*"))
@@ -137,20 +143,24 @@ def _snapshots(store: Store, records: Mapping[str, RunRecord]) -> Iterator[Lefto
             yield Leftover(path, "a snapshot that no run resumed for 30 days", path.stem)
 
 
-def _superseded(store: Store, records: Mapping[str, RunRecord]) -> Iterator[Leftover]:
+def _superseded(
+    store: Store, records: Mapping[str, RunRecord], without_effect: Collection[str]
+) -> Iterator[Leftover]:
     """Yield runs without a result if another attempt at the same one has it."""
-    done = {_purpose(record): run_id for run_id, record in records.items() if record.metrics}
+
+    def purpose(record: RunRecord) -> str:
+        settings = {k: v for k, v in record.config.items() if k not in without_effect}
+        machine = record.environment  # `auto` has become what was used
+        settings |= {"precision": machine.precision, "engine": machine.engine}
+        inputs = (record.weights.weights_sha256, record.data.fingerprint)
+        return json.dumps((inputs, settings), sort_keys=True)
+
+    done = {purpose(record): run_id for run_id, record in records.items() if record.metrics}
     for run_id, record in records.items():
-        other = done.get(_purpose(record))
+        other = done.get(purpose(record))
         if record.status in ("failed", "interrupted") and other:
             why = f"{record.status}, and {other} has the result"
             yield Leftover(store.runs / run_id, why, run_id, record)
-
-
-def _purpose(record: RunRecord) -> str:
-    settings = {key: value for key, value in record.config.items() if key not in _PLACES}
-    what = (record.weights.weights_sha256, record.data.fingerprint, settings)
-    return json.dumps(what, sort_keys=True)
 
 
 def remove(store: Store, found: Sequence[Leftover]) -> list[Leftover]:

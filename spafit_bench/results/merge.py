@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from spafit_bench.base.checksums import check_folder
-from spafit_bench.base.errors import UserError
+from spafit_bench.base.errors import DamagedError, UserError
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.run_folder import read_files
 from spafit_bench.results.store import Store
@@ -37,7 +37,7 @@ class Merge:
 
     dest: Store
     new: tuple[Candidate, ...]
-    """Runs that the destination lacks, or has without a result."""
+    """Runs that the destination lacks, has damaged, or has without a result."""
     num_identical: int
     """Runs that the destination (or an earlier folder) has with the same result."""
     conflicts: tuple[Candidate, ...]
@@ -53,7 +53,8 @@ def plan_merge(sources: Sequence[Path], dest: Path) -> Merge:
         UserError: a folder without runs, the destination among the sources, or a damaged run.
     """
     there = Store(dest)
-    before = {r.run_id: Candidate(r, there) for r in there.records()} if dest.is_dir() else {}
+    records = there.records() if dest.is_dir() else []
+    before = {r.run_id: Candidate(r, there) for r in records if _is_whole(there, r)}
     best, conflicts, num_identical = dict(before), list[Candidate](), 0
     for source in sources:
         if source.resolve() == dest.resolve():
@@ -65,6 +66,7 @@ def plan_merge(sources: Sequence[Path], dest: Path) -> Merge:
         if not records:
             raise UserError(f"{source}: no runs here; name results folders (with runs/ in them)")
         for record in records:
+            check_folder(store.runs / record.run_id)
             other = best.get(record.run_id)
             if other is None or (other.record.status != "done" and record.status == "done"):
                 best[record.run_id] = Candidate(record, store)
@@ -73,9 +75,15 @@ def plan_merge(sources: Sequence[Path], dest: Path) -> Merge:
             else:
                 num_identical += 1
     new = [run for run_id, run in best.items() if before.get(run_id) is not run]
-    for run in (*new, *conflicts):
-        check_folder(run.store.runs / run.record.run_id)
     return Merge(there, tuple(new), num_identical, tuple(conflicts))
+
+
+def _is_whole(store: Store, record: RunRecord) -> bool:
+    try:
+        check_folder(store.runs / record.run_id)
+    except DamagedError:
+        return False
+    return True
 
 
 def same_result(left: RunRecord, right: RunRecord) -> bool:
@@ -105,8 +113,10 @@ def carry_out(merge: Merge, *, keep_apart: bool) -> None:
             f"them into {apart}, results folders of their own"
         )
     merge.dest.check_writable()
-    merge.dest.set_damaged_aside(partial(log.warning, "%s"))  # a copy may be about to replace it
+    warn = partial(log.warning, "%s")
+    merge.dest.set_damaged_aside(warn)
     for run in merge.new:
+        merge.dest.examine(run.record.run_id, warn)  # the copy must not replace a damaged run
         run.copy_to(merge.dest)
     merge.dest.rebuild_csv()
     for run in merge.conflicts:

@@ -13,7 +13,7 @@ import torch
 
 from spafit_bench.base import distributed
 from spafit_bench.base.errors import UserError
-from spafit_bench.config.run_config import HeadSettings, RunConfig
+from spafit_bench.config.run_config import WITHOUT_EFFECT, HeadSettings, RunConfig
 from spafit_bench.data.custom_tasks import TaskDefinition, find_task
 from spafit_bench.data.load import TaskData, hold_out, limited, load_task_data
 from spafit_bench.data.tasks import Task
@@ -33,9 +33,6 @@ from spafit_bench.models.fused import kernels_name
 from spafit_bench.models.numerics import Numerics, choose_numerics
 from spafit_bench.models.stored_weights import fresh_parameters, untrained_pooler
 
-_NOT_IN_RUN_ID = {"model", "revision", "data", "offline", "device", "predict_test", "save_weights"}
-_NOT_IN_RUN_ID |= {"measure_forgetting", "cache", "cuda_graphs"}
-"""Settings that do not change the result: places, and what is written down of it."""
 _VOCABULARIES = (
     "vocab.txt",
     "vocab.json",
@@ -86,7 +83,7 @@ class PreparedRun:
     @property
     def run_id(self) -> str:
         """A readable name that ends in a hash of everything that changes the result."""
-        settings = self.config.model_dump(mode="json", exclude=_NOT_IN_RUN_ID)
+        settings = self.config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
         if self.config.train.batch_tokens is None:  # as in runs from before there was this setting
             del settings["train"]["batch_tokens"]
         if not self.config.cache_prefix:

@@ -262,7 +262,7 @@ def _use(store: Store) -> str:
     (store.runs / GOOD.run_id / "record.json").write_text("{}")
     store.set_damaged_aside(lambda _: None)
     store.save(GOOD, {"adapter.safetensors": b"weights"})
-    assert remove(store, leftovers(store)) == []
+    assert remove(store, leftovers(store, ())) == []
     store.keep_snapshot(GOOD.run_id, b"state")
     assert locks.acquire("killed") is not None
     return "done"

@@ -115,7 +115,7 @@ def test_a_run_under_way_is_not_removed(call: Cli, store: Store) -> None:
     with RunLocks(store.root) as locks:
         assert locks.acquire(run_id) is not None
         assert f"process {os.getpid()}" in call("runs", "rm", run_id).error
-        assert leftovers(store) == []
+        assert leftovers(store, ()) == []
     assert run_id in names(store)
 
 
@@ -136,6 +136,8 @@ def test_leftovers_are_found_and_go(
         }
     )
     store.save(twin, {})
+    other_precision = done.environment.model_copy(update={"precision": "fp16"})
+    store.save(changed(twin, run_id="unlike", environment=other_precision), {})
     for run_id in (done.run_id, "unrecorded", "old", "bad"):
         (store.root / "unfinished").mkdir(exist_ok=True)
         store.keep_snapshot(run_id, b"state")
@@ -158,7 +160,7 @@ def test_leftovers_are_found_and_go(
     assert list((store.root / "locks").iterdir()) == []
     assert store.snapshot("unrecorded") == b"state"
     assert (store.runs / ".unfinished-new").is_dir()
-    assert {done.run_id, other.run_id} <= set(names(store))
+    assert {done.run_id, other.run_id, "unlike"} <= set(names(store))
     assert "no leftovers to remove" in call("runs", "gc").out
 
 
@@ -231,6 +233,19 @@ def test_a_damaged_run_is_set_aside_before_another_takes_its_place(
     assert Store(tmp_path / "all").records() == [A]
     aside = tmp_path / "all" / "set-aside" / A.run_id / A.run_id
     assert {path.name for path in aside.iterdir()} >= {"record.json", "adapter.safetensors"}
+
+
+def test_a_run_whose_files_are_damaged_is_not_identical(call: Cli, tmp_path: Path) -> None:
+    """A sound copy takes the place of a damaged one; a damaged copy is refused."""
+    folder_of(tmp_path / "one", A)
+    adapter = folder_of(tmp_path / "all", A).runs / A.run_id / "adapter.safetensors"
+    adapter.write_bytes(b"altered")
+    assert f"{A.run_id}/adapter.safetensors" in call("merge", "all", "--results", "one").error
+    answer = call("merge", "one", "--results", "all", "--json")
+    assert answer.json == {"merged": [A.run_id], "identical": 0, "conflicts": []}
+    assert adapter.read_bytes() == A.run_id.encode()
+    aside = tmp_path / "all" / "set-aside" / A.run_id / A.run_id
+    assert (aside / "adapter.safetensors").read_bytes() == b"altered"
 
 
 def changed(record: RunRecord, **fields: Any) -> RunRecord:

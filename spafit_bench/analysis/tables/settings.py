@@ -16,6 +16,7 @@ from pathlib import PurePath
 from typing import Any
 
 from spafit_bench.base.errors import UserError
+from spafit_bench.config.run_config import WITHOUT_EFFECT
 from spafit_bench.data.tasks import TASKS, Task
 from spafit_bench.methods.treatments import parse_treatment
 from spafit_bench.results.record import RunRecord
@@ -26,11 +27,7 @@ Scalar = str | int | float | bool | None
 Cells = Mapping[str, tuple[RunRecord, ...]]
 """Task -> its runs, one per seed, in order of the seeds."""
 
-_WEIGHTS_AND_DATA = {"model", "model.name", "model.revision", "revision", "data", "data.source"}
-"""Compared by their hashes, not by what they are called."""
-_WITHOUT_EFFECT = {"device", "num_threads", "results", "offline", "save_weights", "predict_test"}
-_WITHOUT_EFFECT |= {"measure_forgetting", "cache", "cuda_graphs"}
-_IGNORED = frozenset({"task", "seed"} | _WEIGHTS_AND_DATA | _WITHOUT_EFFECT)
+_IGNORED = WITHOUT_EFFECT | {"task", "seed"}
 _RESOLVED = ("precision", "engine", "select", "limit")
 """Taken from the record, where `auto` has become what was used."""
 _IDENTITY = frozenset({"method", "head", "precision", "engine", "select", "cache_prefix"})
