@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-WHAT = "What to run"
-HOW = "How to train"
-WHERE = "Where and how it computes"
-KEEP = "What is kept"
+what = partial(typer.Option, rich_help_panel="What to run")
+how = partial(typer.Option, rich_help_panel="How to train")
+where = partial(typer.Option, rich_help_panel="Where and how it computes")
+keep = partial(typer.Option, rich_help_panel="What is kept")
 
 
 def complete_list(incomplete: str, names: Sequence[str]) -> list[str]:
@@ -51,108 +52,81 @@ def complete_presets(incomplete: str) -> list[str]:
     return [name for name in preset_names() if name.startswith(incomplete)]
 
 
-Results = Annotated[
-    Path, typer.Option("--results", help="Results folder.", rich_help_panel=KEEP, metavar="DIR")
-]
+Results = Annotated[Path, keep("--results", help="Results folder.", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would run, with estimates; run nothing.")
+]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option(
+    what(
         "--task",
-        help="Task, comma list, all, or a YAML file that describes another; of a sweep: only "
-        "these tasks.",
+        help="Task, comma list, all, or a YAML file that describes another. Of a sweep: only these "
+        "tasks.",
         autocompletion=complete_tasks,
-        rich_help_panel=WHAT,
         metavar="T[,T]|all",
     ),
 ]
 Methods = Annotated[
     list[str] | None,
-    typer.Option(
+    what(
         "--method",
         help="Method, comma list, all, a YAML file, or one line such as "
-        "'0-4:frozen;5-9:bias;10-23:lora(query+value,r=8,alpha=16)'; of a sweep: only these "
+        "'0-4:frozen;5-9:bias;10-23:lora(query+value,r=8,alpha=16)'. Of a sweep: only these "
         "methods.",
         autocompletion=complete_methods,
-        rich_help_panel=WHAT,
         metavar="M[,M]|all",
     ),
 ]
-Seeds = Annotated[
-    list[str] | None,
-    typer.Option("--seed", help="Seeds: 0, 0,2 or 0-4. \\[0]", rich_help_panel=WHAT),
-]
-Data = Annotated[
-    str | None,
-    typer.Option(
-        help="hub, mini, or a folder: hub parquet, GLUE TSV, CSV/JSONL. \\[hub]",
-        rich_help_panel=WHAT,
-        metavar="hub|mini|PATH",
-    ),
-]
-Jobs = Annotated[
-    int,
-    typer.Option(
-        min=1,
-        help="Runs at a time, in worker processes: each has a GPU, or its part of the CPU threads.",
-        rich_help_panel=WHERE,
-    ),
-]
+Seeds = Annotated[list[str] | None, what("--seed", help="Seeds: 0, 0,2 or 0-4. \\[0]")]
 Model = Annotated[
     str | None,
-    typer.Option(
+    what(
         help="Hub name, checkpoint folder (safetensors), or tiny-bert. \\[bert-large-cased]",
-        rich_help_panel=WHAT,
         metavar="NAME|PATH",
     ),
 ]
-Revision = Annotated[
-    str | None, typer.Option(help="Branch, tag or commit of a hub model.", rich_help_panel=WHAT)
-]
-Offline = Annotated[
-    bool, typer.Option("--offline", help="Never ask the hub.", rich_help_panel=WHERE)
-]
-Device = Annotated[
+Revision = Annotated[str | None, what(help="Branch, tag or commit of a hub model.")]
+Data = Annotated[
     str | None,
-    typer.Option(help="Device.", rich_help_panel=WHERE, metavar="auto|cpu|cuda:i"),
-]
-Force = Annotated[bool, typer.Option("--force", help="Repeat finished runs.", rich_help_panel=KEEP)]
-RetryFailed = Annotated[
-    bool,
-    typer.Option("--retry-failed", help="Repeat failed and diverged runs.", rich_help_panel=KEEP),
-]
-Log = Annotated[
-    str | None,
-    typer.Option(
-        "--log",
-        help="Curves to watch while it trains, in DIR/tensorboard (extra: tensorboard).",
-        autocompletion=lambda incomplete: [n for n in ("tensorboard",) if n.startswith(incomplete)],
-        rich_help_panel=KEEP,
-        metavar="tensorboard",
+    what(
+        help="hub, mini, or a folder: hub parquet, GLUE TSV, CSV/JSONL. \\[hub]",
+        metavar="hub|mini|PATH",
     ),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show what would run, with estimates; run nothing.")
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="Any setting, e.g. method.rank=8, head.pooler=full. Repeatable.",
-        rich_help_panel=HOW,
-        metavar="KEY=VALUE",
-    ),
-]
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", help="YAML file of settings.", rich_help_panel=HOW, metavar="FILE"),
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(
-        help="smoke: tiny BERT on mini-GLUE, offline, in seconds.",
-        autocompletion=complete_presets,
-        rich_help_panel=HOW,
+    how(
+        help="smoke: tiny BERT on mini-GLUE, offline, in seconds.", autocompletion=complete_presets
+    ),
+]
+ConfigFile = Annotated[Path | None, how("--config", help="YAML file of settings.", metavar="FILE")]
+Set = Annotated[
+    list[str] | None,
+    how(
+        "--set",
+        help="Any setting, e.g. method.rank=8, head.pooler=full. Repeatable.",
+        metavar="KEY=VALUE",
+    ),
+]
+Offline = Annotated[bool, where("--offline", help="Never ask the hub.")]
+Device = Annotated[str | None, where(help="Device.", metavar="auto|cpu|cuda:i")]
+Jobs = Annotated[
+    int,
+    where(
+        min=1,
+        help="Runs at a time, in worker processes: each has a GPU, or its part of the CPU threads.",
+    ),
+]
+Force = Annotated[bool, keep("--force", help="Repeat finished runs.")]
+RetryFailed = Annotated[bool, keep("--retry-failed", help="Repeat failed and diverged runs.")]
+Log = Annotated[
+    str | None,
+    keep(
+        "--log",
+        help="Curves to watch while it trains, in DIR/tensorboard (extra: tensorboard).",
+        autocompletion=lambda incomplete: [n for n in ("tensorboard",) if n.startswith(incomplete)],
+        metavar="tensorboard",
     ),
 ]
 

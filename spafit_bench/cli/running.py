@@ -17,10 +17,6 @@ import typer
 from spafit_bench.base.errors import DamagedError, UserError, nearest
 from spafit_bench.cli.app import app
 from spafit_bench.cli.options import (
-    HOW,
-    KEEP,
-    WHAT,
-    WHERE,
     ConfigFile,
     Data,
     Device,
@@ -42,7 +38,11 @@ from spafit_bench.cli.options import (
     complete_sweeps,
     exit_unless,
     given,
+    how,
     joined,
+    keep,
+    what,
+    where,
 )
 from spafit_bench.cli.output import print_json, print_text
 from spafit_bench.results.store import Store
@@ -70,75 +70,47 @@ def run(
     data: Data = None,
     seed: Seeds = None,
     limit: Annotated[
-        int | None,
-        typer.Option(help="Train on the first N examples; dev stays whole.", rich_help_panel=WHAT),
+        int | None, what(help="Train on the first N examples; dev stays whole.")
     ] = None,
     preset: Preset = None,
     config: ConfigFile = None,
     assignments: Set = None,
-    lr: Annotated[
-        float | None, typer.Option(help="Peak learning rate.", rich_help_panel=HOW)
-    ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Epochs.", rich_help_panel=HOW)] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Examples per optimizer step.", rich_help_panel=HOW)
-    ] = None,
+    lr: Annotated[float | None, how(help="Peak learning rate.")] = None,
+    epochs: Annotated[float | None, how(help="Epochs.")] = None,
+    batch_size: Annotated[int | None, how(help="Examples per optimizer step.")] = None,
     batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="About as many tokens per optimizer step, instead of --batch-size.",
-            rich_help_panel=HOW,
-        ),
+        int | None, how(help="About as many tokens per optimizer step, instead of --batch-size.")
     ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Tokens per example at most.", rich_help_panel=HOW)
-    ] = None,
-    warmup: Annotated[
-        float | None,
-        typer.Option(help="Fraction of steps if below 1, else steps.", rich_help_panel=HOW),
-    ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(help="Decoupled weight decay.", rich_help_panel=HOW)
-    ] = None,
+    max_length: Annotated[int | None, how(help="Tokens per example at most.")] = None,
+    warmup: Annotated[float | None, how(help="Fraction of steps if below 1, else steps.")] = None,
+    weight_decay: Annotated[float | None, how(help="Decoupled weight decay.")] = None,
     select: Annotated[
         str | None,
-        typer.Option(
-            help="Report the last evaluation or the best (optimistic).",
-            rich_help_panel=HOW,
-            metavar="last|best",
-        ),
+        how(help="Report the last evaluation or the best (optimistic).", metavar="last|best"),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(
-            help="auto: bf16 where the hardware has it.",
-            rich_help_panel=WHERE,
-            metavar="auto|fp32|bf16|fp16",
-        ),
+        where(help="auto: bf16 where the hardware has it.", metavar="auto|fp32|bf16|fp16"),
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(
+        where(
             help="auto: fast if it supports the model; plain: transformers' own forward pass.",
-            rich_help_panel=WHERE,
             metavar="auto|fast|plain",
         ),
     ] = None,
     cache_prefix: Annotated[
         bool,
-        typer.Option(
+        how(
             "--cache-prefix",
             help="Compute the frozen first layers once and keep their output; they have no dropout "
             "then, which changes results.",
-            rich_help_panel=HOW,
         ),
     ] = False,
     cuda_graphs: Annotated[
         bool,
-        typer.Option(
-            "--cuda-graphs",
-            help="On a GPU, record the steps of each batch shape and replay them.",
-            rich_help_panel=WHERE,
+        where(
+            "--cuda-graphs", help="On a GPU, record the steps of each batch shape and replay them."
         ),
     ] = False,
     device: Device = None,
@@ -146,34 +118,23 @@ def run(
     results: Results = Path("results"),
     processes: Annotated[
         int,
-        typer.Option(
-            min=1,
-            help="Processes that share every batch: each has a GPU, or some CPU threads.",
-            rich_help_panel=WHERE,
-        ),
+        where(min=1, help="Processes that share every batch: each has a GPU, or some CPU threads."),
     ] = 1,
     predict_test: Annotated[
         bool | None,
-        typer.Option(
-            "--predict-test/--no-predict-test",
-            help="Predict the test sets at the end.",
-            rich_help_panel=KEEP,
-        ),
+        keep("--predict-test/--no-predict-test", help="Predict the test sets at the end."),
     ] = None,
     save_weights: Annotated[
         str | None,
-        typer.Option(
+        keep(
             help="Trained tensors to keep: of all evaluations, the reported one, or none.",
-            rich_help_panel=KEEP,
             metavar="all|best|none",
         ),
     ] = None,
     measure_forgetting: Annotated[
         bool,
-        typer.Option(
-            "--measure-forgetting",
-            help="Record how far each layer moved from the pretrained one.",
-            rich_help_panel=KEEP,
+        keep(
+            "--measure-forgetting", help="Record how far each layer moved from the pretrained one."
         ),
     ] = False,
     log: Log = None,
@@ -293,35 +254,20 @@ def sweep(
     jobs: Jobs = 1,
     executor: Annotated[
         str,
-        typer.Option(
-            help="Where the runs are carried out: here, or on a Ray cluster.",
-            rich_help_panel=WHERE,
-            metavar="local|ray",
-        ),
+        where(help="Where runs are carried out: here, or on a Ray cluster.", metavar="local|ray"),
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option(
+        where(
             help="Ray cluster. \\[RAY_ADDRESS, or a cluster on this machine, or a new one]",
-            rich_help_panel=WHERE,
             metavar="HOST:PORT",
         ),
     ] = None,
-    cpus_per_run: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="On the cluster. \\[1]", rich_help_panel=WHERE),
-    ] = None,
-    gpus_per_run: Annotated[
-        float | None,
-        typer.Option(min=0, help="On the cluster. \\[0]", rich_help_panel=WHERE),
-    ] = None,
+    cpus_per_run: Annotated[float | None, where(min=0.1, help="On the cluster. \\[1]")] = None,
+    gpus_per_run: Annotated[float | None, where(min=0, help="On the cluster. \\[0]")] = None,
     shard: Annotated[
         str,
-        typer.Option(
-            help="Do only this part of the cells, for a scheduler's array.",
-            rich_help_panel=WHERE,
-            metavar="i/n",
-        ),
+        where(help="Do only this part of the cells, for a scheduler's array.", metavar="i/n"),
     ] = "1/1",
     log: Log = None,
     force: Force = False,
