@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import PEERS, SYSTEMS, Case
-from spafit_bench.base import native_settings
+from spafit_bench.base import process
 
 Measurement = dict[str, Any]
 STOCK_STEPS = 6
@@ -45,10 +45,10 @@ def case_of(system: str, case: Case) -> Case:
 def measure(system: str, case: Case) -> Measurement:
     """Measure one system on one case in its own process."""
     case = case_of(system, case)
-    ours = native_settings.KERNELS if system not in PEERS else {}
+    ours = process.KERNELS if system not in PEERS else {}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.worker", system, json.dumps(asdict(case))],
-        env=os.environ | {"HF_HUB_OFFLINE": "1"} | native_settings.OPENMP | ours,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | process.OPENMP | ours,
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from spafit_bench.base import native_settings
+from spafit_bench.base import process
 
 STEPS, WARM_UP = 12, 3
 
@@ -182,7 +182,7 @@ def main() -> None:
 def _in_a_process(point: Point) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scaling", "--point", json.dumps(asdict(point))],
-        env=os.environ | native_settings.OPENMP | native_settings.KERNELS,
+        env=os.environ | process.OPENMP | process.KERNELS,
         stdout=subprocess.PIPE,
         text=True,
         check=True,

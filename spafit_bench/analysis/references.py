@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from spafit_bench.base.errors import UserError, nearest
-from spafit_bench.base.frozen import Frozen
-from spafit_bench.base.shipped import config_folder
+from spafit_bench.base.frozen import Frozen, first_problem
+from spafit_bench.base.yaml_files import config_folder, parse_yaml
 from spafit_bench.data.tasks import TASKS, get_task
 
 MEAN = "score"
@@ -90,13 +90,11 @@ def read_references(file: Path) -> References:
     Raises:
         UserError: there is no such file, or an entry of it is wrong; the message says which.
     """
-    import yaml
-
     folder = config_folder() / "references"
     shipped = folder / f"{file.name.removesuffix('.yaml')}.yaml"
     path = shipped if not file.exists() and file.parent == Path() and shipped.is_file() else file
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         names = [found.stem for found in folder.glob("*.yaml")]
         raise UserError(
@@ -104,8 +102,7 @@ def read_references(file: Path) -> References:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--reference {file}: cannot be read ({error})") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--reference {file}: not valid YAML: {error}") from None
+    body = parse_yaml(text, f"--reference {file}")
     if not isinstance(body, list) or not body:
         raise UserError(f"--reference {file}: must be a YAML list of scores (- name: ...)")
     entries = tuple(_entry(f"{file}, entry {n}", raw) for n, raw in enumerate(body, start=1))
@@ -119,12 +116,8 @@ def _entry(where: str, raw: Any) -> Reference:
     try:
         return Reference.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        problem = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            problem = f"no such field; {nearest(key, Reference.model_fields)}"
-        raise UserError(f"{where}: {f'{key}: ' if key else ''}{problem}") from None
+        _, problem = first_problem(error, Reference.model_fields)
+        raise UserError(f"{where}: {problem}") from None
 
 
 def _no_duplicates(file: Path, entries: tuple[Reference, ...]) -> None:

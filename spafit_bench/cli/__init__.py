@@ -13,7 +13,7 @@ import traceback
 
 import typer
 
-from spafit_bench.base import native_settings
+from spafit_bench.base import process
 
 from spafit_bench.cli import running  # isort: skip (registered in the order of --help)
 from spafit_bench.cli import results, lists, planning, models, upkeep, checks  # isort: skip
@@ -33,7 +33,7 @@ class _Warnings(logging.Handler):
 
 def main() -> None:
     """Run the command line; a UserError is printed as one message, with exit code 2."""
-    native_settings.set_defaults()
+    process.set_native_defaults()
     debug = "--debug" in sys.argv
     log = logging.getLogger("spafit_bench")
     if not log.handlers:

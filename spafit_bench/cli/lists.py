@@ -85,11 +85,11 @@ def _models() -> Rows:
 
 
 def _sweeps() -> Rows:
-    from spafit_bench.base.shipped import read_yaml
+    from spafit_bench.base.yaml_files import read_mapping
     from spafit_bench.config.sweep import sweep_names, sweep_path
 
     return [
-        {"sweep": name, "description": read_yaml(sweep_path(name))["description"]}
+        {"sweep": name, "description": read_mapping(sweep_path(name))["description"]}
         for name in sweep_names()
     ]
 

@@ -333,7 +333,7 @@ def _prepare_runs(request: RunRequest) -> list[PreparedRun]:
     from spafit_bench.config.selection import run_configs
 
     configs = run_configs(request)
-    from spafit_bench.base.libraries import load_libraries
+    from spafit_bench.base.process import load_libraries
 
     load_libraries()
     from spafit_bench.training.prepare import Preparer

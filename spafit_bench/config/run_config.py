@@ -25,9 +25,8 @@ from pydantic import (
 )
 
 from spafit_bench.base.errors import UserError, nearest
-from spafit_bench.base.frozen import Frozen
-from spafit_bench.base.nested import merge_settings
-from spafit_bench.base.shipped import config_folder, read_yaml
+from spafit_bench.base.frozen import Frozen, first_problem
+from spafit_bench.base.yaml_files import config_folder, parse_yaml, read_mapping
 from spafit_bench.data.custom_tasks import find_task, shipped_tasks
 from spafit_bench.data.tasks import TASKS
 from spafit_bench.methods.method import Method, get_method, method_names
@@ -224,7 +223,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def _file_layer(path: Path, where: str) -> Layer:
-    body = read_yaml(path)
+    body = read_mapping(path)
     check_settings(body, where)
     return Layer(where, body)
 
@@ -318,18 +317,11 @@ def _model_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _assignment_layer(text: str) -> Layer:
-    import yaml
-
     key, equals, value = text.partition("=")
     where = f"--set {text}"
     if not equals or not key.strip():
         raise UserError(f"{where}: write key=value, e.g. --set method.rank=8")
-    try:
-        parsed = yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"{where}: the value is not valid YAML ({problem:.200})") from None
-    return assignment(key.strip(), parsed, where)
+    return assignment(key.strip(), parse_yaml(value, where), where)
 
 
 def assignment(key: str, value: Any, where: str) -> Layer:
@@ -370,16 +362,41 @@ def resolve(layers: Sequence[Layer], *, task: str, method: str, seed: int) -> Ru
     sources: dict[str, str] = {}
     sections = dict.fromkeys((("tasks", task), ("methods", family), ("methods", method)))
     for layer in (layers[0], own, *layers[1:]):
-        merge_settings(merged, _without_names(layer.body), sources, layer.where)
+        _merge(merged, _without_names(layer.body), sources, layer.where)
         for section, name in sections:
             settings = layer.body.get(section, {}).get(name, {})
-            merge_settings(merged, settings, sources, f"{layer.where}, {section}.{name}")
+            _merge(merged, settings, sources, f"{layer.where}, {section}.{name}")
     merged |= {"task": task, "seed": seed, "method": merged.get("method", {}) | {"name": method}}
     sources |= {"seed": "--seed"}
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise _invalid(error, sources) from None
+        key, problem = first_problem(error)
+        raise UserError(f"{sources.get(key, 'configuration')}: {problem}") from None
+
+
+def _merge(
+    into: dict[str, Any],
+    settings: Mapping[str, Any],
+    sources: dict[str, str],
+    where: str,
+    path: str = "",
+) -> None:
+    """Merge settings into `into`, section by section; note in `sources` where each value is from.
+
+    `path` is the dotted name of the section, ending in a dot.
+    """
+    if path == "train." and "batch_size" in settings:
+        into.pop("batch_tokens", None)  # the size of a batch is given in one of the two
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            section = into.setdefault(key, {})
+            if not isinstance(section, dict):
+                section = into[key] = {}
+            _merge(section, value, sources, where, f"{path}{key}.")
+        else:
+            into[key] = value
+            sources[f"{path}{key}"] = where
 
 
 def _without_names(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -388,12 +405,3 @@ def _without_names(body: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(top.get("method", {}), dict):
         del top["method"]
     return top
-
-
-def _invalid(error: ValidationError, sources: Mapping[str, str]) -> UserError:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    where = sources.get(key, "configuration")
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return UserError(f"{where}: {key} = {first.get('input')!r}: {message}")

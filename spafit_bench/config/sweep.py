@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit_bench.base.errors import UserError, nearest
-from spafit_bench.base.shipped import config_folder, read_yaml
+from spafit_bench.base.yaml_files import config_folder, read_mapping
 from spafit_bench.config.run_config import (
     Layer,
     RunConfig,
@@ -120,7 +120,7 @@ def read_sweep(path: Path, flags: Mapping[str, Any], assignments: Sequence[str] 
     Raises:
         UserError: unreadable, an unknown key, or a value that cannot be.
     """
-    body = read_yaml(path)
+    body = read_mapping(path)
     for key in body:
         if key not in _KEYS:
             raise UserError(f"{path}: unknown key {key!r}: {nearest(str(key), _KEYS)}")

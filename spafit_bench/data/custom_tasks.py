@@ -31,7 +31,8 @@ from pydantic import (
 )
 
 from spafit_bench.base.errors import UserError, nearest
-from spafit_bench.base.shipped import config_folder, read_yaml
+from spafit_bench.base.frozen import first_problem
+from spafit_bench.base.yaml_files import config_folder, read_mapping
 from spafit_bench.data.tasks import TASKS, HubFiles, SplitFile, Task, TestSet
 
 Metric = Literal["accuracy", "f1", "f1_macro", "matthews_correlation", "pearson", "spearman"]
@@ -257,7 +258,7 @@ def read_task(path: Path) -> TaskDefinition:
     Raises:
         UserError: unreadable, an unknown key, or a value that cannot be; the message names it.
     """
-    body = read_yaml(path)
+    body = read_mapping(path)
     keys = tuple(TaskDefinition.model_fields)
     for key in body:
         if key not in keys:
@@ -265,13 +266,4 @@ def read_task(path: Path) -> TaskDefinition:
     try:
         return TaskDefinition.model_validate({"name": path.stem} | body)
     except ValidationError as error:
-        raise UserError(f"{path}: {_problem(error)}") from None
-
-
-def _problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"{where!r} is missing"
-    return f"{where} = {first.get('input')!r:.80}: {message}" if where else message
+        raise UserError(f"{path}: {first_problem(error)[1]}") from None

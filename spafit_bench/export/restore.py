@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spafit_bench.base.checksums import check_file
 from spafit_bench.base.errors import UserError
+from spafit_bench.base.frozen import first_problem
 from spafit_bench.config.run_config import RunConfig
 from spafit_bench.data.load import TaskData
 from spafit_bench.data.tasks import Task
@@ -133,11 +134,10 @@ def recorded_config(record: RunRecord) -> RunConfig:
     try:
         return RunConfig.model_validate(settings)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key, problem = first_problem(error)
         raise UserError(
             f"{record.run_id}: the recorded setting {key} is not one of this version "
-            f"({first['msg']}); use the spafit-bench that wrote it, "
+            f"({problem}); use the spafit-bench that wrote it, "
             f"{record.environment.packages.get('spafit-bench', 'version unknown')}"
         ) from None
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit_bench.base.errors import UserError, nearest
-from spafit_bench.base.shipped import config_folder, read_yaml
+from spafit_bench.base.yaml_files import config_folder, read_mapping
 from spafit_bench.methods.layer_groups import parse_layers, range_text
 from spafit_bench.methods.treatments import BIAS, FROZEN, FULL, Lora, Treatment, parse_treatment
 
@@ -274,7 +274,7 @@ def _body(name: str) -> dict[str, Any]:
 
 @cache
 def _shipped_body(path: Path) -> dict[str, Any]:
-    return read_yaml(path)
+    return read_mapping(path)
 
 
 def _numbered(preset: str, text: str) -> Method | None:
@@ -315,7 +315,7 @@ _KEYS = (*_FACTS, "strata", *PARTS, "shuffle", "matches")
 
 
 def _from_yaml(path: Path, *, is_preset: bool) -> Method:
-    body = read_yaml(path)
+    body = read_mapping(path)
     for key in body:
         if key not in _KEYS:
             raise UserError(f"{path}: unknown key {key!r}; {nearest(str(key), _KEYS)}")

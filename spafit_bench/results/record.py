@@ -21,7 +21,7 @@ from pydantic import (
 
 from spafit_bench.base.checksums import SUMS
 from spafit_bench.base.errors import DamagedError, UserError
-from spafit_bench.base.frozen import Frozen
+from spafit_bench.base.frozen import Frozen, first_problem
 from spafit_bench.data.custom_tasks import TaskDefinition
 from spafit_bench.data.tasks import Task, get_task
 
@@ -245,8 +245,7 @@ def parse_record(text: str, where: str, *, sealed: bool = True) -> RunRecord:
             raise DamagedError(path.parent / SUMS, "is missing")
         return RunRecord.model_validate(body | {"schema_version": SCHEMA_VERSION})
     except ValidationError as error:
-        first = error.errors()[0]
-        problem = f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        _, problem = first_problem(error)
     except RecursionError:
         problem = "nested too deeply"
     except ValueError as error:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import torch
 
-from spafit_bench.base import command_line
+from spafit_bench.base.process import COMMAND, typed_command
 from spafit_bench.base.stop import parent_environment
 from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.store import Store
@@ -196,10 +196,7 @@ class Workers:
         arguments = [str(self.store.root), json.dumps(asdict(self.options)), name]
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "spafit_bench.running.worker", *arguments],
-            env=os.environ
-            | {command_line.VARIABLE: command_line.typed_command()}
-            | parent_environment()
-            | dict(changes),
+            env=os.environ | {COMMAND: typed_command()} | parent_environment() | dict(changes),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from spafit_bench.base.command_line import typed_command
 from spafit_bench.base.errors import UserError
+from spafit_bench.base.process import typed_command
 from spafit_bench.config.run_config import RunConfig
 from spafit_bench.models.fused import kernels_name
 from spafit_bench.models.numerics import Numerics, choose_numerics

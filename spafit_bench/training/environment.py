@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from spafit_bench.base import distributed
-from spafit_bench.base.command_line import typed_command
+from spafit_bench.base.process import typed_command
 from spafit_bench.models.numerics import Numerics, device_name
 from spafit_bench.results.record import Environment
 

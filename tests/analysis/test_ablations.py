@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from spafit_bench.base.errors import UserError
-from spafit_bench.base.shipped import config_folder
+from spafit_bench.base.yaml_files import config_folder
 from spafit_bench.config.run_config import load_layers, resolve
 from spafit_bench.config.selection import RunRequest, run_configs
 from spafit_bench.config.sweep import final_configs, read_sweep, sweep_path

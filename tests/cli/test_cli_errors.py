@@ -81,7 +81,7 @@ def scramble(path: Path) -> None:
         ("set", "rank=8", "unknown key 'rank': did you mean 'method.rank'?"),
         ("set", "method.rank=0", "method.rank = 0: input should be greater than or equal to 1"),
         ("set", f"method.rank={10**30}", "method.rank"),
-        ("set", "method.rank=[[[[", "the value is not valid YAML"),
+        ("set", "method.rank=[[[[", "not valid YAML"),
         ("set", "train.schedule=cosine", "train.schedule = 'cosine'"),
         ("set", "train.adam_eps=on", "train.adam_eps = True: this must be a number"),
         ("set", "method=bitfit", "--method lora, but --set method=bitfit: name it once"),

@@ -11,7 +11,7 @@ from shutil import copytree, ignore_patterns
 
 import pytest
 
-from spafit_bench.base.shipped import config_folder
+from spafit_bench.base.yaml_files import config_folder
 from tests.conftest import REPOSITORY, clean_environment
 
 PROBE = """
@@ -20,7 +20,7 @@ from spafit_bench.config.run_config import load_layers, preset_names
 from spafit_bench.data.load import load_task_data, official_fingerprints
 from spafit_bench.data.tasks import get_task
 from spafit_bench.methods.method import get_method, method_names
-from spafit_bench.base.shipped import config_folder
+from spafit_bench.base.yaml_files import config_folder
 layers = load_layers(preset="smoke", config=None, assignments=(), flags={})
 assert layers[0].body["train"]["epochs"], layers
 assert load_task_data(get_task("mnli"), "mini").splits["ax"].num_rows == 250

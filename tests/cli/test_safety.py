@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from spafit_bench.analysis.references import read_references
 from spafit_bench.base.checksums import SUMS, read_sums
 from spafit_bench.base.errors import DamagedError, UserError
-from spafit_bench.base.shipped import read_yaml
+from spafit_bench.base.yaml_files import read_mapping
 from spafit_bench.config.run_config import load_layers
 from spafit_bench.config.sweep import read_sweep
 from spafit_bench.methods.method import get_method
@@ -67,7 +67,7 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
     path = tmp_path / "hostile.yaml"
     path.write_text(f"description: {text}\n")
     for read in (
-        lambda: read_yaml(path),
+        lambda: read_mapping(path),
         lambda: read_sweep(path, {}),
         lambda: read_references(path),
         lambda: get_method(str(path)),

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spafit_bench.base.errors import UserError
-from spafit_bench.base.shipped import config_folder, read_yaml
+from spafit_bench.base.yaml_files import config_folder, read_mapping
 from spafit_bench.config.run_config import RunConfig, load_layers, preset_names, resolve
 from spafit_bench.config.selection import RunRequest, parse_seeds, run_configs, split_list
 from spafit_bench.data.tasks import TASKS
@@ -189,7 +189,7 @@ def test_a_number_of_values_that_yaml_multiplies(tmp_path: Path) -> None:
     path = tmp_path / "many.yaml"
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match=r"many.yaml: more than 100000 values"):
-        read_yaml(path)
+        read_mapping(path)
 
 
 def test_defaults_that_there_are_none_of_are_refused(call: Cli, tmp_path: Path) -> None:
@@ -207,4 +207,4 @@ def test_defaults_name_every_method_family() -> None:
     from spafit_bench.methods.method import get_method
 
     families = {get_method(name).defaults for name in method_names()}
-    assert families == set(read_yaml(config_folder() / "defaults.yaml")["methods"])
+    assert families == set(read_mapping(config_folder() / "defaults.yaml")["methods"])

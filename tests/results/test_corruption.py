@@ -18,7 +18,7 @@ from spafit_bench.analysis.references import read_references
 from spafit_bench.base import checksums
 from spafit_bench.base.checksums import SUMS
 from spafit_bench.base.errors import DamagedError, UserError
-from spafit_bench.base.shipped import read_yaml
+from spafit_bench.base.yaml_files import read_mapping
 from spafit_bench.export.restore import Base, restore
 from spafit_bench.results.lookup import find_run
 from spafit_bench.results.record import SCHEMA_VERSION, RunRecord
@@ -428,7 +428,7 @@ def test_no_bytes_break_the_readers_of_other_files(tmp_path: Path) -> None:
         with suppress(DamagedSnapshot):
             Snapshot.from_bytes(hashlib.sha256(new).hexdigest().encode() + new)
         (tmp_path / "x.yaml").write_bytes(mutated(yaml, rng)[:600])
-        for read in (read_yaml, read_references):
+        for read in (read_mapping, read_references):
             with suppress(UserError):
                 read(tmp_path / "x.yaml")
 

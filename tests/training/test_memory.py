@@ -62,8 +62,8 @@ def test_what_tokenising_took_is_not_a_runs(tmp_path, monkeypatch):
 _KERNELS = """
 import ctypes
 import torch
-from spafit_bench.base import native_settings
-native_settings.set_defaults()
+from spafit_bench.base import process
+process.set_native_defaults()
 names = "arena ordblks smblks hblks mapped usmblks fsmblks used free keepcost".split()
 Info = type("Info", (ctypes.Structure,), {"_fields_": [(n, ctypes.c_size_t) for n in names]})
 mallinfo = ctypes.CDLL(None).mallinfo2
