@@ -79,7 +79,7 @@ def verify(
     if all(each.finding == "missing" for each in findings):
         missing = ", ".join(each.task for each in findings)
         raise UserError(f"{source}: no files of {missing}; check other tasks with --task NAME")
-    bad = ("damaged", "missing") if named else ("damaged",)
+    bad = {"damaged", "incomplete"} | ({"missing"} if named else set())
     sound = not any(each.finding in bad for each in findings)
     if as_json:
         print_json({"data": source, "sound": sound, "tasks": [asdict(each) for each in findings]})

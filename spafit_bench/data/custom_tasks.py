@@ -13,6 +13,7 @@ The description travels in a run's record, so that results are read without the 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ class TaskDefinition(_Part):
     label: str = "label"
     labels: ClassNames = ()
     range: Annotated[tuple[float, float], Field(strict=False)] | None = None
-    """Of a regression's scores, both ends included."""
+    """Of a regression's scores, both ends included; None: any finite number."""
     metrics: Annotated[tuple[Metric, ...], BeforeValidator(_listed), Field(min_length=1)]
     splits: dict[SplitName, DataFile | SplitDefinition] = {}
     """Without it: `train`, `validation` and `test`, each `.csv`, `.jsonl` or `.parquet`."""
@@ -140,14 +141,16 @@ class TaskDefinition(_Part):
         return self
 
     def _label_problem(self) -> str:
-        if bool(self.labels) == (self.range is not None):
+        correlations = set(self.metrics) <= set(_CORRELATIONS)
+        neither = not self.labels and self.range is None and not correlations
+        if neither or (self.labels and self.range is not None):
             return "give labels (of a classification) or range (of a regression), one of the two"
         if self.range is not None and not self.range[0] < self.range[1]:
             return "range must be [lowest, highest]"
         if self.labels and (len(self.labels) < 2 or len(set(self.labels)) < len(self.labels)):
             return "labels must be two names or more, each once"
         for metric in self.metrics:
-            if (metric in _CORRELATIONS) != (self.range is not None):
+            if (metric in _CORRELATIONS) == bool(self.labels):
                 kind = "classification" if self.labels else "regression"
                 return f"metric {metric} is not one of a {kind}"
             if metric in _TWO_CLASSES and len(self.labels) != 2:
@@ -160,8 +163,9 @@ class TaskDefinition(_Part):
             ("rows", self.rows),
             ("hub.files", self.hub.files if self.hub else {}),
         ):
-            if splits and not splits.keys() >= {"train", "validation"}:
-                return f"{where} must name train and validation (test may be left out)"
+            needed = {"train"} if where == "splits" else {"train", "validation"}
+            if splits and not splits.keys() >= needed:
+                return f"{where} must name {' and '.join(sorted(needed))}"
         width = len(self._columns)
         for name, split in self.splits.items():
             if isinstance(split, SplitDefinition) and len(split.text) not in (0, width):
@@ -264,6 +268,13 @@ def read_task(path: Path) -> TaskDefinition:
         if key not in keys:
             raise UserError(f"{path}: unknown key {str(key)!r}: {nearest(str(key), keys)}")
     try:
-        return TaskDefinition.model_validate({"name": path.stem} | body)
+        definition = TaskDefinition.model_validate({"name": path.stem} | body)
     except ValidationError as error:
         raise UserError(f"{path}: {first_problem(error)[1]}") from None
+    # Not a rule of the type: records of older versions may have such a range.
+    if definition.range is not None and not all(map(math.isfinite, definition.range)):
+        raise UserError(
+            f"{path}: range = {list(definition.range)}: both ends must be finite; leave range out "
+            "if scores have no bounds"
+        )
+    return definition

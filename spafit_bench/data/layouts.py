@@ -36,15 +36,21 @@ class Part:
 
 
 def parts_of(task: Task) -> Iterator[Part]:
-    """Yield the splits of `task`: train, dev, then the test sets, whose labels are not read."""
+    """Yield the splits of `task`: train, dev, then the test sets.
+
+    Labels of GLUE's test sets are never read: on the hub some are real.
+    """
     for split in ("train", *task.dev_splits):
         yield Part(key=split, split=split, config=task.name, columns=_columns(task, split))
     for test in task.test_sets:
+        columns = _columns(task, test.split)
         yield Part(
             key=test.key,
             split=test.split,
             config=test.config or task.name,
-            columns=replace(_columns(task, test.split), label=None),
+            columns=replace(columns, label=None)
+            if task.in_glue
+            else replace(columns, label_is_optional=True),
             test_set=test,
         )
 
@@ -111,23 +117,43 @@ class Layout:
         """
         return any(self.files(part) for part in parts_of(self.task) if part.test_set is None)
 
-    def tables(self) -> dict[str, list[Table]]:
+    def tables(self, without: Sequence[str] = ()) -> dict[str, list[Table]]:
         """Read every split: the tables of its files by its key; a test set may be missing.
+
+        Args:
+            without: keys of the splits that are to be made of train.
 
         Raises:
             UserError: train or dev is missing, or a file cannot be read.
+            MissingSplitError: among them, the first of these.
         """
         files = {part.key: self.files(part) for part in parts_of(self.task)}
         for part in parts_of(self.task):
-            if not files[part.key] and part.test_set is None:
+            if part.key in without and files[part.key]:
                 raise UserError(
-                    f"{self.expected(part)} is missing: {self.task.name} needs it for {part.key}"
+                    f"{files[part.key][0]} is {part.key}, which --split would take from train; "
+                    "leave out --split, or move the file away"
                 )
+            if not files[part.key] and part.test_set is None and part.key not in without:
+                raise MissingSplitError(self, part)
         return {
             part.key: [self.read(path, part) for path in files[part.key]]
             for part in parts_of(self.task)
             if files[part.key]
         }
+
+
+class MissingSplitError(UserError):
+    """A task has files here, but train or dev is not among them."""
+
+    def __init__(self, layout: Layout, part: Part) -> None:
+        task = layout.task
+        problem = f"{layout.expected(part)} is missing: {task.name} needs it for {part.key}"
+        if not layout.places[part.key][1]:
+            problem = f"the file of {task.name} names no file for {part.key}"
+        if part.key != "train" and len(task.dev_splits) == 1:
+            problem += f"; --split 0.1 takes a tenth of train for {part.key}"
+        super().__init__(problem)
 
 
 def _check_shards(files: list[Path], part: Part) -> None:
@@ -184,13 +210,16 @@ def _folder_of(part: Part, folder: Path) -> Path:
     return folder.parent / part.config if elsewhere else folder
 
 
-def read_source(task: Task, source: str, *, offline: bool) -> tuple[str, dict[str, list[Table]]]:
+def read_source(
+    task: Task, source: str, *, offline: bool, without: Sequence[str] = ()
+) -> tuple[str, dict[str, list[Table]]]:
     """Find and read every split of `task`.
 
     Args:
         task: the task.
         source: `hub`, `mini` or a folder.
         offline: take the hub's files from the cache alone.
+        without: dev splits that the folder does not have, because `--split` makes them.
 
     Returns:
         What the source is called in a record, and the tables (shards) of each split by its key.
@@ -199,6 +228,9 @@ def read_source(task: Task, source: str, *, offline: bool) -> tuple[str, dict[st
     Raises:
         UserError: train or dev is missing, or a file cannot be read.
     """
+    if without and (source in ("hub", "mini") or len(without) > 1):
+        what = f"--data {source}" if source in ("hub", "mini") else task.name
+        raise UserError(f"--split is for a folder without a dev set; {what} has its own")
     if source == "hub":
         return _read_hub(task, offline=offline)
     if source == "mini":
@@ -206,7 +238,7 @@ def read_source(task: Task, source: str, *, offline: bool) -> tuple[str, dict[st
             raise UserError(f"--data mini: mini-GLUE has no {task.name}; give --data FOLDER")
         return source, hub_layout(task, MINI_GLUE / task.name).tables()
     try:
-        return source, _layout_of(task, source).tables()
+        return source, _layout_of(task, source).tables(without)
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror})") from error
 

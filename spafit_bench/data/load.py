@@ -27,6 +27,10 @@ from spafit_bench.data.text_files import text_problem
 Labels = NDArray[np.int64] | NDArray[np.float32]
 
 _INTEGER = "[+-]?[0-9]{1,40}"
+_LARGEST_SCORE = float(np.finfo(np.float32).max)
+_GLUE_FRACTIONS = {np.float32(n / d) for n, d in ((19, 9), (34, 9), (32, 7), (37, 15), (23, 15))}
+_GLUE_FRACTIONS |= {np.float32(7 / 3), np.float32(10 / 3)}
+"""The scores of STS-B's own rows that have more than three decimals, as means over annotators."""
 
 OFFICIAL_FINGERPRINTS = Path(__file__).with_name("official.json")
 """Task -> split -> `split_fingerprint` of GLUE's own; made by `scripts/fingerprint_glue.py`."""
@@ -39,11 +43,10 @@ class Split:
     texts: tuple[tuple[str, ...], ...]
     """One tuple per text column, each with one string per row."""
     labels: Labels | None
-    """[num_rows] class ids (int64) or scores (float32); None for test sets."""
+    """[num_rows] class ids (int64) or scores (float32); None for a test set without labels."""
 
     @property
     def num_rows(self) -> int:
-        """Rows."""
         return len(self.texts[0])
 
     def head(self, num_rows: int | None) -> Split:
@@ -67,48 +70,66 @@ class TaskData:
     splits: Mapping[str, Split]
     """By `train`, the task's `dev_splits` and the `key` of each test set that exists."""
     fingerprint: str
-    """SHA-256 over every split's text, and the labels of train and dev, in row order."""
+    """SHA-256 over every split's texts and the labels that were read, in row order."""
     official_split: bool
     official_basis: str
     """`fingerprint`, `row count` or both, for an official split; else what differs."""
+    notes: tuple[str, ...] = ()
+    """What is unusual about the rows, and training or scores may suffer from."""
 
 
-def load_task_data(task: Task, source: str, *, offline: bool = False) -> TaskData:
+def load_task_data(
+    task: Task, source: str, *, offline: bool = False, split: float | None = None
+) -> TaskData:
     """Load and validate a task's data.
 
     Args:
         task: the task.
-        source: `hub` (nyu-mll/glue), `mini` (the generated set inside the package) or a folder:
-            hub layout, GLUE's TSV layout, or CSV/JSON lines.
+        source: `hub` (nyu-mll/glue), `mini` (the small set inside the package) or a folder: hub
+            layout, GLUE's TSV layout, or CSV/JSON lines.
         offline: use the hub's cache without asking the hub.
+        split: share of train that becomes dev, if the source has no dev set.
 
     Raises:
         UserError: train or dev is missing, or a file is not what the task needs; the message
             names file, row and column.
     """
-    origin, tables = read_source(task, source, offline=offline)
+    made = () if split is None else task.dev_splits
+    origin, tables = read_source(task, source, offline=offline, without=made)
     splits = {key: validated_split(task, key, shards) for key, shards in tables.items()}
+    if split is not None:
+        held_out = _stratified(task, splits["train"], split)
+        splits |= {
+            "train": splits["train"].take(np.flatnonzero(~held_out)),
+            task.dev_splits[0]: splits["train"].take(np.flatnonzero(held_out)),
+        }
     fingerprints = {
-        key: split_fingerprint(split, exact_scores=not task.in_glue)
-        for key, split in splits.items()
+        key: split_fingerprint(rows, exact_scores=not task.in_glue) for key, rows in splits.items()
     }
     official_split, official_basis = _officialness(task, splits, fingerprints)
-    return TaskData(
-        task=task,
-        source=origin,
-        splits=MappingProxyType(splits),
-        fingerprint=_digest_of_json(_identity(task) | {"splits": fingerprints}),
-        official_split=official_split,
-        official_basis=official_basis,
+    if split is not None:
+        official_split, official_basis = False, f"validation is {split:g} of train (--split)"
+    return _noted(
+        TaskData(
+            task=task,
+            source=origin,
+            splits=MappingProxyType(splits),
+            fingerprint=_digest_of_json(_identity(task) | {"splits": fingerprints}),
+            official_split=official_split,
+            official_basis=official_basis,
+        )
     )
 
 
 def _identity(task: Task) -> dict[str, object]:
-    """Say what a task is, besides its data: a name is enough in GLUE."""
+    """Return what a task is besides its data: in GLUE, its name says it all."""
     if task.in_glue:
         return {"task": task.name}
-    return {"task": task.name, "labels": task.labels, "metrics": task.metrics} | {
-        "range": task.label_range
+    return {
+        "task": task.name,
+        "labels": task.labels,
+        "metrics": task.metrics,
+        "range": task.label_range,
     }
 
 
@@ -117,7 +138,7 @@ def limited(data: TaskData, num_rows: int | None) -> TaskData:
     if num_rows is None:
         return data
     train = data.splits["train"].head(num_rows)
-    return replace(data, splits={**data.splits, "train": train})
+    return _noted(replace(data, splits={**data.splits, "train": train}))
 
 
 HOLDOUT = "holdout"
@@ -140,25 +161,75 @@ def hold_out(data: TaskData, share: float) -> TaskData:
             f"leaves {size} to hold out"
         )
     order = np.random.default_rng(0).permutation(train.num_rows)
-    return replace(
-        data,
-        task=replace(data.task, dev_splits=(HOLDOUT,), test_sets=()),
-        splits={
-            "train": train.take(np.sort(order[size:])),
-            HOLDOUT: train.take(np.sort(order[:size])),
-        },
-        official_split=False,
-        official_basis="a held-out slice of train",
+    return _noted(
+        replace(
+            data,
+            task=replace(data.task, dev_splits=(HOLDOUT,), test_sets=()),
+            splits={
+                "train": train.take(np.sort(order[size:])),
+                HOLDOUT: train.take(np.sort(order[:size])),
+            },
+            official_split=False,
+            official_basis="a held-out slice of train",
+        )
     )
+
+
+def _stratified(task: Task, train: Split, share: float) -> NDArray[np.bool_]:
+    """Draw a share of the rows, of each class alike; the draw depends on the labels alone.
+
+    Raises:
+        UserError: no row would be held out, or none would be left.
+    """
+    assert train.labels is not None
+    rng = np.random.default_rng(0)
+    groups = np.zeros_like(train.labels) if task.is_regression else train.labels
+    held_out = np.zeros(train.num_rows, dtype=bool)
+    for group in np.unique(groups):
+        rows = rng.permutation(np.flatnonzero(groups == group))
+        held_out[rows[: round(share * len(rows))]] = True
+    if not held_out.any() or held_out.all():
+        raise UserError(
+            f"--split {share:g}: train of {task.name} has {train.num_rows} rows, which leaves "
+            f"{held_out.sum()} for validation"
+        )
+    return held_out
+
+
+def _noted(data: TaskData) -> TaskData:
+    """Return the data with what is unusual about its rows."""
+    task, notes = data.task, []
+    for key, split in data.splits.items():
+        if split.labels is None:
+            continue
+        present = np.unique(split.labels)
+        if task.is_regression:
+            if len(present) == 1:
+                notes.append(f"every score of {key} is {present[0]:g}")
+            continue
+        absent = [name for number, name in enumerate(task.labels) if number not in present]
+        only = f": every label is {task.labels[present[0]]}" if len(present) == 1 else ""
+        if absent:
+            notes.append(f"{key} has no example of {', '.join(absent)}{only}")
+    if not task.in_glue and task.label_column in task.text_columns:
+        notes.append(f"the label's column {task.label_column!r} is also a column of the texts")
+    train = None if data.official_split else set(zip(*data.splits["train"].texts, strict=True))
+    for key in task.dev_splits:
+        if train and key != HOLDOUT:
+            rows = list(zip(*data.splits[key].texts, strict=True))
+            repeated = sum(row in train for row in rows)
+            if repeated:
+                notes.append(f"{repeated:,} of {len(rows):,} rows of {key} are also in train")
+    return replace(data, notes=tuple(notes))
 
 
 def split_fingerprint(split: Split, *, exact_scores: bool = False) -> str:
     """SHA-256 of one split's texts and labels, in row order; the same for every file format.
 
-    Each text column is hashed as its byte lengths, then its UTF-8 bytes; scores as text with
-    three decimals, which is all that GLUE gives, or with nine digits if they are to be exact.
+    Each text column is hashed as its byte lengths, then its UTF-8 bytes. Scores are hashed as text:
+    with three decimals if these give the score back, or if it is GLUE's own; else, and with
+    `exact_scores`, with nine digits.
     """
-    score = "{:.9g}".format if exact_scores else "{:.3f}".format
     labels = split.labels
     sha = hashlib.sha256()
     shape = {"columns": len(split.texts), "rows": split.num_rows, "labelled": labels is not None}
@@ -168,9 +239,14 @@ def split_fingerprint(split: Split, *, exact_scores: bool = False) -> str:
         sha.update(np.fromiter(map(len, encoded), dtype="<u8", count=len(encoded)).tobytes())
         sha.update(b"".join(encoded))
     if labels is not None:
-        is_score = labels.dtype.kind == "f"
-        sha.update(",".join(score(label) if is_score else str(label) for label in labels).encode())
+        text = str if labels.dtype.kind != "f" else "{:.9g}".format if exact_scores else _decimals
+        sha.update(",".join(map(text, labels)).encode())
     return sha.hexdigest()
+
+
+def _decimals(score: np.float32) -> str:
+    text = f"{score:.3f}"
+    return text if score == np.float32(text) or score in _GLUE_FRACTIONS else f"{score:.9g}"
 
 
 @cache
@@ -214,31 +290,42 @@ def validated_split(task: Task, key: str, shards: Sequence[Table]) -> Split:
     may_be_empty = task.empty_texts or (unchecked and num_rows == task.rows.get(key))
     for shard in shards:
         for name, cells in zip(shard.columns.texts, shard.cells, strict=False):
-            _check_texts(shard, name, cells, may_be_empty=may_be_empty)
+            for row, cell in enumerate(cells):
+                if problem := text_problem(cell, may_be_empty=may_be_empty):
+                    raise UserError(f"{shard.where(row, name)}: {problem}")
     texts = tuple(
         tuple(cell for shard in shards for cell in shard.cells[index])
         for index in range(len(task.text_columns))
     )
     if task.templates:
         texts = tuple(zip(*map(task.compose, zip(*texts, strict=True)), strict=True))
-    if shards[0].columns.label is None:
-        return Split(texts=texts, labels=None)
+    if may_be_empty and not any(text.strip() for column in texts for text in column):
+        raise UserError(f"{shards[0].path}: every text of {key} is empty")
     read = _scores if task.is_regression else _class_ids
+    if any(shard.columns.label is None for shard in shards) or _is_hidden(task, shards):
+        return Split(texts=texts, labels=None)
     labels: Labels = np.concatenate([read(task, shard) for shard in shards])
     labels.setflags(write=False)
     return Split(texts=texts, labels=labels)
 
 
-def _check_texts(table: Table, name: str, cells: Sequence[Cell], *, may_be_empty: bool) -> None:
-    for row, cell in enumerate(cells):
-        problem = text_problem(cell, may_be_empty=may_be_empty)
-        if problem:
-            raise UserError(f"{table.where(row, name)}: {problem}")
+def _is_hidden(task: Task, shards: Sequence[Table]) -> bool:
+    """Tell whether a test set has one placeholder, such as -1, in place of every label."""
+    if not shards[0].columns.label_is_optional:
+        return False
+    first, *others = {str(cell): cell for shard in shards for cell in shard.cells[-1]}.values()
+    if others:
+        return False
+    if not task.is_regression:
+        return bool(_class_problem(task, _class_text(first), first))
+    return _score_problem(task, _number(first), first) != ""
 
 
 def _label_error(task: Task, table: Table, row: int, problem: str) -> UserError:
     if task.label_range is not None:
         valid = "a number from {:g} to {:g}".format(*task.label_range)
+    elif task.is_regression:
+        valid = "a finite number"
     else:
         *names, last = (f"{index} ({name})" for index, name in enumerate(task.labels))
         valid = f"{', '.join(names)} or {last}"
@@ -247,21 +334,25 @@ def _label_error(task: Task, table: Table, row: int, problem: str) -> UserError:
 
 
 def _class_ids(task: Task, table: Table) -> NDArray[np.int64]:
-    """Ids of a label column that holds ids or class names."""
-    cells = table.cells[-1]
-    labels = [str(cell) if type(cell) in (int, str, bool) else None for cell in cells]
+    """Return the ids of a label column that holds ids or class names."""
+    labels = [_class_text(cell) for cell in table.cells[-1]]
     ids: dict[str | None, int] = {}
     for label in dict.fromkeys(labels):
         row = labels.index(label)
-        problem = _class_problem(task, label, cells[row])
+        problem = _class_problem(task, label, table.cells[-1][row])
         if problem:
             raise _label_error(task, table, row, problem)
         ids[label] = task.labels.index(label) if label in task.labels else int(label or "")
     return np.fromiter((ids[label] for label in labels), dtype=np.int64, count=len(labels))
 
 
+def _class_text(cell: Cell) -> str | None:
+    """Return the cell of a class as text; None if it is neither an integer nor text."""
+    return str(cell) if type(cell) in (int, str, bool) else None
+
+
 def _class_problem(task: Task, label: str | None, cell: Cell) -> str:
-    """Say what is wrong with a label; it is None where `cell` is neither integer nor text."""
+    """Say what is wrong with a label; empty if nothing is."""
     if cell is None or cell == "":
         return "no label"
     if label in task.labels:
@@ -276,21 +367,26 @@ def _class_problem(task: Task, label: str | None, cell: Cell) -> str:
 
 
 def _scores(task: Task, table: Table) -> NDArray[np.float32]:
-    """Scores of a regression label column."""
-    assert task.label_range is not None
-    low, high = task.label_range
+    """Return the scores of a regression's label column."""
     scores = []
     for row, cell in enumerate(table.cells[-1]):
         score = _number(cell)
-        if score is None:
-            problem = "no score" if cell in (None, "") else f"score {str(cell)[:40]!r} is no number"
-            raise _label_error(task, table, row, problem)
-        if not low <= score <= high:
-            looks = ": this looks like a test split, whose scores are not public"
-            problem = f"score {score:g} is out of range" if score != -1 else f"score -1{looks}"
+        if problem := _score_problem(task, score, cell):
             raise _label_error(task, table, row, problem)
         scores.append(score)
     return np.asarray(scores, dtype=np.float32)
+
+
+def _score_problem(task: Task, score: float | None, cell: Cell) -> str:
+    """Say what is wrong with a score; empty if nothing is."""
+    if score is None:
+        return "no score" if cell in (None, "") else f"score {str(cell)[:40]!r} is no number"
+    low, high = task.label_range or (-_LARGEST_SCORE, _LARGEST_SCORE)
+    if low <= score <= high:
+        return ""
+    if score == -1:
+        return "score -1: this looks like a test split, whose scores are not public"
+    return f"score {score:g} is out of range"
 
 
 def _number(cell: Cell) -> float | None:

@@ -7,8 +7,8 @@ kept, so the labels of GLUE's test sets are never touched.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,16 @@ class Columns:
 
     texts: tuple[str, ...]
     label: str | None
-    """None if labels are not to be read (test sets)."""
+    """None if labels are not to be read (GLUE's test sets)."""
     class_names: tuple[str, ...] = ()
     """Class names in label order; empty for a regression task."""
+    label_is_optional: bool = False
+    """Whether the file of a test set may lack the label, or have a placeholder in its place."""
+
+    def present(self, names: Collection[str]) -> Columns:
+        """Return the columns to read from a file with these names."""
+        lacking = self.label_is_optional and self.label not in names
+        return replace(self, label=None) if lacking else self
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -73,10 +80,13 @@ def read_text(
     _check_readable(path)
     format_ = path.suffix.removeprefix(".")
     torn: list[str] | None = [] if torn_rows else None
-    cells: tuple[list[Cell], ...] = tuple([] for _ in columns.wanted)
+    cells: tuple[list[Cell], ...] = ()
     positions: list[int] = []
     with path.open("rb") as file:
         for line, row in read_rows(file, format_, str(path), header=header, torn=torn):
+            if not positions:
+                columns = columns.present(row)
+                cells = tuple([] for _ in columns.wanted)
             for name, column in zip(columns.wanted, cells, strict=True):
                 if name not in row:
                     where = f"{path}, line {line}" if format_ == "jsonl" else str(path)
@@ -102,6 +112,7 @@ def read_parquet(path: Path, columns: Columns) -> Table:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
+            columns = columns.present(schema.names)
             _check_types(path, schema, columns)
             _check_class_order(path, schema.metadata or {}, columns)
             table = file.read(columns=list(columns.wanted))
@@ -137,6 +148,8 @@ def _check_types(path: Path, schema: Any, columns: Columns) -> None:
         if schema.names.count(name) > 1:
             raise UserError(f"{path}: column {name!r} is there more than once")
         fits, wanted = is_text, "text"
+        if name == columns.label and columns.label_is_optional:
+            continue  # a placeholder may be of any type
         if name == columns.label:
             fits, wanted = is_number, "a number"
             if columns.class_names:

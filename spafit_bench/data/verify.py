@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from spafit_bench.base.errors import UnreachableError, UserError
-from spafit_bench.data.layouts import data_folder, find_layout, parts_of
-from spafit_bench.data.load import Split, TaskData, load_task_data
+from spafit_bench.data.layouts import MissingSplitError, data_folder, find_layout, parts_of
+from spafit_bench.data.load import Split, load_task_data
 from spafit_bench.data.tasks import Task
 
-Finding = Literal["official", "sound", "missing", "damaged"]
+Finding = Literal["official", "sound", "missing", "incomplete", "damaged"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,13 @@ class TaskFinding:
 
     task: str
     finding: Finding
-    """`sound` data is complete and valid, but not known to be GLUE's own."""
+    """`sound` data is complete and valid, but not known to be GLUE's own; `incomplete` data lacks
+    train or dev, `missing` data both."""
     rows: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Split -> class name -> rows; none for a regression."""
     problem: str = ""
-    """Why the data is missing, damaged or not official."""
+    """Why the data is missing, incomplete, damaged or not official."""
     notes: tuple[str, ...] = ()
     """What training may suffer from."""
     fingerprint: str | None = None
@@ -53,15 +54,18 @@ def verify(task: Task, source: str, *, offline: bool) -> TaskFinding:
         data = load_task_data(task, source, offline=offline)
     except UnreachableError:
         raise  # says nothing about the data
+    except MissingSplitError as error:
+        return TaskFinding(task=task.name, finding="incomplete", problem=str(error))
     except UserError as error:
         return TaskFinding(task=task.name, finding="damaged", problem=str(error))
+    lacking = [test.key for test in task.test_sets if test.key not in data.splits]
     return TaskFinding(
         task=task.name,
         finding="official" if data.official_split else "sound",
         rows={key: split.num_rows for key, split in data.splits.items()},
         labels={key: counts for key, s in data.splits.items() if (counts := _counts(task, s))},
         problem="" if data.official_split else data.official_basis,
-        notes=tuple(_notes(task, data)),
+        notes=data.notes + ((f"no test set ({', '.join(lacking)})",) if lacking else ()),
         fingerprint=data.fingerprint,
     )
 
@@ -82,13 +86,3 @@ def _counts(task: Task, split: Split) -> dict[str, int]:
         return {}
     found = Counter(split.labels.tolist())
     return {name: found[number] for number, name in enumerate(task.labels)}
-
-
-def _notes(task: Task, data: TaskData) -> list[str]:
-    notes = [
-        f"{key} has no example of {', '.join(absent)}"
-        for key, split in data.splits.items()
-        if (absent := [name for name, n in _counts(task, split).items() if not n])
-    ]
-    lacking = [test.key for test in task.test_sets if test.key not in data.splits]
-    return notes + ([f"no test set ({', '.join(lacking)})"] if lacking else [])

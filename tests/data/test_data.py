@@ -202,6 +202,38 @@ def test_a_truncated_parquet_file_is_said(tmp_path: Path) -> None:
     assert f"{path}: cannot be read as parquet" in message("rte", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("sentence;label\na;1\n", "line 1: the columns are separated by semicolons; save"),
+        ("sentence\tlabel\na\t1\n", "line 1: the columns are separated by tabs; save"),
+        ("sentence,label,label\na,1,0\n", "line 1: column 'label' is there more than once"),
+        ("sentence,label,id,id\na,1,0,0\n", "line 1: column 'id' is there more than once"),
+    ],
+)
+def test_a_wrong_csv_header_is_said(content: str, said: str, tmp_path: Path) -> None:
+    """Spreadsheets of some countries write semicolons; of two columns one would be lost."""
+    write_plain(tmp_path, TASKS["cola"], rows_of(TASKS["cola"]), "csv")
+    (tmp_path / "cola" / "train.csv").write_text(content)
+    assert said in message("cola", tmp_path)
+
+
+def test_a_key_twice_in_a_json_line_is_said(tmp_path: Path) -> None:
+    """Which of the two is meant cannot be known."""
+    write_plain(tmp_path, TASKS["cola"], rows_of(TASKS["cola"]), "jsonl")
+    line = '{"sentence": "a", "label": 1, "label": 0}\n'
+    (tmp_path / "cola" / "train.jsonl").write_text(line)
+    assert "line 1: not JSON (the key 'label' is there more than once)" in message("cola", tmp_path)
+
+
+def test_texts_that_are_all_empty_are_refused(tmp_path: Path) -> None:
+    """Even in a task that may have an empty text: there would be nothing to train on."""
+    rows = rows_of(TASKS["qqp"])
+    rows["validation"] = [row | {"question1": "", "question2": " "} for row in rows["validation"]]
+    write_hub(tmp_path, TASKS["qqp"], rows)
+    assert "every text of validation is empty" in message("qqp", tmp_path)
+
+
 def test_half_surrogates_are_refused(tmp_path: Path) -> None:
     """JSON can write what UTF-8 cannot."""
     write_plain(tmp_path, TASKS["rte"], rows_of(TASKS["rte"]), "jsonl")
@@ -238,25 +270,27 @@ def test_the_fingerprint_sees_every_difference(other: Split) -> None:
     assert split_fingerprint(other) != split_fingerprint(BASE)
 
 
-def test_scores_count_to_three_decimals() -> None:
-    """GLUE gives three, and copies hold them as float32, float64 or text."""
-    exact = Split(texts=(("a",),), labels=np.array([3.067], dtype=np.float32))
-    near = Split(texts=(("a",),), labels=np.array([3.0671], dtype=np.float32))
-    far = Split(texts=(("a",),), labels=np.array([3.068], dtype=np.float32))
-    assert split_fingerprint(exact) == split_fingerprint(near) != split_fingerprint(far)
+def scores(*values: float) -> Split:
+    """Return a split with these scores."""
+    return Split(texts=(("a",) * len(values),), labels=np.array(values, dtype=np.float32))
+
+
+def test_a_score_counts_as_it_is_trained_on() -> None:
+    """Copies of GLUE may round its own fractions to three decimals; no other score is rounded."""
+    first, *others = (split_fingerprint(scores(score)) for score in (3.067, 3.0671, 3.068))
+    assert first not in others
+    assert others[0] != others[1]
+    assert split_fingerprint(scores(19 / 9)) == split_fingerprint(scores(2.111))
+    assert split_fingerprint(scores(0.00034)) != split_fingerprint(scores(0.00035))
 
 
 def test_scores_beyond_glue_count_to_the_last_digit() -> None:
-    """Another range may have all its scores within a thousandth."""
-    first, second = (
-        Split(texts=(("a",),), labels=np.array([score], dtype=np.float32))
-        for score in (0.00034, 0.00035)
-    )
-    assert split_fingerprint(first) == split_fingerprint(second)
-    found = [split_fingerprint(split, exact_scores=True) for split in (first, second)]
-    assert found[0] != found[1]
+    """Whatever holds the number."""
+    narrow = scores(0.00034)
     wide = Split(texts=(("a",),), labels=np.array([np.float32(0.00034)], dtype=np.float64))
-    assert split_fingerprint(wide, exact_scores=True) == found[0], "whatever holds the number"
+    found = split_fingerprint(narrow, exact_scores=True)
+    assert found == split_fingerprint(wide, exact_scores=True)
+    assert found != split_fingerprint(scores(0.00035), exact_scores=True)
 
 
 def test_loaded_labels_cannot_be_changed(tmp_path: Path) -> None:

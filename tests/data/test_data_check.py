@@ -49,14 +49,15 @@ def test_damage_is_named_and_stops_nothing(call: Cli, tmp_path: Path) -> None:
     assert any(line.split()[:2] == ["cola", "sound"] for line in lines)
 
 
-def test_a_lost_split_is_damage(call: Cli, tmp_path: Path) -> None:
-    """Train without dev is not a task that is missing; a lost test set is only said."""
+def test_a_lost_split_is_said(call: Cli, tmp_path: Path) -> None:
+    """Train without dev is incomplete, and no damage; a lost test set is only said."""
     root = write_data(tmp_path / "glue", "mrpc", "cola")
     (root / "mrpc" / "validation.jsonl").unlink()
     (root / "cola" / "test.jsonl").unlink()
     answer = call("data", "verify", "--data", root)
     assert answer.code == 2
     assert "validation.csv or validation.jsonl is missing" in answer.out
+    assert any(line.split()[:2] == ["mrpc", "incomplete"] for line in answer.out.splitlines())
     assert "cola: no test set (test)" in answer.out
 
 
@@ -102,7 +103,18 @@ def test_a_class_without_examples(call: Cli, tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     answer = call("data", "verify", "--data", root)
     assert answer.code == 0
-    assert "mrpc: train has no example of not_equivalent" in answer.out
+    expected = "mrpc: train has no example of not_equivalent: every label is equivalent"
+    assert expected in answer.out
+
+
+def test_rows_of_dev_that_are_also_in_train(call: Cli, tmp_path: Path) -> None:
+    """They make scores look better than they are, so their number is said."""
+    root = write_data(tmp_path / "glue", "mrpc")
+    train, dev = (root / "mrpc" / f"{split}.jsonl" for split in ("train", "validation"))
+    lines = dev.read_text().splitlines(keepends=True)
+    train.write_text(train.read_text() + "".join(lines[:3]))
+    answer = call("data", "verify", "--data", root)
+    assert "of 10 rows of validation are also in train" in answer.out
 
 
 def test_the_official_data_is_known(call: Cli, tmp_path: Path) -> None:

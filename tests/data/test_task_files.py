@@ -17,7 +17,7 @@ import yaml
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.data.custom_tasks import TaskDefinition, find_task, read_task, shipped_tasks
-from spafit_bench.data.load import load_task_data
+from spafit_bench.data.load import limited, load_task_data
 from spafit_bench.data.tasks import TASKS
 from spafit_bench.results.record import parse_record
 from spafit_bench.results.store import Store
@@ -139,7 +139,7 @@ def test_a_file_becomes_a_task(tmp_path: Path) -> None:
         ({"name": "mrpc"}, "that is GLUE's"),
         ({"name": "../x"}, "name = '../x'"),
         ({"label_column": "stars"}, "unknown key 'label_column'"),
-        ({"splits": {"train": "t.csv"}}, "splits must name train and validation"),
+        ({"splits": {"validation": "t.csv"}}, "splits must name train"),
         ({"splits": {"train": "t.csv", "dev": "d.csv"}}, "splits.dev"),
         ({"splits": {"train": "/etc/t.csv", "validation": "d.csv"}}, "below the data folder"),
         ({"splits": {"train": "../t.csv", "validation": "d.csv"}}, "below the data folder"),
@@ -172,6 +172,9 @@ def test_a_wrong_file_is_one_message(changes: dict[str, Any], message: str, tmp_
         ({"range": [5, 0]}, "range must be [lowest, highest]"),
         ({"metrics": ["accuracy"]}, "metric accuracy is not one of a regression"),
         ({"range": ["a", 1]}, "range.0 = 'a'"),
+        ({"range": [-np.inf, np.inf]}, "range = [-inf, inf]: both ends must be finite"),
+        ({"range": [0, np.inf]}, "both ends must be finite; leave range out"),
+        ({"range": [np.nan, 1]}, "range must be [lowest, highest]"),
     ],
     ids=str,
 )
@@ -180,6 +183,21 @@ def test_a_wrong_regression(body: dict[str, Any], message: str, tmp_path: Path) 
     with pytest.raises(UserError) as caught:
         read_task(write_task(tmp_path, DISTANCE, **body))
     assert message in str(caught.value)
+
+
+def test_a_regression_may_have_no_range(tmp_path: Path) -> None:
+    """Then any finite number is a score, and no other."""
+    task = find_task(str(write_task(tmp_path, DISTANCE, range=None))).task
+    assert (task.is_regression, task.label_range) == (True, None)
+    rows = [{"left": "a", "right": "b", "gap": score} for score in (-1e6, 3.5)]
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / "d" / f"{split}.jsonl", rows)
+    labels = load_task_data(task, str(tmp_path / "d")).splits["train"].labels
+    assert labels is not None
+    assert labels.tolist() == [-1e6, 3.5]
+    (tmp_path / "d" / "train.jsonl").write_text('{"left": "a", "right": "b", "gap": Infinity}\n')
+    with pytest.raises(UserError, match="score inf is out of range; distance takes a finite"):
+        load_task_data(task, str(tmp_path / "d"))
 
 
 def test_unknown_tasks_have_the_nearest_match() -> None:
@@ -237,6 +255,89 @@ def test_labels_may_be_names_ids_or_truth_values(tmp_path: Path) -> None:
     task = find_task(str(write_task(tmp_path, body | {"labels": ["1", "2"]}))).task
     with pytest.raises(UserError, match=r"label '0' is neither .* takes 0 \(1\) or 1 \(2\)"):
         load_task_data(task, str(tmp_path / "d"))
+
+
+def test_labels_of_ones_own_test_set_are_read(tmp_path: Path) -> None:
+    """If there are any: a placeholder in every row, or no column, means that there are none."""
+    task = find_task(str(write_task(tmp_path, REVIEWS))).task
+    folder = write_reviews(tmp_path / "d")
+    unlabelled = load_task_data(task, str(folder))
+    assert unlabelled.splits["test"].labels is None
+    texts = [row["body"] for row in review_rows(6, 2)]
+    for placeholder in ("-1", "", "?"):
+        rows = [{"body": text, "stars": placeholder} for text in texts]
+        write_csv(folder / "test.csv", rows)
+        assert load_task_data(task, str(folder)).fingerprint == unlabelled.fingerprint
+    write_csv(folder / "test.csv", review_rows(6, 2))
+    labelled = load_task_data(task, str(folder))
+    labels = labelled.splits["test"].labels
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    assert labelled.fingerprint != unlabelled.fingerprint, "its labels decide a score"
+    write_csv(folder / "test.csv", [*review_rows(6, 2), {"body": "dog", "stars": "god"}])
+    with pytest.raises(UserError, match=r"test\.csv, line 8, column 'stars': label 'god'"):
+        load_task_data(task, str(folder))
+
+
+def test_dev_can_be_split_off_train(tmp_path: Path) -> None:
+    """A share of each class, the same every time, that nothing else has; and only without a dev."""
+    task = find_task(str(write_task(tmp_path, REVIEWS, splits={"train": "all.csv"}))).task
+    rows = [row | {"body": f"{number} {row['body']}"} for number, row in enumerate(review_rows(60))]
+    write_csv(tmp_path / "d" / "all.csv", rows)
+    with pytest.raises(
+        UserError, match=r"names no file for validation; --split 0\.1 takes a tenth"
+    ):
+        load_task_data(task, str(tmp_path / "d"))
+    data = load_task_data(task, str(tmp_path / "d"), split=0.1)
+    train, dev = data.splits["train"], data.splits["validation"]
+    assert (train.num_rows, dev.num_rows) == (54, 6)
+    assert dev.labels is not None
+    assert np.bincount(dev.labels).tolist() == [2, 2, 2]
+    assert sorted(train.texts[0] + dev.texts[0]) == sorted(row["body"] for row in rows)
+    assert (data.official_split, data.notes) == (False, ())
+    assert data.official_basis == "validation is 0.1 of train (--split)"
+    again = load_task_data(task, str(tmp_path / "d"), split=0.1)
+    assert again.fingerprint == data.fingerprint
+    assert load_task_data(task, str(tmp_path / "d"), split=0.2).fingerprint != data.fingerprint
+    with pytest.raises(UserError, match="which leaves 0 for validation"):
+        load_task_data(task, str(tmp_path / "d"), split=0.01)
+    whole = find_task(str(write_task(tmp_path, REVIEWS))).task
+    with pytest.raises(UserError, match=r"dev\.csv is validation, which --split would take"):
+        load_task_data(whole, str(write_reviews(tmp_path / "whole")), split=0.1)
+    with pytest.raises(UserError, match="--data mini has its own"):
+        load_task_data(TASKS["rte"], "mini", split=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dev", "note"),
+    [
+        ({}, [{"body": "x", "stars": "fair"}] * 2, "validation has no example of bad, good: every"),
+        ({"label": "body", "text": "body", "labels": ["x", "y"]}, [{"body": "x"}, {"body": "y"}],
+         "the label's column 'body' is also a column of the texts"),
+    ],
+)  # fmt: skip
+def test_what_is_unusual_is_noted(
+    changes: dict[str, Any], dev: list[dict[str, str]], note: str, tmp_path: Path
+) -> None:
+    """`data verify` and `run` show it."""
+    task = find_task(str(write_task(tmp_path, REVIEWS, **changes))).task
+    folder = write_reviews(tmp_path / "d")
+    write_csv(folder / "dev.csv", dev)
+    if changes:
+        write_csv(folder / "train.csv", dev)
+        (folder / "test.csv").unlink()
+    assert any(each.startswith(note) for each in load_task_data(task, str(folder)).notes)
+
+
+def test_one_class_left_by_a_limit_is_noted(tmp_path: Path) -> None:
+    """A sorted file is the usual cause."""
+    task = find_task(str(write_task(tmp_path, REVIEWS))).task
+    folder = write_reviews(tmp_path / "d")
+    write_csv(folder / "train.csv", sorted(review_rows(24), key=lambda row: str(row["stars"])))
+    data = load_task_data(task, str(folder))
+    assert not any("no example" in note for note in data.notes)
+    notes = limited(data, 4).notes
+    assert "train has no example of fair, good: every label is bad" in notes
 
 
 def test_templates_put_columns_together(tmp_path: Path) -> None:
