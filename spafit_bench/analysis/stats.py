@@ -1,15 +1,17 @@
-"""Statistics on arrays: intervals, paired tests, resampled predictions, ranks over tasks.
+"""Statistics: intervals, paired tests, families of tests, resampled predictions, ranks over tasks.
 
-Every test says the smallest p-value (`floor`) that its sample could have given, so that a caller
+Every test returns the smallest p-value (`floor`) that its sample could have given, so that a caller
 can tell "no difference found" from "no difference could have been found".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy import special
@@ -18,6 +20,8 @@ from scipy.optimize import brentq
 
 from spafit_bench.data.metrics import METRICS
 
+ALPHA = 0.05
+"""Rate of false alarms in each family of tests."""
 LEAST_SEEDS = 3
 """Fewest seeds of a t test. Two would do for the formula, but leave one degree of freedom: the
 interval is 9 standard deviations to each side (2.5 for three), and two numbers cannot contradict
@@ -27,6 +31,9 @@ RESAMPLES = 1999
 _CHUNK = 100_000  # weights held at once: few enough for a processor's cache
 _MOST_EXACT = 14  # sign patterns are enumerated up to 2^14, and drawn beyond
 _TINY = 1e-12
+
+Unit = Literal["seeds", "differing examples", "tasks"]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,42 @@ class Significance:
     p: float
     floor: float
     """Smallest p-value that a sample of this size could have given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """A test within its family, or why there is none."""
+
+    test: str = ""
+    n: int = 0
+    unit: Unit = "seeds"
+    p: float | None = None
+    """None where the sample could not have reached significance."""
+    holm: float | None = None
+    """Adjusted for the tests of the family."""
+    separable: bool | None = None
+    needs: int | None = None
+    """How many of the unit would allow a test, where there is none; None where no number would."""
+
+
+UNTESTED = Tested()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverSeeds:
+    """A difference between means over training runs."""
+
+    paired: bool
+    seeds: tuple[int, ...]
+    """The pairs; empty where the runs are not paired."""
+    difference: float
+    """First minus second, in points (score times 100)."""
+    interval: Interval | None
+    effect: tuple[float, Interval] | None
+    """Hedges' g of the paired differences."""
+    ahead: int
+    """Pairs in which the first is ahead."""
+    tested: Tested = UNTESTED
 
 
 @dataclass(frozen=True)
@@ -213,6 +256,56 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, Significan
     return b, c, Significance("McNemar", b + c, p, smallest_p(b + c))
 
 
+def over_seeds(
+    first: Mapping[int, float], second: Mapping[int, float]
+) -> tuple[OverSeeds, Significance | None]:
+    """Compare means over runs: paired where the seeds are the same, else Welch's test on all.
+
+    So the difference that is tested is always that of the two means.
+
+    Args:
+        first: seed -> points.
+        second: likewise.
+    """
+    if first.keys() == second.keys():
+        seeds = tuple(sorted(first))
+        d = np.array([first[seed] - second[seed] for seed in seeds])
+        testable = len(d) >= LEAST_SEEDS and not is_constant(d)
+        paired = OverSeeds(
+            paired=True,
+            seeds=seeds,
+            difference=float(d.mean()),
+            interval=t_interval(d) if testable else None,
+            effect=hedges_g(d),
+            ahead=int(np.sum(d > 0)),
+        )
+        return paired, paired_t(d)
+    a, b = np.array(list(first.values())), np.array(list(second.values()))
+    unpaired = unpaired_difference(float(a.mean() - b.mean()))
+    n = min(len(a), len(b))
+    if n < LEAST_SEEDS or (is_constant(a) and is_constant(b)):
+        return unpaired, Significance("Welch t", n, 1.0, 1.0)
+    significance, interval = welch(a, b)
+    return replace(unpaired, interval=interval), significance
+
+
+def unpaired_difference(difference: float) -> OverSeeds:
+    """Return a difference, in points, that has no pairs and no interval."""
+    return OverSeeds(
+        paired=False, seeds=(), difference=difference, interval=None, effect=None, ahead=0
+    )
+
+
+def average_by_seed(samples: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Average tasks seed by seed, over the seeds that all have.
+
+    Args:
+        samples: of each task, seed -> points; one or more.
+    """
+    shared = set.intersection(*(set(sample) for sample in samples))
+    return {seed: statistics.fmean(s[seed] for s in samples) for seed in sorted(shared)}
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust p-values for their number: max over j <= i of (m - j + 1) * p(j) (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
@@ -220,6 +313,43 @@ def holm(p_values: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(order))
     adjusted[order] = np.minimum(1, np.maximum.accumulate(np.asarray(p_values)[order] * factors))
     return [float(p) for p in adjusted]
+
+
+def family(evidence: Mapping[Key, Significance | None], unit: Unit) -> dict[Key, Tested]:
+    """Give each test its place in a family: shown if it could be significant, and Holm-adjusted.
+
+    Whether it could is decided by the smallest p-values of the family alone, never by p-values.
+    """
+    hopeful = {key: test.floor for key, test in evidence.items() if test and test.floor <= ALPHA}
+    lowest = dict(zip(hopeful, holm(list(hopeful.values())), strict=True))
+    shown = {
+        key: test.p for key, test in evidence.items() if test and lowest.get(key, 1.0) <= ALPHA
+    }
+    adjusted = dict(zip(shown, holm(list(shown.values())), strict=True))
+    return {
+        key: Tested(
+            test=test.test if test else "",
+            n=test.n if test else 0,
+            unit=unit,
+            p=shown.get(key),
+            holm=adjusted.get(key),
+            separable=adjusted[key] <= ALPHA if key in shown else None,
+            needs=None if key in shown else _needed(test, len(evidence)),
+        )
+        for key, test in evidence.items()
+    }
+
+
+def _needed(test: Significance | None, num_tests: int) -> int | None:
+    """Say how large a sample would be tested: even as the first of its family, for sign flips.
+
+    None for seeds that have no spread: more of the same would not do.
+    """
+    if test is None or (test.test.endswith(" t") and test.n < LEAST_SEEDS):
+        return LEAST_SEEDS
+    if test.test.endswith(" t") or (test.test == "sign flips" and not test.n):
+        return None
+    return least_n(ALPHA / num_tests)
 
 
 def friedman(scores: np.ndarray, *, seed: int) -> Friedman:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spafit_bench.analysis.tables.settings import Cells, Group, Setting, group_runs, short_name
+from spafit_bench.analysis.tables.settings import Group, Setting, TaskRuns, group_runs, short_name
 from spafit_bench.base.durable import replacing
 from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.data.tasks import TASKS, Task, TestSet
@@ -209,7 +209,7 @@ def _choose_run(task: Task, runs: Sequence[RunRecord], seed: int | None) -> RunR
 
 
 def _files(
-    store: Store, chosen: Mapping[str, RunRecord | None], cells: Cells
+    store: Store, chosen: Mapping[str, RunRecord | None], cells: TaskRuns
 ) -> Iterator[SubmittedFile]:
     """Take each file from its task's run, or fill it and say why."""
     for task in TASKS.values():
@@ -233,7 +233,7 @@ def _files(
             )
 
 
-def _why_missing(task: Task, run: RunRecord | None, split: str, cells: Cells) -> str:
+def _why_missing(task: Task, run: RunRecord | None, split: str, cells: TaskRuns) -> str:
     if run is None:
         seeds = ", ".join(str(run.seed) for run in cells.get(task.name, ()))
         return f"no finished run on {task.name}" + (f" of this seed, only of {seeds}" * bool(seeds))

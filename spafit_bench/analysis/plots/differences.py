@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from spafit_bench.analysis.compare import Comparison, Overall
-from spafit_bench.analysis.compare_measure import TaskComparison
+from spafit_bench.analysis.compare import Comparison, Overall, TaskComparison
 from spafit_bench.analysis.plots.drawing import INK, PAPER, RULE, LineStyle, Plot, Skipped
 from spafit_bench.analysis.plots.scene import Scene, joined
 from spafit_bench.analysis.stats import Interval

@@ -9,14 +9,14 @@ from functools import cached_property
 
 from spafit_bench.analysis.plots.drawing import LineStyle, line_styles, printable
 from spafit_bench.analysis.tables.cells import MARKS, Row, marks_of, sample_of, shorten_labels
-from spafit_bench.analysis.tables.settings import Cells, Group, Setting
+from spafit_bench.analysis.tables.settings import Group, Setting, TaskRuns
 from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
 
 MOST_SHOWN = 8
 """Rows of a figure: more cannot be told apart, and a table holds them better."""
 NOT_COUNTED = "(WNLI and tasks beyond GLUE not counted)"
-Rows = Mapping[Setting, Cells]
+Rows = Mapping[Setting, TaskRuns]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
-from spafit_bench.analysis.compare import Comparison, Overall
-from spafit_bench.analysis.compare_measure import TaskComparison
+from spafit_bench.analysis.compare import Comparison, Overall, TaskComparison
 from spafit_bench.analysis.plots import Gallery
 from spafit_bench.analysis.stats import Interval
 

@@ -7,12 +7,13 @@ no spread.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from spafit_bench.analysis.tables.settings import Setting, slug
+from spafit_bench.analysis.tables.settings import Setting, short_labels, slug
+from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
 
 Kind = Literal["scores", "parameters", "cost", "trials"]
@@ -33,9 +34,10 @@ MARKS: Mapping[MarkName, tuple[str, str]] = MappingProxyType(
     }
 )
 """Mark -> symbol, meaning."""
-_LONGEST_LABEL = 24
 PUBLISHED = "Published"
 """Heading of the rows that are not ours."""
+POINTS = "x100"
+"""Unit of scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,16 +169,14 @@ class ResultTable:
         """Text that says what a row is about."""
         return (row.group, row.label) if len(self.lead_titles) > 1 else (row.label,)
 
-    def divider(self, index: int) -> str | None:
-        """Say what parts a row from the one before: nothing, a rule (""), or a heading."""
-        if not index:
-            return None
-        row, before = self.rows[index], self.rows[index - 1]
-        if (row.group, row.baseline, bool(row.source)) == (
-            *(before.group, before.baseline, bool(before.source)),
-        ):
-            return None
-        return PUBLISHED if row.source else ""
+    def divided_rows(self) -> Iterator[tuple[str | None, Row]]:
+        """Give each row with what parts it from the one before: nothing, a rule (""), a heading."""
+        before = None
+        for row in self.rows:
+            part = row.group, row.baseline, bool(row.source)
+            divider = PUBLISHED if row.source else ""
+            yield (None if before in (None, part) else divider), row
+            before = part
 
     def ranking_note(self, best: str, second: str) -> tuple[str, ...]:
         """Explain a form's signs for best and second best, where the table has them."""
@@ -186,10 +186,19 @@ class ResultTable:
         return (best + (f"; {second}." if any(cell.underline for cell in cells) else "."),)
 
 
+# Samples and averages
+
+
 def sample_of(runs: Iterable[RunRecord], value: Callable[[RunRecord], float | None]) -> Sample:
     """Take one value of each run; runs that lack it are left out."""
     found = {run.seed: value(run) for run in runs}
     return {seed: number for seed, number in found.items() if number is not None}
+
+
+def score_sample(task: Task, runs: Iterable[RunRecord]) -> Sample:
+    """Take the task's score of each run, times 100."""
+    sample = sample_of(runs, lambda run: task.score(run.metrics))
+    return {seed: 100 * value for seed, value in sample.items()}
 
 
 def mean_of(sample: Sample) -> float:
@@ -202,7 +211,10 @@ def sd_of(sample: Sample) -> float | None:
     return statistics.stdev(sample.values()) if len(sample) > 1 else None
 
 
-def cell_of(sample: Sample, text: Callable[[float], str], marks: Marks = ()) -> Cell:
+# Cells
+
+
+def mean_cell(sample: Sample, text: Callable[[float], str], marks: Marks = ()) -> Cell:
     """Make a cell of a mean over seeds, without spread in its text."""
     if not sample:
         return Cell()
@@ -249,7 +261,7 @@ def marks_text(marks: Marks) -> tuple[str, ...]:
 def marks_of(runs: Sequence[RunRecord]) -> Marks:
     """Find what a reader must know about the runs of a cell."""
     tests: dict[MarkName, Callable[[RunRecord], bool]] = {
-        "unofficial": lambda run: not (run.official_split or _states_no_rows(run)),
+        "unofficial": lambda run: not (run.official_split or _has_no_official_data(run)),
         "limited": lambda run: run.train_limit is not None,
         "selected": lambda run: run.select == "best",
         "collapsed": lambda run: run.collapsed,
@@ -262,9 +274,21 @@ def marks_of(runs: Sequence[RunRecord]) -> Marks:
     )
 
 
-def _states_no_rows(run: RunRecord) -> bool:
-    """Whether no data of a task beyond GLUE can be called official."""
+def _has_no_official_data(run: RunRecord) -> bool:
     return run.task_definition is not None and not run.task_definition.rows
+
+
+def mark_notes(marks: Sequence[Mark]) -> Iterator[str]:
+    """Explain the signs of the marks that are used."""
+    names = {mark.name for mark in marks}
+    shared = {mark.name for mark in marks if mark.share}
+    for name, (symbol, meaning) in MARKS.items():
+        if name in names:
+            example = f" ({symbol}1/3: in 1 of 3 seeds)" if name in shared else ""
+            yield f"{symbol} {meaning}{example}."
+
+
+# Whole tables
 
 
 def rank_columns(rows: Sequence[Row]) -> list[Row]:
@@ -294,11 +318,6 @@ def _rank_column(cells: Sequence[Cell]) -> list[Cell]:
 
 def shorten_labels(rows: Sequence[Row]) -> tuple[list[Row], tuple[str, ...]]:
     """Replace labels too long for a column by numbered ones, which the returned notes explain."""
-    shorts: dict[str, str] = {}
-    for row in rows:
-        if len(row.name) > _LONGEST_LABEL and row.name not in shorts:
-            method = row.name.partition(" · ")[0]
-            head = method if len(method) <= _LONGEST_LABEL - 4 else "custom"
-            shorts[row.name] = f"{head} [{len(shorts) + 1}]"
+    shorts = short_labels(row.name for row in rows)
     notes = tuple(f"{short} is {name}." for name, short in shorts.items())
     return [replace(row, label=shorts.get(row.name, row.name)) for row in rows], notes

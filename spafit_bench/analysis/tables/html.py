@@ -53,8 +53,7 @@ def _heading(table: ResultTable) -> str:
 
 def _body(table: ResultTable) -> Iterator[str]:
     span = len(table.lead_titles) + len(table.columns)
-    for number, row in enumerate(table.rows):
-        divider = table.divider(number)
+    for divider, row in table.divided_rows():
         if divider is not None:
             yield "</tbody>\n<tbody>"
         if divider:

@@ -58,8 +58,7 @@ def _latex(table: ResultTable) -> str:
     if any(column.subtitle for column in table.columns):
         lines.append(_tex_row([*[""] * left, *(column.subtitle for column in table.columns)]))
     lines.append(r"\midrule")
-    for number, row in enumerate(table.rows):
-        divider = table.divider(number)
+    for divider, row in table.divided_rows():
         if divider is not None:
             lines.append(r"\midrule")
         if divider:

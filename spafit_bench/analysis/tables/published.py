@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from spafit_bench.analysis.references import MEAN, Reference, References
-from spafit_bench.analysis.tables.cells import Cell, Mark, Measurement, Row
-from spafit_bench.analysis.tables.heads import UNIT, Head
+from spafit_bench.analysis.tables.cells import POINTS, Cell, Mark, Measurement, Row
 from spafit_bench.analysis.tables.settings import Group, short_name
 from spafit_bench.base.errors import UserError
 from spafit_bench.data.tasks import TASKS, mean_or_none
+
+if TYPE_CHECKING:
+    from spafit_bench.analysis.tables.scores import ScoreColumn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,9 @@ def _gives_score(given: Mapping[str, Reference]) -> bool:
     return MEAN in given or all(metric in given for metric in task.metrics)
 
 
-def published_rows(part: Beside, heads: Sequence[Head], around: tuple[int, int]) -> Iterator[Row]:
+def published_rows(
+    part: Beside, heads: Sequence[ScoreColumn], around: tuple[int, int]
+) -> Iterator[Row]:
     """Make a row of each source's shown scores.
 
     Args:
@@ -147,7 +152,7 @@ def published_rows(part: Beside, heads: Sequence[Head], around: tuple[int, int])
         yield Row(label=line.name, name=line.name, cells=cells, source=source)
 
 
-def _cell(part: Beside, line: _Line, head: Head) -> Cell:
+def _cell(part: Beside, line: _Line, head: ScoreColumn) -> Cell:
     given = line.given(head.task.name, head.split)
     wanted = (MEAN,) if head.is_task_score and MEAN in given else head.metrics
     entries = [given[metric] for metric in wanted if metric in given]
@@ -214,7 +219,7 @@ def published_measurements(part: Beside) -> Iterator[Measurement]:
                 task=entry.task,
                 split=entry.split,
                 metric=entry.metric,
-                unit=UNIT,
+                unit=POINTS,
                 mean=entry.value,
                 sd=None,
                 n=0,

@@ -92,8 +92,8 @@ def _markdown(table: ResultTable) -> str:
         for column in table.columns
     ]
     lines = [[*table.lead_titles, *heads]]
-    for number, row in enumerate(table.rows):
-        if divider := table.divider(number):
+    for divider, row in table.divided_rows():
+        if divider:
             lines.append([f"*{divider}*", *[""] * (len(lines[0]) - 1)])
         leads = [_md(text) for text in table.leads(row)]
         lines.append([*leads, *(_md_cell(cell) for cell in row.cells)])

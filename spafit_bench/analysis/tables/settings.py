@@ -1,17 +1,18 @@
 """Which runs may share a table, a row and a mean: those that differ in nothing but the seed.
 
-A *group* fills one table: one set of model weights, one data set per task. A *setting* is one row:
-a method with the configuration that tells it from other runs of the same method. A *cell* is the
-runs of one setting on one task: one run per seed, alike in everything else.
+A group fills one table: one set of model weights, one data set per task. A setting is one row: a
+method with the configuration that tells it from other runs of the same method. Its runs on one
+task are one per seed, alike in everything else.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import PurePath
 from typing import Any
 
@@ -24,7 +25,7 @@ from spafit_bench.results.record import RunRecord
 OFFICIAL = "official GLUE"
 
 Scalar = str | int | float | bool | None
-Cells = Mapping[str, tuple[RunRecord, ...]]
+TaskRuns = Mapping[str, tuple[RunRecord, ...]]
 """Task -> its runs, one per seed, in order of the seeds."""
 
 _IGNORED = WITHOUT_EFFECT | {"task", "seed"}
@@ -38,6 +39,8 @@ _SPEC = "method.spec"
 _RATIO = "method.alpha_per_rank"
 _ABBREVIATIONS = {"learning_rate": "lr"}
 _UNSET = "unset"
+_LONGEST_LABEL = 24
+_LONGEST_SLUG = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +63,29 @@ class Group:
 
     model: str
     data: str
-    rows: Mapping[Setting, Cells]
+    rows: Mapping[Setting, TaskRuns]
     """Most trainable parameters first."""
     left_out: tuple[RunRecord, ...]
     """Runs that ended without a result."""
     repeated: tuple[RunRecord, ...]
     """Runs of a seed that a later run of the same setting repeats."""
+    varying: Mapping[str, tuple[str, ...]]
+    """Method -> the keys of the configuration that part its runs into rows."""
 
-    @property
+    @cached_property
     def records(self) -> tuple[RunRecord, ...]:
         """Every run that counts."""
         return tuple(run for cells in self.rows.values() for runs in cells.values() for run in runs)
 
-    @property
+    @cached_property
     def tasks(self) -> tuple[Task, ...]:
         """Tasks of its runs."""
         return tasks_of(self.records)
+
+    def setting_of(self, run: RunRecord) -> Setting:
+        """Return the row that a run belongs to; runs without a result belong to one, too."""
+        keys = self.varying.get(run.method, ())
+        return Setting(method=run.method, difference=_difference(run, keys))
 
 
 def tasks_of(runs: Iterable[RunRecord]) -> tuple[Task, ...]:
@@ -86,10 +96,29 @@ def tasks_of(runs: Iterable[RunRecord]) -> tuple[Task, ...]:
     return tuple(sorted(tasks, key=lambda task: order.get(task.name, len(order))))
 
 
+def short_labels(labels: Iterable[str]) -> dict[str, str]:
+    """Return a numbered short form, such as `full [2]`, of each label too long for a column."""
+    shorts: dict[str, str] = {}
+    for label in labels:
+        if len(label) > _LONGEST_LABEL and label not in shorts:
+            method = label.partition(" · ")[0]
+            head = method if len(method) <= _LONGEST_LABEL - 4 else "custom"
+            shorts[label] = f"{head} [{len(shorts) + 1}]"
+    return shorts
+
+
 def matching_rows(group: Group, name: str) -> list[Setting]:
-    """Find rows by their label as tables print it (the dot may be left out), or by their method."""
+    """Find rows by a name that tables print.
+
+    That is a label (the dot may be left out), its short form, or a method: all its rows.
+    """
     wanted = _plain(name)
-    exact = [row for row in group.rows if _plain(row.label) == wanted]
+    shorts = short_labels(row.label for row in group.rows)
+    exact = [
+        row
+        for row in group.rows
+        if wanted in (_plain(row.label), _plain(shorts.get(row.label, "")))
+    ]
     return exact or [row for row in group.rows if _plain(row.method) == wanted]
 
 
@@ -199,8 +228,13 @@ def _names(bundles: Sequence[Sequence[RunRecord]]) -> list[tuple[str, str]]:
 
 
 def slug(text: str) -> str:
-    """Write a name as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower()
+    """Write a name as part of a file's name; one too long for that ends in a hash."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-").lower()
+    if len(plain) <= _LONGEST_SLUG:
+        return plain
+    return (
+        f"{plain[:_LONGEST_SLUG]}-{hashlib.sha256(text.encode(errors='replace')).hexdigest()[:8]}"
+    )
 
 
 def short_name(name: str) -> str:
@@ -211,23 +245,24 @@ def short_name(name: str) -> str:
 def _group(
     runs: Sequence[RunRecord], name: tuple[str, str], left_out: Sequence[RunRecord]
 ) -> Group:
-    """Arrange runs as rows of cells with one run per seed, the latest."""
-    latest: dict[tuple[Setting, str, int], RunRecord] = {}
-    repeated = []
-    rank: dict[Setting, tuple[Any, ...]] = {}
+    """Arrange runs in rows with one run per task and seed, the latest."""
     by_method: dict[str, list[RunRecord]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: (run.started_at, run.run_id)):
         by_method[run.method].append(run)
+    latest: dict[tuple[Setting, str, int], RunRecord] = {}
+    repeated = []
+    rank: dict[Setting, tuple[Any, ...]] = {}
+    varying = {method: _varying_keys(of_method) for method, of_method in by_method.items()}
     for method, of_method in by_method.items():
-        keys = _varying_keys(of_method)
         size = max(run.trainable_parameters for run in of_method)
         for run in of_method:
-            setting = Setting(method=method, difference=_difference(run, keys))
+            setting = Setting(method=method, difference=_difference(run, varying[method]))
             if earlier := latest.get((setting, run.task, run.seed)):
                 repeated.append(earlier)
             latest[setting, run.task, run.seed] = run
             values = _all_facts(run)
-            rank[setting] = (-size, method, [_sort_key(values.get(key, _UNSET)) for key in keys])
+            ordered = [_sort_key(values.get(key, _UNSET)) for key in varying[method]]
+            rank[setting] = (-size, method, ordered)
     rows: dict[Setting, dict[str, tuple[RunRecord, ...]]] = {
         setting: {} for setting in sorted(rank, key=lambda setting: rank[setting])
     }
@@ -239,6 +274,7 @@ def _group(
         rows=rows,
         left_out=tuple(left_out),
         repeated=tuple(repeated),
+        varying=varying,
     )
 
 

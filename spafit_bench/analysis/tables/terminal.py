@@ -102,8 +102,7 @@ def _terminal_block(table: ResultTable, block: Sequence[int]) -> Table:
         grid.add_column(heading, justify="right", no_wrap=True)
     lines = {index: _column_lines(table, index) for index in block}
     previous = ""
-    for number, row in enumerate(table.rows):
-        divider = table.divider(number)
+    for number, (divider, row) in enumerate(table.divided_rows()):
         if divider is not None:
             grid.add_section()
         if divider:

@@ -7,20 +7,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from spafit_bench.analysis.tables.cells import (
-    MARKS,
+    POINTS,
     Cell,
     Column,
     Measurement,
     ResultTable,
     Row,
     Sample,
-    cell_of,
+    mark_notes,
     marks_of,
+    mean_cell,
     measurement,
     sample_of,
     shorten_labels,
 )
-from spafit_bench.analysis.tables.heads import UNIT
 from spafit_bench.analysis.tables.settings import Group
 from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
@@ -56,7 +56,7 @@ def trials_table(group: Group) -> ResultTable:
         model=group.model,
         data=group.data,
         caption="Scores times 100 on the slice of train that was kept for the choice.",
-        columns=tuple(Column(key=v or _AS_SET, title=v or _AS_SET, unit=UNIT) for v in values),
+        columns=tuple(Column(key=v or _AS_SET, title=v or _AS_SET, unit=POINTS) for v in values),
         rows=tuple(rows),
         notes=(*notes, *_notes(rows)),
         measurements=tuple(_measurements(group)),
@@ -89,7 +89,7 @@ def _cell(runs: Sequence[RunRecord]) -> Cell:
     if lost := {run.status for run in runs if run.status != "done"}:
         return Cell(text="/".join(sorted(lost)))
     marks = tuple(mark for mark in marks_of(runs) if mark.name != "unofficial")  # no trial is
-    return replace(cell_of(_scores(runs), "{:.2f}".format), marks=marks)
+    return replace(mean_cell(_scores(runs), "{:.2f}".format), marks=marks)
 
 
 def _scores(runs: Iterable[RunRecord]) -> Sample:
@@ -104,8 +104,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     )
     if edges := [f"{row.group} {row.label}" for row in rows if _is_at_an_edge(row.cells)]:
         yield f"Best at an end of what was tried; more beyond it may be better: {', '.join(edges)}."
-    marks = {mark.name for row in rows for cell in row.cells for mark in cell.marks}
-    yield from (f"{sign}: {meaning}." for n, (sign, meaning) in MARKS.items() if n in marks)
+    yield from mark_notes([mark for row in rows for cell in row.cells for mark in cell.marks])
 
 
 def _is_at_an_edge(cells: Sequence[Cell]) -> bool:
@@ -118,4 +117,4 @@ def _measurements(group: Group) -> Iterator[Measurement]:
         for task, runs in cells.items():
             if sample := _scores(runs):
                 where = (task, "holdout")
-                yield measurement(setting, where, ("score", UNIT), sample, _cell(runs).marks)
+                yield measurement(setting, where, ("score", POINTS), sample, _cell(runs).marks)

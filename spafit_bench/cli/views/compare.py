@@ -11,11 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from statistics import fmean
 
-from spafit_bench.analysis.compare import Comparison, Overall, PairComparison, Ranking
-from spafit_bench.analysis.compare_measure import OnPredictions, Side, TaskComparison
-from spafit_bench.analysis.seed_tests import OverSeeds, Tested
-from spafit_bench.analysis.stats import LEAST_SEEDS, Interval
-from spafit_bench.analysis.tables.cells import MARKS, Mark
+from spafit_bench.analysis.compare import (
+    Comparison,
+    OnPredictions,
+    Overall,
+    PairComparison,
+    Ranking,
+    Side,
+    TaskComparison,
+)
+from spafit_bench.analysis.stats import LEAST_SEEDS, Interval, OverSeeds, Tested
+from spafit_bench.analysis.tables.cells import Mark, mark_notes
 
 _INDENT = 4
 _TITLE = 8
@@ -255,11 +261,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
 def _mark_notes(comparison: Comparison) -> Iterator[str]:
     tasks = [task for pair in comparison.pairs for task in pair.tasks]
     marks = [mark for task in tasks for side in (task.first, task.second) for mark in side.marks]
-    used = {mark.name for mark in marks}
-    for name, (symbol, meaning) in MARKS.items():
-        if name in used:
-            shared = any(mark.share for mark in marks if mark.name == name)
-            yield f"{symbol} {meaning}" + (f" ({symbol}1/3: in 1 of 3 seeds)." if shared else ".")
+    yield from mark_notes(marks)
     unlike = dict.fromkeys(
         t.title for t in tasks if _names(t.first.marks) != _names(t.second.marks)
     )
