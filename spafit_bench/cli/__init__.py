@@ -6,7 +6,6 @@ their functions, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 import traceback
@@ -18,7 +17,9 @@ from spafit_bench.base import process
 from spafit_bench.cli import running  # isort: skip (registered in the order of --help)
 from spafit_bench.cli import results, lists, planning, models, upkeep, checks  # isort: skip
 from spafit_bench.base.errors import UserError
+from spafit_bench.base.stop import interrupt_on_signals
 from spafit_bench.cli.app import app
+from spafit_bench.cli.output import prepare_streams
 
 __all__ = ["app", "checks", "lists", "main", "models", "planning", "results", "running", "upkeep"]
 
@@ -33,14 +34,13 @@ class _Warnings(logging.Handler):
 
 def main() -> None:
     """Run the command line; a UserError is printed as one message, with exit code 2."""
+    interrupt_on_signals()
+    prepare_streams()
     process.set_native_defaults()
     debug = "--debug" in sys.argv
     log = logging.getLogger("spafit_bench")
     if not log.handlers:
         log.addHandler(_Warnings(logging.WARNING))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # for paths and symbols that the encoding lacks
-            stream.reconfigure(errors="backslashreplace")
     try:
         app(prog_name="spafit-bench")
     except UserError as error:

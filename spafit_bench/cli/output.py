@@ -2,24 +2,64 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 
+from spafit_bench.base.errors import UserError
+
+
+class _BestEffort(io.FileIO):
+    """A file that drops what it cannot write."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+def prepare_streams() -> None:
+    """Let no command fail because its progress, which goes to stderr, cannot be written."""
+    # Python has no stream where a descriptor is closed. Without a descriptor, 0 to 2 would be given
+    # to the next files that are opened. Nothing can be written to this stdout: print_text says so.
+    sys.stdin = sys.stdin or Path(os.devnull).open()
+    sys.stdout = sys.stdout or Path(os.devnull).open()
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # for paths and symbols that the encoding lacks
+            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stderr, io.TextIOWrapper) and sys.stderr.fileno() == 2:
+        raw = io.BufferedWriter(_BestEffort(2, "w", closefd=False))
+        encoding = sys.stderr.encoding
+        sys.stderr = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)
+
 
 def print_text(text: str) -> None:
-    """Print `text` and a final newline; end quietly if the reader (head, less) has closed."""
+    """Print `text` and a final newline; end quietly if the reader (head, less) has closed.
+
+    Raises:
+        UserError: standard output is closed, or its disk is full.
+    """
     try:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for later output
-        raise typer.Exit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        if sys.stdout.writable():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for later output
+        if isinstance(error, BrokenPipeError):
+            raise typer.Exit(128 + signal.SIGPIPE) from None
+        raise UserError(
+            f"standard output cannot be written ({error.strerror or error}); everything else of "
+            "this command is done"
+        ) from None
 
 
 def print_json(body: Any) -> None:

@@ -137,13 +137,43 @@ def test_usage_errors_name_the_flag(call: Cli, args: list[str], said: str) -> No
         (["--address", "box:6379"], "--address is of a Ray cluster: add --executor ray"),
         (["--gpus-per-run", 1], "--gpus-per-run is of a Ray cluster: add --executor ray"),
         (["--cpus-per-run", 2], "--cpus-per-run is of a Ray cluster: add --executor ray"),
-        (["--executor", "ray", "--jobs", 2], "--jobs is of this machine"),
+        (["--executor", "ray", "--jobs", 2], "--jobs only applies to local runs"),
         (["--executor", "slurm"], "--executor slurm: choices: local, ray"),
     ],
 )
 def test_flags_of_a_cluster_without_one(call: Cli, args: list[object], said: str) -> None:
     """And the other way round: none is silently without effect."""
     assert said in call("sweep", "smoke", "--dry-run", *args).error
+
+
+@pytest.mark.parametrize("closed", [">&-", ">/dev/full", "<&- >&- 2>/dev/full"])
+def test_output_that_cannot_be_written(closed: str, tmp_path: Path) -> None:
+    """One line and exit code 2, no traceback."""
+    script = f'exec "$@" {closed}'
+    command = ["bash", "-c", script, "-", sys.executable, "-c", MAIN, "list", "tasks"]
+    done = subprocess.run(
+        command, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert lines == lines[:1]
+    assert all(line.startswith("error: standard output cannot be written (") for line in lines)
+    assert bool(lines) != ("2>" in closed)
+
+
+def test_a_run_without_any_output_is_stored(tmp_path: Path, checkpoint: Path, data: Path) -> None:
+    """Its progress cannot be written either."""
+    run = ("run", "--task", "mrpc", "--method", "bitfit", "--model", checkpoint, "--data", data)
+    command = ["bash", "-c", 'exec "$@" >&- 2>/dev/full', "-", sys.executable, "-c", MAIN]
+    done = subprocess.run(
+        [*command, *map(str, run), "--epochs", "1"],
+        cwd=tmp_path,
+        env=clean_environment(HF_HUB_OFFLINE="1"),
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert [*tmp_path.glob("results/runs/*/predictions.parquet")]
 
 
 def test_a_reader_that_has_gone(tmp_path: Path) -> None:
