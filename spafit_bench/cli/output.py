@@ -30,8 +30,8 @@ def prepare_streams() -> None:
     """Let no command fail because its progress, which goes to stderr, cannot be written."""
     # Python has no stream where a descriptor is closed. Without a descriptor, 0 to 2 would be given
     # to the next files that are opened. Nothing can be written to this stdout: print_text says so.
-    sys.stdin = sys.stdin or Path(os.devnull).open()
-    sys.stdout = sys.stdout or Path(os.devnull).open()
+    sys.stdin = sys.stdin or Path(os.devnull).open()  # noqa: SIM115 (until the end)
+    sys.stdout = sys.stdout or Path(os.devnull).open()  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # for paths and symbols that the encoding lacks

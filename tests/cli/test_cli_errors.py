@@ -134,9 +134,9 @@ def test_usage_errors_name_the_flag(call: Cli, args: list[str], said: str) -> No
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--address", "box:6379"], "--address is of a Ray cluster: add --executor ray"),
-        (["--gpus-per-run", 1], "--gpus-per-run is of a Ray cluster: add --executor ray"),
-        (["--cpus-per-run", 2], "--cpus-per-run is of a Ray cluster: add --executor ray"),
+        (["--address", "box:6379"], "--address only applies to a Ray cluster: add --executor ray"),
+        (["--gpus-per-run", 1], "--gpus-per-run only applies to a Ray cluster: add --executor ray"),
+        (["--cpus-per-run", 2], "--cpus-per-run only applies to a Ray cluster: add --executor ray"),
         (["--executor", "ray", "--jobs", 2], "--jobs only applies to local runs"),
         (["--executor", "slurm"], "--executor slurm: choices: local, ray"),
     ],
