@@ -30,6 +30,7 @@ def read_sums(folder: Path) -> dict[str, str] | None:
     """
     path = folder / SUMS
     try:
+        _refuse_pipes(path)
         lines = path.read_text(encoding="ascii").splitlines()
     except FileNotFoundError:
         return None
@@ -56,6 +57,7 @@ def read_checked(path: Path) -> bytes:
         UnreadableError: it cannot be read now.
     """
     try:
+        _refuse_pipes(path)
         content = path.read_bytes()
     except OSError as error:
         raise cannot_read(path, error) from None
@@ -66,14 +68,21 @@ def read_checked(path: Path) -> bytes:
 def check_file(path: Path) -> None:
     """Make sure that a file that is about to be used is what was written; see `read_checked`."""
     sums = read_sums(path.parent)
-    if sums is None:
-        return
     try:
+        _refuse_pipes(path)
+        if sums is None:
+            return
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise cannot_read(path, error) from None
     _compare(path, digest, sums)
+
+
+def _refuse_pipes(path: Path) -> None:
+    """Refuse what is neither a file nor missing: opening a named pipe would block."""
+    if path.exists() and not path.is_file():
+        raise DamagedError(path, "is not a plain file")
 
 
 def _compare(path: Path, digest: str, sums: Mapping[str, str] | None) -> None:

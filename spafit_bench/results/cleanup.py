@@ -121,7 +121,6 @@ def _temporary(store: Store) -> Iterator[Leftover]:
         yield Leftover(claims, "claims of an earlier version, which had no locks")
     places = [
         (store.runs, ".unfinished-*"),
-        (store.root / "locks", ".check-*"),
         (store.root, ".results.csv-*"),
         (store.root / "tables", ".*-*"),
         (store.root / "unfinished", ".*.snapshot-*"),

@@ -25,14 +25,13 @@ from spafit_bench.base.errors import UserError
 from spafit_bench.results.record import RUN_ID
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-"""What `flock` raises where the file system has no locks."""
+"""Errors of `flock` on a file system without locks."""
 
 
 class RunLock:
     """The lock of one run, held until `release`, the end of a `with` block or death."""
 
-    def __init__(self, run_id: str, lock: FileLock) -> None:
-        self.run_id = run_id
+    def __init__(self, lock: FileLock) -> None:
         self._lock = lock
 
     def __enter__(self) -> Self:
@@ -78,22 +77,14 @@ class RunLocks:
 
     def check(self) -> None:
         """Raise a UserError if locks do not work here; call it before the first run."""
-        path = self.folder / f".check-{secrets.token_hex(8)}"
-        first, second = _file_lock(path), _file_lock(path)
-        try:
-            first.acquire(blocking=False)
-            second.acquire(blocking=False)
-        except Timeout:
-            return
-        except OSError as error:
-            self._handle(path, error)
-        else:
-            self._handle(path, OSError(errno.ENOLCK, "two processes can hold the same lock"))
-        finally:
-            for lock in (first, second):
+        probe = f"check-{secrets.token_hex(8)}"
+        first, second = self.acquire(probe), self.acquire(probe)
+        for lock in (first, second):
+            if lock is not None:
                 lock.release()
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
+        if second is not None:
+            problem = OSError(errno.ENOLCK, "two processes can hold the same lock")
+            self._handle(self.folder, problem)
 
     def acquire(self, run_id: str) -> RunLock | None:
         """Lock a run; return None if another process holds it (or this one does already).
@@ -103,7 +94,7 @@ class RunLocks:
             ValueError: `run_id` is not a file name.
         """
         path = self._path(run_id)
-        lock = _file_lock(path)
+        lock = FileLock(path, thread_local=False, fallback_to_soft=False, on_acquired=_write_holder)
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -112,7 +103,7 @@ class RunLocks:
             self._handle(path, error)
             with suppress(OSError):
                 path.unlink(missing_ok=True)
-        self._held.append(RunLock(run_id, lock))
+        self._held.append(RunLock(lock))
         return self._held[-1]
 
     def holder(self, run_id: str) -> str:
@@ -153,11 +144,7 @@ class RunLocks:
         return self.folder / run_id
 
 
-def _file_lock(path: Path) -> FileLock:
-    return FileLock(path, thread_local=False, fallback_to_soft=False, on_acquired=_say_who)
-
-
-def _say_who(descriptor: int) -> None:
+def _write_holder(descriptor: int) -> None:
     since = datetime.now(UTC).isoformat(timespec="seconds")
     os.truncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename} since {since}\n".encode())

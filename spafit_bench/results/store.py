@@ -142,29 +142,15 @@ class Store:
             UserError: the run cannot be read, is of another version, or is damaged and cannot be
                 moved.
         """
-        try:
-            record = self.find(run_id)
-            if record is not None:
-                check_folder(self.runs / run_id)
-            return record
-        except DamagedError:
-            return self._examine_locked(run_id, warn)
-
-    def set_damaged_aside(self, warn: Callable[[str], None]) -> None:
-        """Set every run aside whose record is damaged."""
-        for error in self.survey()[1]:
-            if isinstance(error, DamagedError):
-                self._examine_locked(self.run_of(error), warn)
-
-    def run_of(self, error: BadFileError) -> str:
-        """Return the name of the run whose file cannot be used."""
-        return error.path.relative_to(self.runs).parts[0]
-
-    def _examine_locked(self, run_id: str, warn: Callable[[str], None]) -> RunRecord | None:
-        """Look again under the lock: another process may have set the run aside or replaced it."""
         folder = self.runs / run_id
         try:
-            with self.locked():
+            record = self.find(run_id)
+            check_folder(folder)
+            return record
+        except DamagedError:
+            pass
+        try:
+            with self.locked():  # another process may have set it aside or replaced it by now
                 try:
                     record = read_run(folder)
                     check_folder(folder)
@@ -177,6 +163,16 @@ class Store:
             raise UserError(
                 f"{folder}: is damaged and cannot be moved ({error.strerror})"
             ) from None
+
+    def set_damaged_aside(self, warn: Callable[[str], None]) -> None:
+        """Set every run aside whose record is damaged."""
+        for error in self.survey()[1]:
+            if isinstance(error, DamagedError):
+                self.examine(self.run_of(error), warn)
+
+    def run_of(self, error: BadFileError) -> str:
+        """Return the name of the run whose file cannot be used."""
+        return error.path.relative_to(self.runs).parts[0]
 
     def set_aside(self, path: Path, why: str) -> Path:
         """Move what is damaged to `set-aside/`, where nothing reads it; return its new path.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from spafit_bench.results.record import SCHEMA_VERSION, RunRecord
 from spafit_bench.results.run_folder import read_files, read_record, read_rows
 from spafit_bench.results.store import Store
 from spafit_bench.training.snapshot import DamagedSnapshot, Snapshot
-from tests.conftest import REPOSITORY, Answer, Cli, clean_environment
+from tests.conftest import REPOSITORY, Answer, Cli
 from tests.support.records import make_record, seal, write_run
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -128,27 +127,25 @@ def test_a_folder_under_another_name_is_damage(store: Store) -> None:
 
 def test_a_run_being_replaced_is_not_taken_for_damaged(store: Store) -> None:
     """Record and checksums are two files; a reader may see one of the old run, one of the new."""
-    script = (
-        "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from pathlib import Path\nfrom records import make_record\n"
-        "from spafit_bench.results.store import Store\n"
-        "record = make_record(seed=0)\n"
-        "while True:\n    Store(Path(sys.argv[1])).save(record, {})\n"
-    )
-    tests = str(REPOSITORY / "tests")
-    command = [sys.executable, "-c", script, str(store.root), tests]
-    with subprocess.Popen(command, env=clean_environment()) as writer:
-        before = store.runs.stat().st_mtime_ns
-        while store.runs.stat().st_mtime_ns == before and writer.poll() is None:
+    writer = multiprocessing.get_context("fork").Process(target=_save_for_ever, args=(store,))
+    before = store.runs.stat().st_mtime_ns
+    writer.start()
+    try:
+        while store.runs.stat().st_mtime_ns == before and writer.is_alive():
             pass
-        try:
-            for _ in range(300):
-                _, damages = store.survey()
-                assert not damages, damages[0]
-            store.set_damaged_aside(pytest.fail)
-        finally:
-            writer.kill()
+        for _ in range(300):
+            _, bad = store.survey()
+            assert not bad, bad[0]
+        store.set_damaged_aside(pytest.fail)
+    finally:
+        writer.kill()
+        writer.join()
     assert not (store.root / "set-aside").exists()
+
+
+def _save_for_ever(store: Store) -> None:
+    while True:
+        store.save(make_record(seed=0), {})
 
 
 # Through the command line

@@ -107,6 +107,15 @@ def test_a_results_folder_may_be_a_link_itself(call: Cli, store: Store, tmp_path
     assert len(call("list", "runs", "--results", "link", "--json").json["runs"]) == 2
 
 
+@pytest.mark.parametrize("name", ["record.json", "SHA256SUMS", "adapter.safetensors"])
+def test_a_run_named_by_its_folder_does_not_block(call: Cli, store: Store, name: str) -> None:
+    """A named pipe in a folder from somebody else is one message."""
+    folder = store.runs / BAD.run_id
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert name in call("export", folder, "--to", "out").error or name == "record.json"
+
+
 def test_a_command_that_no_shell_would_take() -> None:
     """A record that was edited by hand is still exported."""
     assert _command("it's") == "it's"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from spafit_bench.base.errors import UserError
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.run_folder import prediction_rows
 from spafit_bench.results.store import Store
-from tests.conftest import REPOSITORY, clean_environment
 from tests.support.records import make_record
 
 
@@ -131,34 +129,21 @@ def test_results_csv_is_made_again_from_the_records(store: Store) -> None:
     assert [row["seed"] for row in rows(store)] == ["0", "2"]
 
 
-WRITER = """
-import sys
-sys.path.insert(0, sys.argv[3])
-from pathlib import Path
-from tests.support.records import make_record
-from spafit_bench.results.store import Store
-store, worker = Store(Path(sys.argv[1])), int(sys.argv[2])
-for seed in range(8):
-    store.save(make_record(seed=100 * worker + seed), {"a.bin": bytes(1000)})
-    store.save(make_record(seed=7), {"a.bin": bytes([worker]) * 1000})
-"""
+def _save_at_once(store: Store, worker: int) -> None:
+    for seed in range(8):
+        store.save(make_record(seed=100 * worker + seed), {"a.bin": bytes(1000)})
+        store.save(make_record(seed=7), {"a.bin": bytes([worker]) * 1000})
 
 
 def test_processes_that_save_at_once(store: Store) -> None:
     """Runs of their own and one that all of them write: every record and row is there, whole."""
-    tests = str(REPOSITORY / "tests")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(store.root), str(number), tests],
-            env=clean_environment(),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in (1, 2, 3)
-    ]
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=_save_at_once, args=(store, number)) for number in (1, 2, 3)]
     for worker in workers:
-        _, err = worker.communicate(timeout=100)
-        assert worker.returncode == 0, err
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=100)
+        assert worker.exitcode == 0
     assert len(store.records()) == len(rows(store)) == 25
     assert {path.name[0] for path in store.runs.iterdir()} == {"m"}
     shared = (store.runs / make_record(seed=7).run_id / "a.bin").read_bytes()
