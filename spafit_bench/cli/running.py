@@ -69,6 +69,9 @@ def run(
     revision: Revision = None,
     data: Data = None,
     seed: Seeds = None,
+    split: Annotated[
+        float | None, what(help="Share of train that becomes dev, if the folder has no dev set.")
+    ] = None,
     limit: Annotated[
         int | None, what(help="Train on the first N examples; dev stays whole.")
     ] = None,
@@ -163,6 +166,7 @@ def run(
         "model": model,
         "revision": revision,
         "data": data,
+        "split": split,
         "offline": offline or None,
         "limit": limit,
         "select": select,

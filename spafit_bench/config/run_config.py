@@ -124,7 +124,7 @@ class TrainSettings(Frozen):
 
 WITHOUT_EFFECT = frozenset(
     {
-        *("model", "revision", "data", "offline", "device"),
+        *("model", "revision", "data", "split", "offline", "device"),
         *("predict_test", "save_weights", "measure_forgetting", "cache", "cuda_graphs"),
     }
 )
@@ -141,6 +141,8 @@ class RunConfig(Frozen):
     model: str = "bert-large-cased"
     revision: str | None = None
     data: str = "hub"
+    split: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of train, of each class alike, that becomes dev if the folder has no dev set."""
     offline: bool = False
     cache: bool = True
     """Keep tokenised text for later runs; see `array_cache.user_cache` for where and how much."""

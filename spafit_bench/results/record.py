@@ -126,6 +126,39 @@ class Movement(Frozen):
         return self.change / self.pretrained if self.pretrained else None
 
 
+class ClassScores(Frozen):
+    """How well one class is found; 0 where the formula gives 0 / 0."""
+
+    precision: float
+    """Share of the examples predicted as this class that are of it."""
+    recall: float
+    """Share of the examples of this class that are predicted as it."""
+    f1: float
+
+
+class Confusion(Frozen):
+    """The examples of one split by true and predicted class."""
+
+    classes: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+    """One row per true class, one number per predicted class."""
+    scores: dict[str, ClassScores]
+
+    @classmethod
+    def of(cls, classes: tuple[str, ...], counts: tuple[tuple[int, ...], ...]) -> Confusion:
+        """Return counts with the precision, recall and F1 of each class."""
+        scores = {}
+        for number, name in enumerate(classes):
+            hits, true = counts[number][number], sum(counts[number])
+            predicted = sum(row[number] for row in counts)
+            scores[name] = ClassScores(
+                precision=hits / max(predicted, 1),
+                recall=hits / max(true, 1),
+                f1=2 * hits / max(true + predicted, 1),
+            )
+        return cls(classes=classes, counts=counts, scores=scores)
+
+
 class RunRecord(Frozen):
     """One run. Keys at the top level are a contract that other tools rely on."""
 
@@ -154,6 +187,9 @@ class RunRecord(Frozen):
     evaluations: tuple[Evaluation, ...] = ()
     majority: SplitMetrics = Field(default_factory=dict)
     """The same metrics for predicting train's most frequent class (or mean) everywhere."""
+    confusion: dict[str, Confusion] | None = None
+    """Of the chosen evaluation, for each split with labels; None for a regression and in records
+    from before it was kept."""
     collapsed: bool = False
     """Whether the chosen evaluation predicts a constant on any dev split."""
     trainable_parameters: int

@@ -87,13 +87,13 @@ def prediction_rows(
 ) -> bytes:
     """Return `predictions.parquet`: one row per example of every predicted split.
 
-    Columns: `split`, `index` (position in the data), `label` (null in test sets), `prediction` (a
-    class number, or a score), `logits` (all outputs).
+    Columns: `split`, `index` (position in the data), `label` (null if it is not known),
+    `prediction` (a class number, or a score), `logits` (all outputs).
 
     Args:
         logits: split -> (num_examples, num_outputs).
         predictions: split -> (num_examples,).
-        labels: split -> (num_examples,), dev splits only.
+        labels: split -> (num_examples,), of splits that have labels.
     """
     import numpy as np
     import pandas as pd

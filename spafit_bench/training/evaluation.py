@@ -13,7 +13,7 @@ from spafit_bench.base import distributed
 from spafit_bench.data.tasks import Task
 from spafit_bench.models.adapt import AdaptedModel
 from spafit_bench.models.encoding import EncodedSplit, collate, evaluation_batches
-from spafit_bench.results.record import SplitMetrics
+from spafit_bench.results.record import Confusion, SplitMetrics
 
 EVALUATION_TOKENS = {"cpu": 2048, "cuda": 16_384}
 """Tokens of one forward pass, at most: more gain no speed, and cost memory."""
@@ -90,13 +90,29 @@ def predict(
 def score_splits(
     task: Task, predictions: Mapping[str, Predictions], splits: Mapping[str, EncodedSplit]
 ) -> SplitMetrics:
-    """Compute every metric of every dev split, native scale."""
+    """Compute every metric of every predicted split that has labels, native scale."""
     from spafit_bench.data.metrics import score_predictions
 
     return {
-        name: score_predictions(task, predictions[name].labels(task), splits[name].targets)
-        for name in task.dev_splits
+        name: score_predictions(task, predicted.labels(task), splits[name].targets)
+        for name, predicted in predictions.items()
+        if splits[name].labels is not None
     }
+
+
+def confusion_matrices(
+    task: Task, predictions: Mapping[str, Predictions], splits: Mapping[str, EncodedSplit]
+) -> dict[str, Confusion] | None:
+    """Count the examples of each split by true and by predicted class; None for a regression."""
+    if task.is_regression:
+        return None
+    counts = {}
+    for name, predicted in predictions.items():
+        if splits[name].labels is not None:
+            matrix = np.zeros((task.num_labels, task.num_labels), dtype=np.int64)
+            np.add.at(matrix, (splits[name].targets, predicted.labels(task)), 1)
+            counts[name] = Confusion.of(task.labels, tuple(map(tuple, matrix.tolist())))
+    return counts
 
 
 def majority_scores(task: Task, splits: Mapping[str, EncodedSplit]) -> SplitMetrics:
@@ -108,8 +124,9 @@ def majority_scores(task: Task, splits: Mapping[str, EncodedSplit]) -> SplitMetr
     else:
         outputs[np.bincount(train).argmax()] = 1
     predictions = {
-        name: Predictions(np.tile(outputs, (len(splits[name]), 1)), 0, 0.0)
-        for name in task.dev_splits
+        name: Predictions(np.tile(outputs, (len(split), 1)), 0, 0.0)
+        for name, split in splits.items()
+        if name != "train"
     }
     return score_splits(task, predictions, splits)
 

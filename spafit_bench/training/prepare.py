@@ -119,8 +119,8 @@ def _slug(text: str) -> str:
 class Preparer:
     """Prepares runs, finding each data set and checkpoint once."""
 
-    data: dict[tuple[str, str, int | None, float | None], TaskData] = field(default_factory=dict)
-    """Task, source, limit and held-out share -> rows."""
+    data: dict[tuple[object, ...], TaskData] = field(default_factory=dict)
+    """Task, source, split, limit and held-out share -> rows."""
     checkpoints: dict[tuple[str, str | None], Checkpoint] = field(default_factory=dict)
     tokenizers: dict[Path, tuple[str, ...]] = field(default_factory=dict)
     """Checkpoint folder -> warnings about its tokenizer."""
@@ -164,7 +164,7 @@ class Preparer:
             numerics=numerics,
             engine=engine,
             kernels=self.kernels(numerics) if engine == "fast" else None,
-            warnings=(*self.tokenizers[checkpoint.path], *warnings),
+            warnings=(*data.notes, *self.tokenizers[checkpoint.path], *warnings),
             definition=found.definition,
         )
 
@@ -177,13 +177,15 @@ class Preparer:
         return self.checkpoints[key]
 
     def _whole(self, config: RunConfig, task: Task) -> TaskData:
-        key = (config.task, config.data, None, None)
+        key = (config.task, config.data, config.split, None, None)
         if key not in self.data:
-            self.data[key] = load_task_data(task, config.data, offline=config.offline)
+            self.data[key] = load_task_data(
+                task, config.data, offline=config.offline, split=config.split
+            )
         return self.data[key]
 
     def _data(self, config: RunConfig, task: Task) -> TaskData:
-        key = (config.task, config.data, config.limit, config.holdout)
+        key = (config.task, config.data, config.split, config.limit, config.holdout)
         if key not in self.data:  # trials of a choice share one slice
             data = limited(self._whole(config, task), config.limit)
             self.data[key] = data if config.holdout is None else hold_out(data, config.holdout)

@@ -35,6 +35,7 @@ from spafit_bench.training.energy import EnergyMeter
 from spafit_bench.training.environment import describe_environment
 from spafit_bench.training.evaluation import (
     Predictions,
+    confusion_matrices,
     is_collapsed,
     majority_scores,
     predict,
@@ -62,7 +63,7 @@ class Outcome:
     predictions: Mapping[str, Predictions]
     """Of every dev and test split that was predicted."""
     labels: Mapping[str, np.ndarray]
-    """Of the dev splits."""
+    """Of the predicted splits that have labels."""
     states: Mapping[str, State]
     """File name -> trained tensors."""
 
@@ -199,7 +200,7 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
     return Outcome(
         record=blank_record(prepared, started_at, status).model_copy(update=measured),
         predictions=predictions,
-        labels={name: splits[name].targets for name in prepared.task.dev_splits},
+        labels={n: splits[n].targets for n in predictions if splits[n].labels is not None},
         states=states,
     )
 
@@ -259,6 +260,9 @@ def _finish(
         adapted.restore(scores.best_state)
     predictions = scores.predictions | _test_predictions(scores)
     reported = _chosen(prepared, result.evaluations)
+    tested = score_splits(prepared.task, predictions, scores.splits)
+    reported["metrics"] = reported["metrics"] | tested
+    reported["confusion"] = confusion_matrices(prepared.task, predictions, scores.splits)
     reported["collapsed"] = is_collapsed(prepared.task, predictions)
     return predictions, _states(prepared, adapted, scores), reported
 

@@ -111,7 +111,11 @@ def encode_task(prepared: PreparedRun) -> dict[str, EncodedSplit]:
 
 
 def test_splits(prepared: PreparedRun) -> list[str]:
-    """Return the test sets that the run predicts."""
-    if not prepared.config.predict_test:
-        return []
-    return [test.key for test in prepared.task.test_sets if test.key in prepared.data.splits]
+    """Return the test sets that the run predicts: those with labels are always scored."""
+    splits = prepared.data.splits
+    return [
+        test.key
+        for test in prepared.task.test_sets
+        if test.key in splits
+        and (prepared.config.predict_test or splits[test.key].labels is not None)
+    ]

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from sklearn.metrics import confusion_matrix, recall_score
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.data.custom_tasks import TaskDefinition, find_task, read_task, shipped_tasks
@@ -467,6 +468,53 @@ def test_a_finished_run_is_found_wherever_its_file_lies(
     assert other["run_id"] != first["run_id"]
     tables = call("table", "--json").json["tables"]
     assert len([t for t in tables if t["kind"] == "scores"]) == 2
+
+
+def test_ones_own_test_labels_are_scored(
+    call: Cli, reviews: tuple[Path, Path], checkpoint: Path, tmp_path: Path
+) -> None:
+    """Also without --predict-test: metrics, confusion matrix and each class, in record and show."""
+    write_csv(reviews[1] / "test.csv", review_rows(6, 2))
+    record = run_reviews(call, reviews, checkpoint, *METHOD, "--no-predict-test").json
+    assert set(record["metrics"]) == set(record["majority"]) == {"validation", "test"}
+    assert set(record["last"]["metrics"]) == {"validation"}
+    frame = pd.read_parquet(
+        tmp_path / "results" / "runs" / record["run_id"] / "predictions.parquet"
+    )
+    tested = frame[frame["split"] == "test"]
+    assert tested["label"].tolist() == [0, 1, 2, 0, 1, 2]
+    right = (tested["label"] == tested["prediction"]).mean()
+    assert record["metrics"]["test"]["accuracy"] == pytest.approx(right)
+    found = record["confusion"]["test"]
+    expected = confusion_matrix(tested["label"], tested["prediction"], labels=[0, 1, 2])
+    assert found["counts"] == expected.tolist()
+    recalls = recall_score(
+        tested["label"], tested["prediction"], labels=[0, 1, 2], average=None, zero_division=0
+    )
+    assert [found["scores"][name]["recall"] for name in REVIEWS["labels"]] == recalls.tolist()
+    shown = call("show", record["run_id"]).out
+    assert "test: rows by true class, columns by predicted class" in shown
+    assert call("report", "--out", "r.html").code == 0
+    assert "good, test" in (tmp_path / "r.html").read_text()
+    header = (tmp_path / "results" / "results.csv").read_text().splitlines()[0]
+    assert "metrics.test.accuracy" in header
+    assert "confusion" not in header
+
+
+def test_a_run_on_one_file(call: Cli, checkpoint: Path, tmp_path: Path) -> None:
+    """`--split` makes dev of a share of train; another share is another run."""
+    file = write_task(tmp_path, REVIEWS, splits={"train": "all.csv"})
+    write_csv(tmp_path / "d" / "all.csv", review_rows(24))
+    flags = ("--task", file, "--data", "d", "--model", checkpoint, *METHOD, *FAST, "--json")
+    assert "--split 0.1 takes a tenth" in call("run", *flags).error
+    assert "split = 1.5" in call("run", *flags, "--split", 1.5).error
+    record = call("run", *flags, "--split", 0.25).json
+    assert record["data"]["rows"] == {"train": 18, "validation": 6}
+    assert record["config"]["split"] == 0.25
+    assert any("rows of validation are also in train" in note for note in record["warnings"])
+    other = call("run", *flags, "--split", 0.5).json
+    assert other["run_id"] != record["run_id"]
+    assert call("run", *flags, "--split", 0.25).json["started_at"] == record["started_at"]
 
 
 def test_a_regression_of_pairs_runs(call: Cli, tmp_path: Path, checkpoint: Path) -> None:

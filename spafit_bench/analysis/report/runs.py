@@ -155,6 +155,12 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, str]]:
     for split, metrics in run.majority.items():
         said = ", ".join(f"{name} {100 * value:.2f}" for name, value in metrics.items())
         yield f"majority class, {split}", said
+    for split, found in (run.confusion or {}).items():
+        for name, of in found.scores.items():
+            said = f"precision {100 * of.precision:.2f}, recall {100 * of.recall:.2f}"
+            counts = found.counts[found.classes.index(name)]
+            told = ", ".join(f"{n:,} as {c}" for c, n in zip(found.classes, counts, strict=True))
+            yield f"{name}, {split}", f"{said}, F1 {100 * of.f1:.2f}; predicted {told}"
     share = f"{run.trainable_percent:.4g} %"
     yield "Trained", f"{run.trainable_parameters:,} of {run.base_parameters:,} ({share})"
     yield "Started", run.started_at

@@ -23,6 +23,7 @@ def run_text(record: RunRecord, folder: Path) -> str:
         for e in record.evaluations:
             loss = "-" if e.train_loss is None else f"{e.train_loss:.4f}"
             lines.append(f"{e.epoch:<7g} {e.step:<6} {loss:<12} {format_metrics(e.metrics)}")
+    lines += _confusion(record)
     lines += ["", "stratum      treatment -> trainable of parameters"]
     lines += [
         f"{row.stratum:<12} {row.treatment} -> {row.trainable:,} of {row.parameters:,}"
@@ -32,6 +33,24 @@ def run_text(record: RunRecord, folder: Path) -> str:
     lines += ["", "configuration", *_settings(record.config, "  ")]
     lines += [f"warning: {warning}" for warning in record.warnings]
     return "\n".join(lines)
+
+
+def _confusion(record: RunRecord) -> list[str]:
+    lines = []
+    for split, found in (record.confusion or {}).items():
+        width = max(map(len, (*found.classes, "true class")))
+        heads = "".join(f"{name:>{max(len(name), 9) + 2}}" for name in found.classes)
+        lines += ["", f"{split}: rows by true class, columns by predicted class"]
+        lines.append(f"{'true class':<{width}}{heads}  precision  recall  F1")
+        for name, counts in zip(found.classes, found.counts, strict=True):
+            cells = "".join(
+                f"{count:>{max(len(head), 9) + 2},}"
+                for head, count in zip(found.classes, counts, strict=True)
+            )
+            of = found.scores[name]
+            shown = f"{100 * of.precision:>9.1f}  {100 * of.recall:>6.1f}  {100 * of.f1:.1f}"
+            lines.append(f"{name:<{width}}{cells}  {shown}")
+    return lines
 
 
 def _forgetting(record: RunRecord) -> list[str]:
