@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from spafit_bench.analysis import stats
+from spafit_bench.analysis.selection import Selection, select
 from spafit_bench.analysis.stats import (
     ALPHA,
     UNTESTED,
@@ -167,7 +168,9 @@ class Comparison:
 # Which rows
 
 
-def compare(store: Store, names: Sequence[str]) -> tuple[Comparison, ...]:
+def compare(
+    store: Store, names: Sequence[str], selection: Selection | None = None
+) -> tuple[Comparison, ...]:
     """Compare rows in every table (same weights, same data) that has them all, largest first.
 
     A table in which a name stands for several rows is left out, and the notes say so.
@@ -175,6 +178,7 @@ def compare(store: Store, names: Sequence[str]) -> tuple[Comparison, ...]:
     Args:
         store: the results.
         names: two or more rows as the tables name them; a method's name where it has one row.
+        selection: which runs (default: all).
 
     Raises:
         UserError: fewer than two rows; a name that is no row's, or several rows'; or no table that
@@ -184,7 +188,7 @@ def compare(store: Store, names: Sequence[str]) -> tuple[Comparison, ...]:
         raise UserError(
             "compare needs two methods or more, as in `spafit-bench compare spafit lora`"
         )
-    groups = group_runs(store.records())
+    groups = group_runs(select(store.records(), selection or Selection()))
     matches = [[matching_rows(group, name) for name in names] for group in groups]
     benches = [
         _Bench(store, group, [row for (row,) in rows])

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spafit_bench.analysis.tables.settings import Group, Setting, TaskRuns, group_runs, short_name
+from spafit_bench.analysis.tables.settings import (
+    Group,
+    Setting,
+    TaskRuns,
+    group_runs,
+    matching_rows,
+    short_name,
+)
 from spafit_bench.base.durable import replacing
 from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.data.tasks import TASKS, Task, TestSet
@@ -155,7 +162,7 @@ def _find_row(records: Sequence[RunRecord], request: SubmitRequest) -> tuple[Gro
     every = [(group, row) for group in group_runs(records) for row in group.rows]
     if not every:
         raise UserError("no run has finished, so there is nothing to submit")
-    found = [(group, row) for group, row in every if row.method == request.method]
+    found = [(group, row) for group, row in every if row in matching_rows(group, request.method)]
     if not found:
         methods = {row.method for _, row in every}
         raise UserError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from spafit_bench.analysis.tables.settings import Setting, short_labels, slug
+from spafit_bench.analysis.tables.settings import Group, Setting, short_labels, slug
 from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
 
@@ -316,8 +316,15 @@ def _rank_column(cells: Sequence[Cell]) -> list[Cell]:
     ]
 
 
-def shorten_labels(rows: Sequence[Row]) -> tuple[list[Row], tuple[str, ...]]:
-    """Replace labels too long for a column by numbered ones, which the returned notes explain."""
-    shorts = short_labels(row.name for row in rows)
-    notes = tuple(f"{short} is {name}." for name, short in shorts.items())
+def shorten_labels(
+    rows: Sequence[Row], group: Group | None = None
+) -> tuple[list[Row], tuple[str, ...]]:
+    """Replace labels too long for a column by numbered ones, which the returned notes explain.
+
+    The rows of a group have the same numbers in all its tables.
+    """
+    labels = [row.label for row in group.rows] if group else []
+    shorts = short_labels([*labels, *(row.name for row in rows)])
+    names = dict.fromkeys(row.name for row in rows if row.name in shorts)
+    notes = tuple(f"{shorts[name]} is {name}." for name in names)
     return [replace(row, label=shorts.get(row.name, row.name)) for row in rows], notes

@@ -196,7 +196,7 @@ def cost_table(group: Group) -> ResultTable:
                 text = ", ".join(filter(None, (setting.difference, place)))
                 apart = replace(setting, difference=text)
                 measurements += _cost_measurements(apart, task, runs)
-    rows, notes = shorten_labels(rows)
+    rows, notes = shorten_labels(rows, group)
     where = f" on {machines.pop()}" if len(machines) == 1 else ""
     return ResultTable(
         kind="cost",

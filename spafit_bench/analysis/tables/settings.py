@@ -37,7 +37,7 @@ follows the task, and parts rows only where one task has several."""
 
 _SPEC = "method.spec"
 _RATIO = "method.alpha_per_rank"
-_ABBREVIATIONS = {"learning_rate": "lr"}
+ABBREVIATIONS = {"learning_rate": "lr"}
 _UNSET = "unset"
 _LONGEST_LABEL = 24
 _LONGEST_SLUG = 100
@@ -112,17 +112,15 @@ def matching_rows(group: Group, name: str) -> list[Setting]:
 
     That is a label (the dot may be left out), its short form, or a method: all its rows.
     """
-    wanted = _plain(name)
+    wanted = plain(name)
     shorts = short_labels(row.label for row in group.rows)
     exact = [
-        row
-        for row in group.rows
-        if wanted in (_plain(row.label), _plain(shorts.get(row.label, "")))
+        row for row in group.rows if wanted in (plain(row.label), plain(shorts.get(row.label, "")))
     ]
-    return exact or [row for row in group.rows if _plain(row.method) == wanted]
+    return exact or [row for row in group.rows if plain(row.method) == wanted]
 
 
-def _plain(label: str) -> str:
+def plain(label: str) -> str:
     return " ".join(label.replace("·", " ").casefold().split())
 
 
@@ -260,7 +258,7 @@ def _group(
             if earlier := latest.get((setting, run.task, run.seed)):
                 repeated.append(earlier)
             latest[setting, run.task, run.seed] = run
-            values = _all_facts(run)
+            values = all_facts(run)
             ordered = [_sort_key(values.get(key, _UNSET)) for key in varying[method]]
             rank[setting] = (-size, method, ordered)
     rows: dict[Setting, dict[str, tuple[RunRecord, ...]]] = {
@@ -282,7 +280,7 @@ def _facts(run: RunRecord) -> dict[str, Scalar]:
     """List everything that can make two runs of one method on the same data differ, but seeds."""
     facts = {
         key: value
-        for key, value in _leaves(run.config)
+        for key, value in leaves(run.config)
         if value is not None  # as good as a key that older records do not have
         and key not in _IGNORED
         and key.rpartition(".")[2] not in _RESOLVED
@@ -293,7 +291,7 @@ def _facts(run: RunRecord) -> dict[str, Scalar]:
     return absent | facts | used | {"select": run.select, "limit": run.train_limit}
 
 
-def _all_facts(run: RunRecord) -> dict[str, Scalar]:
+def all_facts(run: RunRecord) -> dict[str, Scalar]:
     """List the facts, with what LoRA was in the run; a configuration may leave it to be solved."""
     return _facts(run) | _lora_facts(tuple(stratum.treatment for stratum in run.strata))
 
@@ -313,7 +311,7 @@ def _lora_facts(treatments: tuple[str, ...]) -> dict[str, Scalar]:
     return fields | {_RATIO: lora.alpha / lora.rank}
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
     """Walk a nested configuration: dotted key, scalar."""
     if isinstance(value, Mapping):
         items: Iterable[tuple[Any, Any]] = value.items()
@@ -323,13 +321,13 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Scalar]]:
         yield prefix, value
         return
     for key, inner in items:
-        yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+        yield from leaves(inner, f"{prefix}.{key}" if prefix else str(key))
 
 
 def _varying_keys(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     """Find the keys that some run sets and whose values part one method's runs into rows."""
     given = {key for run in runs for key in _facts(run)}
-    facts = [(run.task, _all_facts(run)) for run in runs]
+    facts = [(run.task, all_facts(run)) for run in runs]
     varying = []
     for key in sorted(given):
         everywhere = key.partition(".")[0] in _IDENTITY
@@ -366,17 +364,17 @@ def _explained(keys: Sequence[str], facts: Sequence[tuple[str, Mapping[str, Scal
 
 
 def _difference(run: RunRecord, keys: Sequence[str]) -> str:
-    facts = _all_facts(run)
-    return ", ".join(f"{_key_text(key)} {_value_text(facts.get(key, _UNSET))}" for key in keys)
+    facts = all_facts(run)
+    return ", ".join(f"{_key_text(key)} {value_text(facts.get(key, _UNSET))}" for key in keys)
 
 
 def _key_text(key: str) -> str:
     section, _, rest = key.partition(".")
     name = rest if rest and section in {"train", "method"} else key
-    return _ABBREVIATIONS.get(name, name.replace("_", " "))
+    return ABBREVIATIONS.get(name, name.replace("_", " "))
 
 
-def _value_text(value: Scalar) -> str:
+def value_text(value: Scalar) -> str:
     """Write a value as a reader would: 1e-3 rather than 0.001."""
     if value is None or isinstance(value, bool):
         return str(value).lower()

@@ -1,0 +1,141 @@
+"""Which runs a command is about: the filters that all commands share.
+
+Rows and models are named as the tables print them: `full`, `full · lr 1e-3`, `full [2]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+from spafit_bench.analysis.tables.settings import (
+    ABBREVIATIONS,
+    Scalar,
+    all_facts,
+    group_runs,
+    group_trials,
+    leaves,
+    plain,
+    short_labels,
+    short_name,
+    value_text,
+)
+from spafit_bench.base.errors import UserError, nearest
+from spafit_bench.results.record import RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Filters of runs, named as their flags. A run must pass each that is given.
+
+    The values of one filter are alternatives, except those of `where`, which all must hold.
+    """
+
+    task: tuple[str, ...] = ()
+    method: tuple[str, ...] = ()
+    """Methods, or rows of the tables."""
+    model: tuple[str, ...] = ()
+    """Hub names, folders, or the last part of either."""
+    seed: tuple[str, ...] = ()
+    status: tuple[str, ...] = ()
+    where: tuple[str, ...] = ()
+    """Settings such as `train.learning_rate=1e-3`."""
+
+
+def select(records: Sequence[RunRecord], selection: Selection) -> list[RunRecord]:
+    """Return the runs that pass every filter.
+
+    A row's name is looked up in the table of the runs that the other filters leave, and then in
+    that of all runs.
+
+    Raises:
+        UserError: a value that no run has, or filters that no run passes together.
+    """
+    kept = list(records)
+    for flag in ("task", "seed", "status"):
+        names = {run.run_id: {str(getattr(run, flag))} for run in records}
+        kept = _named(kept, flag, getattr(selection, flag), names)
+    for text in selection.where:
+        kept = _with_setting(kept, records, text)
+    if selection.model:
+        models, _ = _table_names(records)
+        kept = _named(kept, "model", selection.model, models)
+    if selection.method:
+        _, everywhere = _table_names(records)
+        _, here = _table_names(kept)
+        rows = []
+        for name in selection.method:
+            found = [run for run in kept if plain(name) in map(plain, here[run.run_id])]
+            rows += found or _named(kept, "method", [name], everywhere)
+        chosen = {run.run_id for run in rows}
+        kept = [run for run in kept if run.run_id in chosen]
+    if records and not kept:
+        given = [
+            f"--{field.name} {value}"
+            for field in fields(selection)
+            for value in getattr(selection, field.name)
+        ]
+        raise UserError(f"no run passes {' '.join(given)}")
+    return kept
+
+
+def _named(
+    kept: Sequence[RunRecord],
+    flag: str,
+    values: Iterable[str],
+    names: dict[str, set[str]],
+) -> list[RunRecord]:
+    """Keep runs with one of some names; refuse a name that no run at all has."""
+    there = set().union(*names.values())
+    for value in values:
+        if plain(value) not in map(plain, there):
+            raise UserError(f"--{flag} {value}: no run has it; {nearest(value, there)}")
+    wanted = set(map(plain, values))
+    return [r for r in kept if not wanted or wanted & set(map(plain, names[r.run_id]))]
+
+
+def _table_names(
+    records: Sequence[RunRecord],
+) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """Return what tables call each run's model, and its row."""
+    models = {run.run_id: {run.model, short_name(run.model)} for run in records}
+    rows = {run.run_id: {run.method} for run in records}
+    for group in (*group_runs(records), *group_trials(records)):
+        shorts = short_labels(row.label for row in group.rows)
+        for run in (*group.records, *group.repeated, *group.left_out):
+            label = group.setting_of(run).label
+            models[run.run_id].add(group.model)
+            rows[run.run_id] |= {label, shorts.get(label, label)}
+    return models, rows
+
+
+def _with_setting(
+    kept: Sequence[RunRecord], records: Sequence[RunRecord], text: str
+) -> list[RunRecord]:
+    key, equals, wanted = (part.strip() for part in text.partition("="))
+    if not equals:
+        raise UserError(
+            f"--where {text}: write key=value, for example --where train.learning_rate=1e-3"
+        )
+    settings = {r.run_id: dict(leaves(r.config)) | all_facts(r) for r in records}
+    known = {name for found in settings.values() for name in found}
+    if key not in known:
+        names = {short: name for name, short in ABBREVIATIONS.items()}
+        ends = [name for name in known if name.rpartition(".")[2] == names.get(key, key)]
+        if len(ends) != 1:
+            raise UserError(f"--where {text}: no such setting; {nearest(key, known)}")
+        key = ends[0]
+    there = {value_text(found.get(key)) for found in settings.values()}
+    if not any(_is(found.get(key), wanted) for found in settings.values()):
+        listed = "there is " if len(there) == 1 else "there are "
+        raise UserError(f"--where {text}: no run has it; {listed}{', '.join(sorted(there))}")
+    return [run for run in kept if _is(settings[run.run_id].get(key), wanted)]
+
+
+def _is(value: Scalar, text: str) -> bool:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return value == float(text)
+        except ValueError:
+            return False
+    return value_text(value).casefold() == text.casefold() or (value is None and text == "null")

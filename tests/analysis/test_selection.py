@@ -1,0 +1,114 @@
+"""Filters that all commands share: task, method or table row, model, seed, status, setting."""
+
+from __future__ import annotations
+
+import pytest
+
+from spafit_bench.analysis.selection import Selection, select
+from spafit_bench.analysis.tables import build_tables
+from spafit_bench.base.errors import UserError
+from spafit_bench.results.record import RunRecord
+from tests.support.records import make_record, scores
+
+SPEC = "lora(query,r=8,alpha=16;0-11)+full(12-23)"
+
+
+def records() -> list[RunRecord]:
+    """Two tasks, two learning rates of full, a method written out, a failure, another model."""
+    runs = [
+        make_record(task, "full", seed, config={"train.learning_rate": rate})
+        for task in ("mrpc", "rte")
+        for seed in (0, 1)
+        for rate in (1e-3, 3e-4)
+    ]
+    runs += [make_record("mrpc", SPEC, 0), make_record("rte", SPEC, 1)]
+    runs.append(
+        make_record("rte", "full", 2, status="failed", config={"train.learning_rate": 1e-3})
+    )
+    runs.append(make_record("rte", "bitfit", 0, model="hub/tiny-bert", weights="beef" * 16))
+    return runs
+
+
+def chosen(**filters: str) -> list[RunRecord]:
+    """Select by texts, in which commas part alternatives."""
+    given = {name: tuple(text.split("|")) for name, text in filters.items()}
+    return select(records(), Selection(**given))
+
+
+@pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        ({}, 12),
+        ({"task": "mrpc"}, 5),
+        ({"task": "mrpc|rte", "method": "full"}, 9),
+        ({"method": "FULL"}, 9),
+        ({"method": "full · lr 1e-3"}, 5),
+        ({"method": "full lr 3e-4"}, 4),
+        ({"method": "full lr 3e-4|bitfit"}, 5),
+        ({"method": "custom [1]"}, 2),
+        ({"method": SPEC}, 2),
+        ({"model": "tiny-bert"}, 1),
+        ({"model": "hub/tiny-bert"}, 1),
+        ({"seed": "0", "status": "done"}, 6),
+        ({"status": "failed"}, 1),
+        ({"where": "train.learning_rate=1e-3"}, 8),
+        ({"where": "train.learning_rate=0.001"}, 8),
+        ({"where": "lr=1e-3", "method": "full"}, 5),
+        ({"where": "precision=bf16"}, 12),
+        ({"where": "limit=none"}, 12),
+        ({"where": "train.epochs=3|lr=3e-4"}, 4),
+    ],
+)
+def test_filters_choose_runs(filters: dict[str, str], count: int) -> None:
+    """A run must pass every filter; rows are named as tables print them, with their failures."""
+    assert len(chosen(**filters)) == count
+
+
+def test_a_row_of_the_narrowed_table_is_found() -> None:
+    """What `table --task mrpc` prints can be given back to it, beside names of the whole table."""
+    runs = records()
+    runs = [r for r in runs if r.task == "rte" or r.config["train"]["learning_rate"] == 1e-3]
+    narrow = Selection(task=("mrpc",))
+    assert next(row.name for row in scores(select(runs, narrow)).rows) == "full"
+    for name in ("full", "full · lr 1e-3"):
+        found = select(runs, Selection(task=("mrpc",), method=(name,)))
+        assert {run.method for run in found} == {"full"}
+        assert len(found) == 2
+
+
+def test_every_name_that_tables_print_is_a_method() -> None:
+    """Labels of rows, and the short forms of long ones, in every kind of table."""
+    runs = [
+        make_record(task, method, seed, config={"train.weight_decay": decay, "train.epochs": 3})
+        for task, method in (("mrpc", "bitfit"), ("rte", SPEC), ("rte", "spafit"))
+        for seed in (0, 1)
+        for decay in (0.01, 0.123456789)
+    ]
+    by_short: dict[str, set[str]] = {}
+    for table in build_tables(runs):
+        for row in table.rows:
+            if row.is_method:
+                found = select(runs, Selection(method=(row.label,)))
+                assert found == select(runs, Selection(method=(row.name,)))
+                assert len(found) == 2, row
+                by_short.setdefault(row.label, set()).add(row.name)
+    assert all(len(names) == 1 for names in by_short.values()), by_short
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"task": "mrcp"}, r"--task mrcp: no run has it; did you mean 'mrpc'\?"),
+        ({"method": "loar"}, r"--method loar: no run has it; "),
+        ({"method": "custom [2]"}, r"--method custom \[2\]: no run has it; "),
+        ({"model": "bert"}, r"--model bert: no run has it; .*bert-large-cased"),
+        ({"where": "lr"}, r"--where lr: write key=value"),
+        ({"where": "train.lernin_rate=1"}, r"no such setting; did you mean 'train.learning_rate'"),
+        ({"where": "train.epochs=7"}, r"--where train.epochs=7: no run has it; there is 3$"),
+        ({"task": "mrpc", "method": "bitfit"}, r"no run passes --task mrpc --method bitfit"),
+    ],
+)
+def test_what_no_run_has_is_said(filters: dict[str, str], message: str) -> None:
+    """One message: the filter, and what there is."""
+    with pytest.raises(UserError, match=message):
+        chosen(**filters)
