@@ -499,11 +499,16 @@ def _summary(agenda: Agenda, results: Path, options: Options, *, sweep: bool = F
     """Return what was chosen, what failed, how many runs are done, and what to do next."""
     records = agenda.all_records()
     failed = [record for record in records if record.status != "done"]
-    lines = [
-        f"chosen for {group.method} on {group.task}: "
-        + ("none, every trial failed or collapsed" if value is None else str(value))
-        for group, value in agenda.chosen.items()
-    ]
+    lines = []
+    for group, value in agenda.chosen.items():
+        cell = f"{group.method} on {group.task}"
+        if value is None:
+            lines.append(
+                f"nothing chosen for {cell}: every value has a trial that failed or collapsed "
+                "(predicts one constant), so this cell has no reported runs; try other values"
+            )
+        else:
+            lines.append(f"chosen for {cell}: {value}")
     lines += [f"{r.run_id}: {r.status} ({r.reason})" for r in failed]
     count = len(records) - len(failed)
     lines.append(f"{count} of {len(records)} runs done; records in {results / 'runs'}")
@@ -511,7 +516,7 @@ def _summary(agenda: Agenda, results: Path, options: Options, *, sweep: bool = F
         again = ["spafit-bench", *(word for word in sys.argv[1:] if word != "--force")]
         again += [] if options.retry_failed else ["--retry-failed"]
         lines.append(f"to try the failed ones again: {shlex.join(again)}")
-    elif sweep:
+    elif sweep and agenda.finals:
         lines.append(f"next: spafit-bench table --results {shlex.quote(str(results))}")
     return "\n".join(lines)
 

@@ -167,6 +167,9 @@ class RunRecord(Frozen):
     status: Status
     reason: str | None = None
     """Why a run is not `done`."""
+    retry: bool = False
+    """Whether a run failed for a cause outside itself (permissions, disk, memory, network, a
+    process that was killed), so that the same command tries it again."""
     task: str
     task_definition: TaskDefinition | None = None
     """The content of the task's file, for tasks beyond GLUE."""

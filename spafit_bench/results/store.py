@@ -372,6 +372,7 @@ class Store:
 def flatten(record: RunRecord) -> dict[str, Any]:
     """Return one row of `results.csv`: scalars by name, nested values with dotted names."""
     left_out = {"evaluations", "strata", "last", "best", "movement", "task_definition", "confusion"}
+    left_out |= {"retry"}
     row: dict[str, Any] = {}
 
     def add(prefix: str, value: Any) -> None:

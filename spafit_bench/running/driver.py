@@ -170,6 +170,7 @@ class _Driver:
             return
         reason = f"given up after {MOST_LOSSES} attempts: {event.reason}"
         record = blank_record(self.known[event.run_id], utc_now(), "failed", reason)
+        record = record.model_copy(update={"retry": True})
         save_unfinished(self.store, record, self.warn)
         self._hear(Ended(run_id=event.run_id, record=record))
 

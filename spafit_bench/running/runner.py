@@ -10,6 +10,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from spafit_bench.base import distributed
 from spafit_bench.base.errors import UserError
 from spafit_bench.base.stop import StopSignal
@@ -50,7 +52,7 @@ def is_settled(record: RunRecord | None, options: Options) -> bool:
     """Return whether a run with this record need not be carried out."""
     if record is None or options.force or record.status == "interrupted":
         return False
-    return record.status == "done" or not options.retry_failed
+    return record.status == "done" or not (record.retry or options.retry_failed)
 
 
 def save_unfinished(store: Store, record: RunRecord, warn: Callable[[str], None]) -> None:
@@ -132,12 +134,15 @@ class Runner:
         except Exception as error:  # the other runs must continue, whatever broke this one
             log.debug("%s", traceback.format_exc())
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
-            if resume is not None and not has_progressed and distributed.size() == 1:
+            is_outside = _is_outside(error)
+            is_alone = distributed.size() == 1
+            if resume is not None and not has_progressed and is_alone and not is_outside:
                 # the snapshot may come from another version of this package
                 why = f"the run failed after it was resumed ({reason})"
                 self._set_snapshot_aside(run.run_id, why)
                 return self._train(run, None)
             record = blank_record(run, started_at, "failed", reason)
+            record = record.model_copy(update={"retry": is_outside})
             save_unfinished(self.store, record, self._warn)
             return record
         if outcome.record.status == "done":
@@ -179,6 +184,15 @@ class Runner:
         except OSError as error:
             raise UserError(f"{path}: {why}, and it cannot be moved ({error.strerror})") from None
         self._warn(f"{why}: it was moved to {place}, and the run starts from the beginning")
+
+
+def _is_outside(error: BaseException) -> bool:
+    """Return whether permissions, disk, memory or network broke a run, which may work later."""
+    if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
+        return True
+    if "can't allocate memory" in str(error):  # a RuntimeError of torch's allocator for CPUs
+        return True
+    return error.__cause__ is not None and _is_outside(error.__cause__)
 
 
 def follow(runs: Sequence[PreparedRun]) -> None:

@@ -467,6 +467,19 @@ def test_a_baseline_is_named_as_everywhere(store: Store) -> None:
         build_galleries(store, group_runs(rates), "lora")
 
 
+def test_an_attempt_that_was_given_up_is_not_the_baseline(store: Store) -> None:
+    """Of several rows of full fine-tuning it is the one with most runs."""
+    records = [
+        finished(task, "full", seed, config={"train.learning_rate": rate})
+        for rate, tasks, seeds in ((1e-5, ("rte",), 1), (2e-5, ("rte", "mrpc"), 2))
+        for task in tasks
+        for seed in range(seeds)
+    ]
+    records += [finished("rte", "lora", 0)]
+    (gallery,) = build_galleries(store, group_runs(records), None)
+    assert gallery.scene.baseline.label == "full · lr 2e-5"
+
+
 def test_figures_of_two_models_have_names_of_their_own(store: Store) -> None:
     """Folders that differ in signs alone are told apart by a hash, in tables as well."""
     records = [

@@ -259,6 +259,28 @@ def test_a_run_that_raises_is_failed_and_the_others_go_on(
     assert (stored / "adapter.safetensors").is_file()
 
 
+def test_a_run_that_the_machine_broke_is_tried_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the same command: permissions, disk, memory and network are not the run's own faults."""
+    import torch
+
+    from spafit_bench.running import runner
+
+    real, causes = runner.execute, [PermissionError(13, "denied"), torch.OutOfMemoryError("full")]
+
+    def broken(*args: Any) -> Any:
+        if not causes:
+            return real(*args)
+        raise RuntimeError("no dev scores") from causes.pop()
+
+    monkeypatch.setattr(runner, "execute", broken)
+    answers = [run("--json") for _ in range(3)]
+    assert [answer.code for answer in answers] == [1, 1, 0]
+    assert [answer.json["status"] for answer in answers] == ["failed", "failed", "done"]
+    assert [answer.json["retry"] for answer in answers] == [True, True, False]
+
+
 def test_ctrl_c_and_again(run: Run, tmp_path: Path, checkpoint: Path, data: Path) -> None:
     """Exit code 130, an honest record, nothing half-written; the same command then finishes."""
     inputs = ("--task", "mrpc", "--model", checkpoint, "--data", data, "--method", "lora")

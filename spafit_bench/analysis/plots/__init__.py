@@ -57,7 +57,9 @@ def build_galleries(
 
 
 def _usual_baseline(group: Group) -> Setting:
-    return next(iter([*matching_rows(group, "full"), *group.rows]))
+    """Return the row of full fine-tuning with most runs: another may be an attempt given up."""
+    rows = matching_rows(group, "full") or list(group.rows)
+    return max(rows, key=lambda row: sum(map(len, group.rows[row].values())))
 
 
 def _gallery(store: Store, scene: Scene) -> Gallery:
