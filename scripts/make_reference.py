@@ -23,8 +23,9 @@ Written by `scripts/make_reference.py` from the command line itself; `spafit-ben
 shows the same.
 
 Exit codes of every command: 0 done; 1 a run failed or diverged (in a sweep with `choose:` one that
-is reported, or every trial of a cell); 2 bad input or environment; 130 interrupted (Ctrl-C, SIGTERM, or SIGHUP of a closed terminal). Results go to
-standard output, progress and warnings to standard error.
+is reported, or every trial of a cell); 2 bad input or environment; 130 interrupted
+(Ctrl-C, SIGTERM, or SIGHUP of a closed terminal). Results go to standard output, progress and
+warnings to standard error.
 
 A default in square brackets is not the flag's own: it comes from the shipped defaults, a preset or
 a configuration file. `spafit-bench show RUN` prints every setting that a run had. Precedence:
