@@ -5,7 +5,7 @@ Rows and models are named as the tables print them: `full`, `full · lr 1e-3`, `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from spafit_bench.analysis.tables.settings import (
@@ -21,6 +21,7 @@ from spafit_bench.analysis.tables.settings import (
     value_text,
 )
 from spafit_bench.base.errors import UserError, nearest
+from spafit_bench.config.selection import split_list
 from spafit_bench.results.record import RunRecord
 
 
@@ -28,7 +29,8 @@ from spafit_bench.results.record import RunRecord
 class Selection:
     """Filters of runs, named as their flags. A run must pass each that is given.
 
-    The values of one filter are alternatives, except those of `where`, which all must hold.
+    The values of one filter are alternatives and may be comma lists, except those of `where`: each
+    is one setting, and all must hold.
     """
 
     task: tuple[str, ...] = ()
@@ -45,8 +47,8 @@ class Selection:
 def select(records: Sequence[RunRecord], selection: Selection) -> list[RunRecord]:
     """Return the runs that pass every filter.
 
-    A row's name is looked up in the table of the runs that the other filters leave, and then in
-    that of all runs.
+    A row's name is looked up in the tables of the runs that the other filters leave, and then in
+    those of all runs.
 
     Raises:
         UserError: a value that no run has, or filters that no run passes together.
@@ -57,18 +59,10 @@ def select(records: Sequence[RunRecord], selection: Selection) -> list[RunRecord
         kept = _named(kept, flag, getattr(selection, flag), names)
     for text in selection.where:
         kept = _with_setting(kept, records, text)
-    if selection.model:
-        models, _ = _table_names(records)
+    if selection.model or selection.method:
+        models, rows = _table_names(records)
         kept = _named(kept, "model", selection.model, models)
-    if selection.method:
-        _, everywhere = _table_names(records)
-        _, here = _table_names(kept)
-        rows = []
-        for name in selection.method:
-            found = [run for run in kept if plain(name) in map(plain, here[run.run_id])]
-            rows += found or _named(kept, "method", [name], everywhere)
-        chosen = {run.run_id for run in rows}
-        kept = [run for run in kept if run.run_id in chosen]
+        kept = _named(kept, "method", selection.method, _table_names(kept)[1], rows)
     if records and not kept:
         given = [
             f"--{field.name} {value}"
@@ -79,19 +73,34 @@ def select(records: Sequence[RunRecord], selection: Selection) -> list[RunRecord
     return kept
 
 
+Names = Mapping[str, Collection[str]]
+"""Run -> its names."""
+
+
 def _named(
-    kept: Sequence[RunRecord],
-    flag: str,
-    values: Iterable[str],
-    names: dict[str, set[str]],
+    kept: Sequence[RunRecord], flag: str, values: Sequence[str], *known: Names
 ) -> list[RunRecord]:
-    """Keep runs with one of some names; refuse a name that no run at all has."""
-    there = set().union(*names.values())
+    """Keep runs that have one of some names, in the first of `known` in which a run has it."""
+    if not values:
+        return list(kept)
+    chosen: set[str] = set()
     for value in values:
-        if plain(value) not in map(plain, there):
-            raise UserError(f"--{flag} {value}: no run has it; {nearest(value, there)}")
-    wanted = set(map(plain, values))
-    return [r for r in kept if not wanted or wanted & set(map(plain, names[r.run_id]))]
+        whole = _having(value, known)
+        for name in [value] if whole else split_list(value):  # a row's own name may have commas
+            found = whole or _having(name, known)
+            if not found:
+                there = {each for names in known[-1].values() for each in names}
+                raise UserError(f"--{flag} {name}: no run has it; {nearest(name, there)}")
+            chosen |= found
+    return [run for run in kept if run.run_id in chosen]
+
+
+def _having(name: str, known: Sequence[Names]) -> set[str]:
+    """Return the runs of which this is a name."""
+    for names in known:
+        if found := {run for run, own in names.items() if plain(name) in map(plain, own)}:
+            return found
+    return set()
 
 
 def _table_names(

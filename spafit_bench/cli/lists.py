@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,16 @@ import typer
 
 from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.cli.app import app
-from spafit_bench.cli.options import Json, Results
+from spafit_bench.cli.options import (
+    Json,
+    OnlyMethods,
+    OnlyModels,
+    OnlyTasks,
+    Results,
+    Where,
+    given,
+    selection_of,
+)
 from spafit_bench.cli.output import columns, print_json, print_text
 from spafit_bench.results.store import Store
 
@@ -22,27 +32,41 @@ def list_(
         str, typer.Argument(help="tasks, methods, models, sweeps or runs.", metavar="WHAT")
     ],
     results: Results = Path("results"),
+    task: OnlyTasks = None,
+    method: OnlyMethods = None,
+    model: OnlyModels = None,
+    where: Where = None,
     as_json: Json = False,
 ) -> None:
     """List tasks, methods, models, sweeps or runs."""
+    chosen = {"task": task, "method": method, "model": model, "where": where}
     kinds = {
         "tasks": (_tasks, "task title metrics outputs train dev text"),
         "methods": (_methods, "method strata"),
         "models": (_models, "model where"),
         "sweeps": (_sweeps, "sweep description"),
         "runs": (
-            lambda: [record.model_dump(mode="json") for record in Store(results).records()],
+            lambda: _runs(results, chosen),
             "run_id status task method model seed score trainable_percent",
         ),
     }
     if what not in kinds:
         raise UserError(f"cannot list {what!r}: {nearest(what, kinds)}")
+    if what != "runs" and given(chosen):
+        raise UserError(f"list {what}: --task, --method, --model and --where are for `list runs`")
     rows_of, names = kinds[what]
     rows = rows_of()
     if as_json:
         print_json({what: rows})
     else:
         print_text(columns(names.split(), rows))
+
+
+def _runs(results: Path, chosen: Mapping[str, list[str] | None]) -> Rows:
+    from spafit_bench.analysis.selection import select
+
+    records = select(Store(results).records(), selection_of(**chosen))
+    return [record.model_dump(mode="json") for record in records]
 
 
 def _tasks() -> Rows:

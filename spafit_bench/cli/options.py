@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from spafit_bench.analysis.selection import Selection
 
 what = partial(typer.Option, rich_help_panel="What to run")
 how = partial(typer.Option, rich_help_panel="How to train")
 where = partial(typer.Option, rich_help_panel="Where and how it computes")
 keep = partial(typer.Option, rich_help_panel="What is kept")
+only = partial(typer.Option, rich_help_panel="Which runs")
 
 
 def complete_list(incomplete: str, names: Sequence[str]) -> list[str]:
@@ -129,6 +133,39 @@ Log = Annotated[
         metavar="tensorboard",
     ),
 ]
+
+
+OnlyTasks = Annotated[
+    list[str] | None,
+    only("--task", help="Only these tasks.", autocompletion=complete_tasks, metavar="T[,T]"),
+]
+OnlyMethods = Annotated[
+    list[str] | None,
+    only(
+        "--method",
+        help="Only these methods, or rows as the tables name them: 'full · lr 1e-3', 'full [2]'.",
+        autocompletion=complete_methods,
+        metavar="M[,M]",
+    ),
+]
+OnlyModels = Annotated[
+    list[str] | None, only("--model", help="Only these models.", metavar="NAME[,NAME]")
+]
+Where = Annotated[
+    list[str] | None,
+    only(
+        "--where",
+        help="Only runs with this setting, e.g. train.learning_rate=1e-3. Repeatable.",
+        metavar="KEY=VALUE",
+    ),
+]
+
+
+def selection_of(**flags: list[str] | None) -> Selection:
+    """Return the filters that were given."""
+    from spafit_bench.analysis.selection import Selection
+
+    return Selection(**{key: tuple(values) for key, values in given(flags).items()})
 
 
 def exit_unless(whole: bool) -> None:

@@ -14,12 +14,22 @@ import typer
 from spafit_bench.base.durable import replacing
 from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.cli.app import app
-from spafit_bench.cli.options import Json, Results, complete_methods
+from spafit_bench.cli.options import (
+    Json,
+    OnlyMethods,
+    OnlyModels,
+    OnlyTasks,
+    Results,
+    Where,
+    complete_methods,
+    selection_of,
+)
 from spafit_bench.cli.output import columns, print_json, print_text
 from spafit_bench.results.store import Store
 
 if TYPE_CHECKING:
     from spafit_bench.analysis.references import References
+    from spafit_bench.analysis.selection import Selection
     from spafit_bench.analysis.tables import ResultTable
     from spafit_bench.analysis.tables.settings import Group
 
@@ -67,6 +77,10 @@ def table(
             metavar="METHOD",
         ),
     ] = None,
+    task: OnlyTasks = None,
+    method: OnlyMethods = None,
+    model: OnlyModels = None,
+    where: Where = None,
     as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
 ) -> None:
     """Print tables of scores, parameters and cost; keep DIR/tables up to date."""
@@ -77,9 +91,11 @@ def table(
     if form not in FORMATS:
         raise UserError(f"--format {form}: {nearest(form, FORMATS)}")
     references = None if reference is None else read_references(reference)
-    tables = _tables(results, references, unlike=unlike, baseline=baseline)
+    chosen = selection_of(task=task, method=method, model=model, where=where)
+    tables = _tables(results, chosen, references, unlike=unlike, baseline=baseline)
     if out is None:
-        _keep_current(results, tables)
+        if not any((task, method, model, where)):  # DIR/tables is of all runs
+            _keep_current(results, tables)
         print_text(rendered(tables, form))
     else:
         _write({out: render(tables, form, None).encode()}, f"{out}")
@@ -87,7 +103,7 @@ def table(
 
 def tables_text(results: Path) -> str:
     """Return all tables of a results folder for the terminal, and keep DIR/tables up to date."""
-    tables = _tables(results)
+    tables = _tables(results, selection_of())
     _keep_current(results, tables)
     return rendered(tables, "terminal")
 
@@ -102,14 +118,16 @@ def rendered(tables: Sequence[ResultTable], form: str) -> str:
 
 def _tables(
     results: Path,
+    chosen: Selection,
     references: References | None = None,
     *,
     unlike: bool = False,
     baseline: str | None = None,
 ) -> Sequence[ResultTable]:
+    from spafit_bench.analysis.selection import select
     from spafit_bench.analysis.tables import build_tables
 
-    records = Store(results).records()
+    records = select(Store(results).records(), chosen)
     if not records:
         raise UserError(f"--results {results}: no runs here; {TRY}")
     return build_tables(records, references, unlike=unlike, baseline=baseline)
@@ -194,14 +212,20 @@ def compare(
         typer.Argument(help="Two or more methods, as the tables name them.", metavar="A B [C...]"),
     ] = None,
     results: Results = Path("results"),
+    task: OnlyTasks = None,
+    method: OnlyMethods = None,
+    model: OnlyModels = None,
+    where: Where = None,
     as_json: Json = False,
 ) -> None:
     """Test whether A is better than B, on each task and on average."""
     from spafit_bench.analysis.compare import compare
     from spafit_bench.cli.views.compare import comparison_json, comparison_text
 
-    found = compare(Store(results), methods or ())
-    print_text(comparison_json(found) if as_json else comparison_text(found))
+    chosen = selection_of(task=task, method=method, model=model, where=where)
+    found = compare(Store(results), methods or (), chosen)
+    width = max(80, shutil.get_terminal_size((80, 24)).columns)
+    print_text(comparison_json(found) if as_json else comparison_text(found, width))
 
 
 @app.command(epilog="Example: `spafit-bench plot --results results --out figures`")
@@ -211,6 +235,10 @@ def plot(
         Path | None, typer.Option(help="Folder to write to. \\[DIR/plots]", metavar="DIR")
     ] = None,
     baseline: Baseline = None,
+    task: OnlyTasks = None,
+    method: OnlyMethods = None,
+    model: OnlyModels = None,
+    where: Where = None,
     as_json: Json = False,
 ) -> None:
     """Draw figures as SVG and PNG: score against size, curves, differences, ranks, layers."""
@@ -219,7 +247,8 @@ def plot(
     folder = out or results / "plots"
     store = Store(results)
     rows, lines = [], []
-    for gallery in build_galleries(store, _groups(store), baseline):
+    chosen = selection_of(task=task, method=method, model=model, where=where)
+    for gallery in build_galleries(store, _groups(store, chosen), baseline):
         for figure in gallery.figures:
             if isinstance(figure, Skipped):
                 rows.append({"figure": figure.name, "files": [], "skipped": figure.why})
@@ -245,6 +274,10 @@ def report(
     ] = None,
     baseline: Baseline = None,
     reference: Reference = None,
+    task: OnlyTasks = None,
+    method: OnlyMethods = None,
+    model: OnlyModels = None,
+    where: Where = None,
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page with every table, figure and run."""
@@ -254,7 +287,8 @@ def report(
     path = out or results / "report.html"
     references = None if reference is None else read_references(reference)
     store = Store(results)
-    page = build_report(store, _groups(store), baseline, references)
+    chosen = selection_of(task=task, method=method, model=model, where=where)
+    page = build_report(store, _groups(store, chosen), baseline, references, chosen)
     content = page.encode(errors="backslashreplace")  # a path may hold undecodable bytes
     _make_folder(path.parent)
     _write({path: content}, f"--out {path.parent}")
@@ -264,15 +298,16 @@ def report(
         print_text(f"{path}: {len(content) / 1e6:.2f} MB")
 
 
-def _groups(store: Store) -> tuple[Group, ...]:
+def _groups(store: Store, chosen: Selection) -> tuple[Group, ...]:
     """Divide finished runs into tables.
 
     Raises:
         UserError: there is no finished run.
     """
+    from spafit_bench.analysis.selection import select
     from spafit_bench.analysis.tables.settings import group_runs
 
-    groups = group_runs(store.records())
+    groups = group_runs(select(store.records(), chosen))
     if not groups:
         raise UserError(f"--results {store.root}: no finished runs here; {TRY}")
     return groups

@@ -9,9 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spafit_bench.base.errors import UserError
 from spafit_bench.base.units import human_bytes
 from spafit_bench.cli.app import app
-from spafit_bench.cli.options import Json, Results, complete_methods, complete_tasks, given
+from spafit_bench.cli.options import (
+    Json,
+    OnlyMethods,
+    OnlyModels,
+    OnlyTasks,
+    Results,
+    Where,
+    given,
+    only,
+    selection_of,
+)
 from spafit_bench.cli.output import print_json, print_text
 from spafit_bench.results.store import Store
 
@@ -32,17 +43,14 @@ def rm(
     names: Annotated[
         list[str] | None, typer.Argument(help="Runs, or beginnings of names.", metavar="RUN...")
     ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Only these tasks.", autocompletion=complete_tasks)
-    ] = None,
-    method: Annotated[
-        list[str] | None, typer.Option(help="Only these methods.", autocompletion=complete_methods)
-    ] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Only these models.")] = None,
-    seed: Annotated[list[str] | None, typer.Option(help="Only these seeds.")] = None,
+    task: OnlyTasks = None,
+    method: OnlyMethods = None,
+    model: OnlyModels = None,
+    where: Where = None,
+    seed: Annotated[list[str] | None, only("--seed", help="Only these seeds.")] = None,
     status: Annotated[
         list[str] | None,
-        typer.Option(help="Only these.", metavar="done|diverged|failed|interrupted"),
+        only("--status", help="Only these.", metavar="done|diverged|failed|interrupted"),
     ] = None,
     results: Results = Path("results"),
     dry_run: DryRun = False,
@@ -50,13 +58,18 @@ def rm(
     as_json: Json = False,
 ) -> None:
     """Remove the named runs, or all runs that pass every filter (comma lists)."""
-    from spafit_bench.config.selection import split_list
-    from spafit_bench.results.cleanup import Leftover, chosen_runs, refuse_live
+    from spafit_bench.analysis.selection import select
+    from spafit_bench.results.cleanup import Leftover, named_runs, refuse_live
 
-    filters = {"task": task, "method": method, "model": model, "seed": seed, "status": status}
-    values = {key: split_list(",".join(value)) for key, value in given(filters).items()}
+    filters = {"task": task, "method": method, "model": model, "where": where}
+    filters |= {"seed": seed, "status": status}
+    if not names and not given(filters):
+        raise UserError(f"say which runs: their names, {', '.join(f'--{key}' for key in filters)}")
     store = Store(results)
-    records = chosen_runs(store, names or (), values)
+    records = select(store.records(), selection_of(**filters))
+    if names:
+        named = {record.run_id for record in named_runs(store, names)}
+        records = [record for record in records if record.run_id in named]
     refuse_live(store, records)
     chosen = [Leftover(store.runs / r.run_id, r.status, r.run_id, record=r) for r in records]
     _remove(store, chosen, "runs", dry_run=dry_run, yes=yes, as_json=as_json)

@@ -42,34 +42,13 @@ class Leftover:
         return 0
 
 
-def chosen_runs(
-    store: Store, names: Sequence[str], filters: Mapping[str, Sequence[str]]
-) -> list[RunRecord]:
-    """Return the runs that are named, or all runs, if they pass every filter.
-
-    Args:
-        store: the results folder.
-        names: runs, or unambiguous beginnings of their names.
-        filters: key of the record -> values that pass, as text.
+def named_runs(store: Store, names: Sequence[str]) -> list[RunRecord]:
+    """Return the runs of some names, or unambiguous beginnings of names.
 
     Raises:
-        UserError: neither a name nor a filter, an unknown run, or a value that no run has.
+        UserError: an unknown run, or one of another results folder.
     """
-    if not names and not filters:
-        raise UserError("say which runs: their names, --task, --method, --model, --seed, --status")
-    records = store.records()
-    for key, values in filters.items():
-        there = sorted({str(getattr(record, key)) for record in records})
-        for value in values:
-            if value not in there:
-                raise UserError(f"--{key} {value}: no run has it; there are {', '.join(there)}")
-    if names:
-        records = list({(r := _own_run(name, store)).run_id: r for name in names}.values())
-    return [
-        record
-        for record in records
-        if all(str(getattr(record, key)) in values for key, values in filters.items())
-    ]
+    return list({(run := _own_run(name, store)).run_id: run for name in names}.values())
 
 
 def _own_run(name: str, store: Store) -> RunRecord:

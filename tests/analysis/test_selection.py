@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from spafit_bench.analysis.selection import Selection, select
 from spafit_bench.analysis.tables import build_tables
 from spafit_bench.base.errors import UserError
 from spafit_bench.results.record import RunRecord
+from tests.conftest import Cli
+from tests.support.finished_runs import save
 from tests.support.records import make_record, scores
 
 SPEC = "lora(query,r=8,alpha=16;0-11)+full(12-23)"
@@ -112,3 +116,32 @@ def test_what_no_run_has_is_said(filters: dict[str, str], message: str) -> None:
     """One message: the filter, and what there is."""
     with pytest.raises(UserError, match=message):
         chosen(**filters)
+
+
+def test_every_command_has_the_same_filters(call: Cli, tmp_path: Path) -> None:
+    """`table`, `compare`, `list runs`, `report`, `plot` and `runs rm` mean the same runs."""
+    store = save(tmp_path / "results", *records())
+    where = ("--results", store.root)
+    flags = ("--task", "mrpc", "--where", "lr=1e-3")
+    assert call("table", *where).code == 0
+    whole = {path: path.read_text() for path in (store.root / "tables").iterdir()}
+    (table, *_) = call("table", *where, *flags, "--json").json["tables"]
+    assert [row["method"] for row in table["rows"]][:2] == ["full", SPEC]
+    # the files are tables of all runs
+    assert {path: path.read_text() for path in (store.root / "tables").iterdir()} == whole
+    listed = call("list", "runs", *where, *flags, "--method", "full lr 1e-3", "--json").json["runs"]
+    assert [(run["task"], run["method"], run["seed"]) for run in listed] == [
+        ("mrpc", "full", 0),
+        ("mrpc", "full", 1),
+    ]
+    (comparison,) = call("compare", "full", SPEC, *where, *flags, "--json").json["comparisons"]
+    assert [task["task"] for pair in comparison["pairs"] for task in pair["tasks"]] == ["mrpc"]
+    page = tmp_path / "report.html"
+    assert call("report", *where, *flags, "--out", page).code == 0
+    assert "MRPC" in page.read_text()
+    assert "RTE" not in page.read_text()
+    removed = call("runs", "rm", *where, *flags, "--method", "full", "--dry-run", "--json").json
+    assert len(removed["would_remove"]) == 2
+    for command in (["table"], ["compare", "full", "lora"], ["report"], ["plot"], ["list", "runs"]):
+        assert "--task mrcp: no run has it" in call(*command, *where, "--task", "mrcp").error
+    assert "`list runs`" in call("list", "tasks", "--task", "mrpc").error

@@ -82,8 +82,8 @@ def test_chosen_runs_go(call: Cli, store: Store, arguments: list[str], gone: int
         ([], "say which runs"),
         (["nothing"], "no run 'nothing'"),
         (["mrpc"], "could be any of 4 runs"),
-        (["--status", "broken"], "no run has it; there are done, failed"),
-        (["--task", "rte"], "there are cola, mrpc"),
+        (["--status", "broken"], "no run has it; choices: done, failed"),
+        (["--task", "rte"], "choices: cola, mrpc"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

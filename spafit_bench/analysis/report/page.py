@@ -17,6 +17,7 @@ from spafit_bench.analysis.report.overview import overview
 from spafit_bench.analysis.report.provenance import environments, provenance
 from spafit_bench.analysis.report.runs import Anchors, run_details, run_table
 from spafit_bench.analysis.report.verdicts import verdicts
+from spafit_bench.analysis.selection import Selection, select
 from spafit_bench.analysis.tables import ResultTable, build_tables
 from spafit_bench.analysis.tables.html import html_block
 from spafit_bench.analysis.tables.settings import Group
@@ -31,6 +32,7 @@ def build_report(
     groups: Sequence[Group],
     baseline: str | None = None,
     references: References | None = None,
+    selection: Selection | None = None,
 ) -> str:
     """Write the page.
 
@@ -41,11 +43,12 @@ def build_report(
         groups: from `group_runs`.
         baseline: the row that others are compared with, as the tables name it.
         references: published scores to set below ours.
+        selection: which runs the page is of, as `groups` are (default: all).
 
     Raises:
         UserError: no such row, or no published score is like ours.
     """
-    records = store.records()
+    records = select(store.records(), selection or Selection())
     anchors = Anchors(records)
     tables = build_tables(records, references)
     galleries = build_galleries(store, groups, baseline)
