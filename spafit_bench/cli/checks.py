@@ -56,6 +56,12 @@ def verify(
             metavar="T[,T]|all",
         ),
     ] = None,
+    split: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Share of train that becomes dev, if the folder has no dev set."
+        ),
+    ] = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
@@ -75,7 +81,9 @@ def verify(
                 f"{source}: the folder itself holds the files of one task; name the task "
                 f"with --task (it could be {', '.join(flat)})"
             )
-    findings = [verify_task(each, source, offline=offline) for each in named or TASKS.values()]
+    findings = [
+        verify_task(each, source, offline=offline, split=split) for each in named or TASKS.values()
+    ]
     if all(each.finding == "missing" for each in findings):
         missing = ", ".join(each.task for each in findings)
         raise UserError(f"{source}: no files of {missing}; check other tasks with --task NAME")

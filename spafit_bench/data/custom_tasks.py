@@ -18,8 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -37,8 +36,7 @@ from spafit_bench.base.yaml_files import config_folder, read_mapping
 from spafit_bench.data.tasks import TASKS, HubFiles, SplitFile, Task, TestSet
 
 Metric = Literal["accuracy", "f1", "f1_macro", "matthews_correlation", "pearson", "spearman"]
-SplitName = Literal["train", "validation", "test"]
-Value = TypeVar("Value")
+SplitName = Annotated[str, Field(pattern="^(train|validation|test)$")]
 
 DATA_FILES = (".csv", ".jsonl", ".parquet")
 _TWO_CLASSES = ("f1", "matthews_correlation")
@@ -94,7 +92,7 @@ class _Part(BaseModel):
 
 
 class SplitDefinition(_Part):
-    """A split whose columns are called otherwise than the task's."""
+    """A split whose columns have other names than the task's."""
 
     file: DataFile
     text: Names = ()
@@ -127,7 +125,7 @@ class TaskDefinition(_Part):
     """Without it: `train`, `validation` and `test`, each `.csv`, `.jsonl` or `.parquet`."""
     hub: HubDefinition | None = None
     rows: dict[SplitName, Annotated[int, Field(ge=1)]] = {}
-    """Rows of the original data, where these are known."""
+    """Rows of the original data, if these are known."""
     empty_texts: bool = False
     train: dict[str, Any] = {}
     """Training defaults of this task, as `train:` of a configuration file."""
@@ -191,23 +189,21 @@ class TaskDefinition(_Part):
             label_range=self.range,
             metrics=tuple(self.metrics),
             test_sets=(TestSet(split="test", submission=self.name),),
-            rows=_by_text(self.rows),
+            rows=self.rows,
             empty_texts=self.empty_texts,
             note="; ".join(filter(None, (NOT_GLUE, self.note))),
             in_glue=False,
-            files=MappingProxyType({name: self._file(name, columns) for name in SPLITS}),
-            hub=None
-            if self.hub is None
-            else HubFiles(self.hub.repository, _by_text(self.hub.files)),
+            files={name: self._file(name, columns) for name in ("train", "validation", "test")},
+            hub=HubFiles(self.hub.repository, self.hub.files) if self.hub else None,
         )
 
-    def _file(self, name: SplitName, columns: tuple[str, ...]) -> SplitFile:
+    def _file(self, name: str, columns: tuple[str, ...]) -> SplitFile:
         split = self.splits.get(name)
+        if isinstance(split, str):
+            split = SplitDefinition(file=split)
         if split is None:
             patterns = () if self.splits else tuple(f"{name}{ending}" for ending in DATA_FILES)
             return SplitFile(patterns=patterns, text_columns=columns, label_column=self.label)
-        if isinstance(split, str):
-            return SplitFile(patterns=(split,), text_columns=columns, label_column=self.label)
         return SplitFile(
             patterns=(split.file,),
             text_columns=split.text or columns,
@@ -215,28 +211,21 @@ class TaskDefinition(_Part):
         )
 
 
-def _by_text(values: Mapping[SplitName, Value]) -> MappingProxyType[str, Value]:
-    return MappingProxyType({str(split): value for split, value in values.items()})
-
-
-SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
-
-
 @dataclass(frozen=True)
 class FoundTask:
-    """A task, and where it is not GLUE's, the description it is from."""
+    """A task and, unless it is GLUE's, its description."""
 
     task: Task
     definition: TaskDefinition | None = None
 
     @property
     def train(self) -> Mapping[str, Any]:
-        """Training defaults of the task's own."""
+        """Training defaults that the description gives."""
         return self.definition.train if self.definition else {}
 
 
 def shipped_tasks() -> tuple[str, ...]:
-    """Names of the shipped descriptions."""
+    """Return the names of the shipped descriptions."""
     return tuple(sorted(path.stem for path in (config_folder() / "tasks").glob("*.yaml")))
 
 

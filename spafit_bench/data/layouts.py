@@ -322,7 +322,7 @@ def _layouts(task: Task, root: Path) -> list[Layout]:
     if task.in_glue:
         return [
             hub_layout(task, root / task.name),
-            _glue_tsv_layout(task, root / task.tsv.folder),
+            _glue_tsv_layout(task, root / task.title),
             _plain_layout(task, root / task.name),
             hub_layout(task, root),
             _glue_tsv_layout(task, root),

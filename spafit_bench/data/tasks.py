@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from spafit_bench.base.errors import UserError, nearest
 
@@ -40,7 +41,6 @@ class TestSet:
 class TsvLayout:
     """How the task looks in GLUE's own TSV files, in which quotes have no meaning."""
 
-    folder: str = ""
     text_columns: tuple[str, ...] = ()
     """If they are not called as the task's."""
     label_column: str = "label"
@@ -150,83 +150,77 @@ def mean_or_none(values: Sequence[float | None]) -> float | None:
     return statistics.fmean(known) if known and len(known) == len(values) else None
 
 
-def _test(submission: str, split: str = "test") -> TestSet:
-    return TestSet(split=split, submission=submission)
+def _glue(
+    title: str, texts: str, labels: str, rows: tuple[int, int, int] | dict[str, int], **facts: Any
+) -> Task:
+    """Return a task of GLUE; `rows` are those of train, validation and test."""
+    if isinstance(rows, tuple):
+        rows = dict(zip(("train", "validation", "test"), rows, strict=True))
+    own = {"test_sets": (TestSet(split="test", submission=title),)} | facts
+    name = title.lower().replace("-", "")
+    columns, classes = tuple(texts.split()), tuple(labels.split())
+    return Task(name=name, title=title, text_columns=columns, labels=classes, rows=rows, **own)
 
 
-_ENTAILMENT = ("entailment", "not_entailment")
-_PAIR = ("sentence1", "sentence2")
+_ENTAILMENT = "entailment not_entailment"
+_PAIR = "sentence1 sentence2"
 
 _ALL = (
-    Task(
-        name="cola",
-        title="CoLA",
-        text_columns=("sentence",),
-        tsv=TsvLayout(
-            folder="CoLA",
-            headerless=("source", "label", "annotation", "sentence"),
-        ),
-        labels=("unacceptable", "acceptable"),
+    _glue(
+        "CoLA",
+        "sentence",
+        "unacceptable acceptable",
+        (8551, 1043, 1063),
         metrics=("matthews_correlation",),
-        test_sets=(_test("CoLA"),),
+        tsv=TsvLayout(headerless=("source", "label", "annotation", "sentence")),
         dev_majority=1,
-        rows={"train": 8551, "validation": 1043, "test": 1063},
     ),
-    Task(
-        name="sst2",
-        title="SST-2",
-        text_columns=("sentence",),
-        tsv=TsvLayout(folder="SST-2"),
-        labels=("negative", "positive"),
-        test_sets=(_test("SST-2"),),
-        dev_majority=1,
-        rows={"train": 67349, "validation": 872, "test": 1821},
-    ),
-    Task(
-        name="mrpc",
-        title="MRPC",
-        text_columns=_PAIR,
-        tsv=TsvLayout(
-            folder="MRPC", text_columns=("#1 String", "#2 String"), label_column="Quality"
-        ),
-        labels=("not_equivalent", "equivalent"),
+    _glue("SST-2", "sentence", "negative positive", (67349, 872, 1821), dev_majority=1),
+    _glue(
+        "MRPC",
+        _PAIR,
+        "not_equivalent equivalent",
+        (3668, 408, 1725),
         metrics=("f1", "accuracy"),
-        test_sets=(_test("MRPC"),),
+        tsv=TsvLayout(text_columns=("#1 String", "#2 String"), label_column="Quality"),
         dev_majority=1,
-        rows={"train": 3668, "validation": 408, "test": 1725},
     ),
-    Task(
-        name="stsb",
-        title="STS-B",
-        text_columns=_PAIR,
-        tsv=TsvLayout(folder="STS-B", label_column="score"),
+    _glue(
+        "STS-B",
+        _PAIR,
+        "",
+        (5749, 1500, 1379),
         label_range=(0.0, 5.0),
         metrics=("pearson", "spearman"),
-        test_sets=(_test("STS-B"),),
+        tsv=TsvLayout(label_column="score"),
         dev_majority=2.364,
-        rows={"train": 5749, "validation": 1500, "test": 1379},
     ),
-    Task(
-        name="qqp",
-        title="QQP",
-        text_columns=("question1", "question2"),
-        tsv=TsvLayout(folder="QQP", label_column="is_duplicate", torn_rows=True),
-        labels=("not_duplicate", "duplicate"),
+    _glue(
+        "QQP",
+        "question1 question2",
+        "not_duplicate duplicate",
+        (363846, 40430, 390965),
         metrics=("f1", "accuracy"),
-        test_sets=(_test("QQP"),),
-        rows={"train": 363846, "validation": 40430, "test": 390965},
+        tsv=TsvLayout(label_column="is_duplicate", torn_rows=True),
         empty_texts=True,
     ),
-    Task(
-        name="mnli",
-        title="MNLI",
-        text_columns=("premise", "hypothesis"),
-        tsv=TsvLayout(folder="MNLI", text_columns=_PAIR, label_column="gold_label"),
-        labels=("entailment", "neutral", "contradiction"),
+    _glue(
+        "MNLI",
+        "premise hypothesis",
+        "entailment neutral contradiction",
+        {
+            "train": 392702,
+            "validation_matched": 9815,
+            "validation_mismatched": 9832,
+            "test_matched": 9796,
+            "test_mismatched": 9847,
+            "ax": 1104,
+        },
+        tsv=TsvLayout(text_columns=("sentence1", "sentence2"), label_column="gold_label"),
         dev_splits=("validation_matched", "validation_mismatched"),
         test_sets=(
-            _test("MNLI-m", "test_matched"),
-            _test("MNLI-mm", "test_mismatched"),
+            TestSet(split="test_matched", submission="MNLI-m"),
+            TestSet(split="test_mismatched", submission="MNLI-mm"),
             TestSet(
                 split="test",
                 submission="AX",
@@ -235,44 +229,21 @@ _ALL = (
             ),
         ),
         submit_names=True,
-        rows={
-            "train": 392702,
-            "validation_matched": 9815,
-            "validation_mismatched": 9832,
-            "test_matched": 9796,
-            "test_mismatched": 9847,
-            "ax": 1104,
-        },
     ),
-    Task(
-        name="qnli",
-        title="QNLI",
-        text_columns=("question", "sentence"),
-        tsv=TsvLayout(folder="QNLI"),
-        labels=_ENTAILMENT,
-        test_sets=(_test("QNLI"),),
+    _glue(
+        "QNLI",
+        "question sentence",
+        _ENTAILMENT,
+        (104743, 5463, 5463),
         dev_majority=1,
         submit_names=True,
-        rows={"train": 104743, "validation": 5463, "test": 5463},
     ),
-    Task(
-        name="rte",
-        title="RTE",
-        text_columns=_PAIR,
-        tsv=TsvLayout(folder="RTE"),
-        labels=_ENTAILMENT,
-        test_sets=(_test("RTE"),),
-        submit_names=True,
-        rows={"train": 2490, "validation": 277, "test": 3000},
-    ),
-    Task(
-        name="wnli",
-        title="WNLI",
-        text_columns=_PAIR,
-        tsv=TsvLayout(folder="WNLI"),
-        labels=("not_entailment", "entailment"),
-        test_sets=(_test("WNLI"),),
-        rows={"train": 635, "validation": 71, "test": 146},
+    _glue("RTE", _PAIR, _ENTAILMENT, (2490, 277, 3000), submit_names=True),
+    _glue(
+        "WNLI",
+        _PAIR,
+        "not_entailment entailment",
+        (635, 71, 146),
         note="the dev set is adversarial to train: a model that learns from train scores "
         "below the majority class",
     ),

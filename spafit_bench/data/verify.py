@@ -33,13 +33,14 @@ class TaskFinding:
     fingerprint: str | None = None
 
 
-def verify(task: Task, source: str, *, offline: bool) -> TaskFinding:
+def verify(task: Task, source: str, *, offline: bool, split: float | None = None) -> TaskFinding:
     """Read all data of a task as a run would.
 
     Args:
         task: the task.
         source: `hub`, `mini` or a folder.
         offline: use the hub's cache without asking the hub.
+        split: as of `load_task_data`.
 
     Raises:
         UserError: there is no such folder, or the hub cannot be reached.
@@ -51,7 +52,7 @@ def verify(task: Task, source: str, *, offline: bool) -> TaskFinding:
         data_folder(source)  # a folder that is not there is no finding about a task
         return TaskFinding(task=task.name, finding="damaged", problem=str(error))
     try:
-        data = load_task_data(task, source, offline=offline)
+        data = load_task_data(task, source, offline=offline, split=split)
     except UnreachableError:
         raise  # says nothing about the data
     except MissingSplitError as error:

@@ -131,11 +131,14 @@ def majority_scores(task: Task, splits: Mapping[str, EncodedSplit]) -> SplitMetr
     return score_splits(task, predictions, splits)
 
 
-def is_collapsed(task: Task, predictions: Mapping[str, Predictions]) -> bool:
+def is_collapsed(
+    task: Task, predictions: Mapping[str, Predictions], splits: Mapping[str, EncodedSplit]
+) -> bool:
     """Tell whether the predictions on any dev split are (nearly) one constant."""
     for name in task.dev_splits:
-        spread = float(np.ptp(predictions[name].labels(task)))
         low, high = task.label_range or (0.0, 0.0)
-        if spread <= COLLAPSED_SPREAD * (high - low):
+        if task.is_regression and task.label_range is None:
+            low, high = splits[name].targets.min(), splits[name].targets.max()
+        if np.ptp(predictions[name].labels(task)) <= COLLAPSED_SPREAD * (high - low):
             return True
     return False

@@ -263,7 +263,7 @@ def _finish(
     tested = score_splits(prepared.task, predictions, scores.splits)
     reported["metrics"] = reported["metrics"] | tested
     reported["confusion"] = confusion_matrices(prepared.task, predictions, scores.splits)
-    reported["collapsed"] = is_collapsed(prepared.task, predictions)
+    reported["collapsed"] = is_collapsed(prepared.task, predictions, scores.splits)
     return predictions, _states(prepared, adapted, scores), reported
 
 

@@ -508,6 +508,8 @@ def test_a_run_on_one_file(call: Cli, checkpoint: Path, tmp_path: Path) -> None:
     flags = ("--task", file, "--data", "d", "--model", checkpoint, *METHOD, *FAST, "--json")
     assert "--split 0.1 takes a tenth" in call("run", *flags).error
     assert "split = 1.5" in call("run", *flags, "--split", 1.5).error
+    verified = call("data", "verify", "--task", file, "--data", "d", "--split", 0.25)
+    assert "train 18, validation 6" in verified.out
     record = call("run", *flags, "--split", 0.25).json
     assert record["data"]["rows"] == {"train": 18, "validation": 6}
     assert record["config"]["split"] == 0.25

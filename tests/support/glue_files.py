@@ -115,7 +115,7 @@ def write_tsv(root: Path, task: Task, rows: Mapping[str, Any], newline: str = "\
         header = tsv_header(task, part)
         lines = ["\t".join(header)] if header else []
         lines += [_tsv_line(task, header, row) for row in rows[part.key]]
-        path = root / task.tsv.folder / f"{TSV_FILES.get(part.key)}.tsv"
+        path = root / task.title / f"{TSV_FILES.get(part.key)}.tsv"
         if part.key == "ax":
             path = root / "diagnostic" / "diagnostic.tsv"
         path.parent.mkdir(parents=True, exist_ok=True)
