@@ -59,11 +59,7 @@ def _own_run(name: str, store: Store) -> RunRecord:
 
 
 def refuse_live(store: Store, records: Sequence[RunRecord]) -> None:
-    """Refuse to remove runs that a process works on.
-
-    Raises:
-        UserError: naming the first.
-    """
+    """Raise a UserError if a process works on one of these runs."""
     with RunLocks(store.root, needed=False) as locks:
         for run_id in locks.held() & {record.run_id for record in records}:
             raise UserError(f"{run_id}: {locks.holder(run_id)} works on it; stop that first")
@@ -75,9 +71,6 @@ def leftovers(store: Store, without_effect: Collection[str]) -> list[Leftover]:
     Args:
         store: the results folder.
         without_effect: settings in which two attempts at one result may differ.
-
-    Raises:
-        UserError: the folder does not exist, or a record is of another version.
     """
     records = {record.run_id: record for record in store.records()}
     with RunLocks(store.root, needed=False) as locks:
@@ -86,11 +79,7 @@ def leftovers(store: Store, without_effect: Collection[str]) -> list[Leftover]:
         *_temporary(store),
         *_snapshots(store, records),
         *_superseded(store, records, without_effect),
-    ]
-    found += [
-        Leftover(path, "logs of a run that is gone")
-        for path in sorted(store.logs.glob("[!.]*"))
-        if path.name not in records.keys() | live and not store.has_snapshot(path.name)
+        *_logs(store),
     ]
     return [each for each in found if each.run_id not in live]
 
@@ -141,12 +130,14 @@ def _superseded(
             yield Leftover(store.runs / run_id, why, run_id, record)
 
 
-def remove(store: Store, found: Sequence[Leftover]) -> list[Leftover]:
-    """Remove leftovers; return those that were kept: they changed, or a process works on them.
+def _logs(store: Store) -> Iterator[Leftover]:
+    for path in sorted(store.logs.glob("[!.]*")):
+        if not (store.runs / path.name).exists() and not store.has_snapshot(path.name):
+            yield Leftover(path, "logs of a run that is gone", path.name)
 
-    Raises:
-        UserError: something cannot be removed.
-    """
+
+def remove(store: Store, found: Sequence[Leftover]) -> list[Leftover]:
+    """Remove leftovers; return those that were kept: they changed, or a process works on them."""
     kept, runs = [], []
     run_ids = {each.run_id for each in found if each.run_id is not None}
     with RunLocks(store.root, needed=False) as locks:  # held until all runs are gone

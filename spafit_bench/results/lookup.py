@@ -29,8 +29,7 @@ def find_run(name: str, store: Store) -> FoundRun:
         store: the results folder in which names are looked up.
 
     Raises:
-        DamagedError: the record is not as it was written.
-        UserError: no such run, or several.
+        UserError: no such run, several, or one whose record cannot be used.
     """
     folder = Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's fails for unknown users
     if _has_record(folder):

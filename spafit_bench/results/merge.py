@@ -48,9 +48,7 @@ def plan_merge(sources: Sequence[Path], dest: Path) -> Merge:
     """Read every folder and decide for every run; nothing is written.
 
     A finished run takes the place of one that failed or was interrupted, whichever comes first.
-
-    Raises:
-        UserError: a folder without runs, the destination among the sources, or a damaged run.
+    A folder without runs, a damaged run and the destination among the sources are errors.
     """
     there = Store(dest)
     records = there.records() if dest.is_dir() else []
@@ -94,13 +92,8 @@ def same_result(left: RunRecord, right: RunRecord) -> bool:
 def carry_out(merge: Merge, *, keep_apart: bool) -> None:
     """Copy the runs, each whole or not at all.
 
-    Args:
-        merge: the plan.
-        keep_apart: conflicting runs go into results folders of their own, `conflicts/1` and so on.
-
-    Raises:
-        UserError: there are conflicts and `keep_apart` is False (nothing is copied then), or a
-            folder cannot be written.
+    Conflicting runs are an error and nothing is copied, unless `keep_apart`: then they go into
+    results folders of their own, `conflicts/1` and so on.
     """
     apart = merge.dest.root / "conflicts"
     if merge.conflicts and not keep_apart:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from functools import partial
@@ -220,6 +221,34 @@ def test_a_snapshot_that_cannot_be_removed_costs_no_finished_run(
     assert "run.snapshot: cannot be removed (Input/output error)" in caplog.text
     store.drop_snapshot("run")
     assert store.snapshot("run") is None
+
+
+def test_a_run_on_a_device_that_fails(
+    call: Cli, tmp_path: Path, checkpoint: Path, data: Path
+) -> None:
+    """One message, nothing finished is lost, and the same command works once the device does."""
+    arguments = ["run", "--task", "mrpc", "--method", "lora", "--precision", "fp32", "--json"]
+    arguments += ["--model", str(checkpoint), "--data", str(data), "--epochs", "1"]
+    run_id = call(*arguments).json["run_id"]
+    store = Store(tmp_path / "results")
+    store.keep_snapshot(run_id, b"state")
+    with pytest.MonkeyPatch.context() as patch:
+        _failing(patch, "unlink", f"{run_id}.snapshot", errno.EIO)
+        answer = call(*arguments)
+        assert (answer.code, answer.json["status"]) == (0, "done")
+        assert "cannot be removed (Input/output error)" in answer.err
+    with pytest.MonkeyPatch.context() as patch:
+        _failing(patch, "read_bytes", "record.json", errno.EIO)
+        assert "record.json cannot be read (Input/output error)" in call(*arguments).err
+    assert call(*arguments).code == 0
+    assert not store.has_snapshot(run_id)
+    store.keep_snapshot(run_id, b"state")
+    shutil.rmtree(store.runs / run_id)
+    with pytest.MonkeyPatch.context() as patch:
+        _failing(patch, "read_bytes", f"{run_id}.snapshot", errno.EIO)
+        assert "run the same command to resume" in call(*arguments).err
+    assert store.snapshot(run_id) == b"state"
+    assert not (store.root / "set-aside").exists()
 
 
 # No NaN in JSON
