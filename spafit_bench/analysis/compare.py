@@ -33,7 +33,7 @@ from spafit_bench.analysis.stats import (
 from spafit_bench.analysis.tables.cells import Mark, Sample, marks_of, mean_of, score_sample, sd_of
 from spafit_bench.analysis.tables.scores import left_out_notes
 from spafit_bench.analysis.tables.settings import Group, Setting, group_runs, matching_rows
-from spafit_bench.base.errors import DamagedError, UserError, nearest
+from spafit_bench.base.errors import DamagedError, UnreadableError, UserError, nearest
 from spafit_bench.data.metrics import score
 from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
@@ -483,6 +483,8 @@ def _read_answers(path: Path, run: RunRecord, task: Task) -> DevAnswers | str:
         frame = read_rows(path, ("index", "label", "prediction"), task.dev_splits)
     except DamagedError:
         return "predictions.parquet is damaged"
+    except UnreadableError:
+        return "predictions.parquet cannot be read"
     if frame is None:
         return "no predictions.parquet"
     answers = {}

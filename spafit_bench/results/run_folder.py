@@ -122,13 +122,16 @@ def read_rows(
         splits: which rows (default: all).
 
     Raises:
-        DamagedError: missing or altered since it was written, or not such a table.
+        BadFileError: missing or altered since it was written, not such a table, or unreadable.
     """
     import pandas as pd
     from pyarrow import ArrowException
 
-    if not path.exists() and path.name not in (read_sums(path.parent) or {}):
-        return None
+    try:
+        if not path.exists() and path.name not in (read_sums(path.parent) or {}):
+            return None
+    except OSError as error:
+        raise cannot_read(path, error) from None
     check_file(path)
     wanted = None if splits is None else [("split", "in", list(splits))]
     try:

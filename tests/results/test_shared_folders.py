@@ -12,13 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from spafit_bench.analysis.compare import _read_answers
 from spafit_bench.base.errors import DamagedError, UnreadableError, UserError
 from spafit_bench.export.model_card import _command
 from spafit_bench.results.cleanup import leftovers, remove
 from spafit_bench.results.locks import RunLocks
 from spafit_bench.results.merge import plan_merge
+from spafit_bench.results.run_folder import prediction_rows
 from spafit_bench.results.store import Store
 from tests.conftest import Cli
 from tests.support.records import make_record, seal
@@ -195,6 +198,18 @@ def test_a_table_leaves_out_a_record_of_another_user(store: Store, tmp_path: Pat
     seen = as_user(54322, 54322, store.records)
     assert seen.startswith("UserError")
     assert "results/runs: cannot be read (Permission denied)" in seen
+
+
+def test_predictions_of_another_user_stop_no_comparison(store: Store, tmp_path: Path) -> None:
+    """They count as missing; the other tests are made."""
+    open_to_all(tmp_path)
+    labels = {"validation": np.array([0, 1])}
+    predictions = prediction_rows({"validation": np.eye(2)}, labels, labels)
+    folder = store.save(GOOD, {"predictions.parquet": predictions})
+    (folder / "predictions.parquet").chmod(0o600)
+    path = folder / "predictions.parquet"
+    seen = as_user(54322, 54322, lambda: _read_answers(path, GOOD, GOOD.task_facts))
+    assert seen == "predictions.parquet cannot be read"
 
 
 def test_a_snapshot_that_cannot_be_read_now_is_kept(store: Store) -> None:
