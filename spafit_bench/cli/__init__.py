@@ -42,6 +42,8 @@ def main() -> None:
     if not log.handlers:
         log.addHandler(_Warnings(logging.WARNING))
     try:
+        if sys.flags.optimize > 1:
+            raise UserError("python -OO removes docstrings, which transformers needs; leave it out")
         app(prog_name="spafit-bench")
     except UserError as error:
         if debug:

@@ -128,6 +128,10 @@ def _write_tokenizer(restored: RestoredRun, folder: Path) -> None:
     for key in ("is_local", "local_files_only"):  # how it was loaded here is nobody else's concern
         tokenizer.init_kwargs.pop(key, None)
     tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"  # which leaves out what makes inputs those of training
+    body = json.loads(file.read_text(encoding="utf-8"))
+    body |= {"model_input_names": tokenizer.model_input_names, "split_special_tokens": True}
+    file.write_text(json.dumps(body, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _base_path(restored: RestoredRun) -> str:

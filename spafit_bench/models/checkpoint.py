@@ -8,30 +8,40 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.data.tasks import Task
-from spafit_bench.methods.architectures import Architecture, get_architecture, locate
+from spafit_bench.methods.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    get_architecture,
+    locate,
+)
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
-_TOKENIZER_FILES = (
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spm.model",
-    "sentencepiece.bpe.model",
+_VOCABULARIES = (
+    *("vocab.txt", "vocab.json", "tokenizer.json", "spm.model", "sentencepiece.bpe.model"),
+    *("spiece.model", "tokenizer.model"),
 )
+_TOKENIZER_FILES = (
+    *("vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "spm.model", "sentencepiece.bpe.model"),
+    *("spiece.model", "tokenizer.model", "bpe.codes", "dict.txt"),
+)
+"""Files that a tokenizer may be read from. All that are there are part of the run's name."""
+_REDIRECTIONS = {
+    "config.json": ("transformers_weights", "configuration_files", "auto_map"),
+    "tokenizer_config.json": ("fast_tokenizer_files", "auto_map"),
+}
+"""Keys that make transformers read other files than those above, or run code of the checkpoint."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt")
 
@@ -60,6 +70,34 @@ class Checkpoint:
     def num_layers(self) -> int:
         """Depth of the encoder."""
         return int(self.config.get("num_hidden_layers", self.config.get("n_layers", 0)))
+
+    @cached_property
+    def resolved_config(self) -> PretrainedConfig:
+        """The configuration with transformers' defaults for keys that `config.json` lacks."""
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.path, local_files_only=True)
+        except Exception as error:  # whatever a wrong value makes a configuration class raise
+            raise UserError(f"{self.path / 'config.json'}: {error}") from None
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether the encoder can tell the two texts of a pair apart by segment ids."""
+        return (getattr(self.resolved_config, "type_vocab_size", 0) or 0) > 1
+
+    @property
+    def needs_segments(self) -> bool:
+        """Whether it was pretrained with them, so that a tokenizer must give them."""
+        return self.has_segments and self.architecture.model_type in ("bert", "electra")
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The longest input that the encoder has positions for; None if it has no limit."""
+        positions = getattr(self.resolved_config, "max_position_embeddings", None)
+        if isinstance(positions, int) and self.architecture.reserves_positions:
+            positions -= int(self.resolved_config.pad_token_id or 0) + 1  # they count from there
+        return positions if isinstance(positions, int) else None
 
 
 def find_checkpoint(
@@ -93,13 +131,37 @@ def find_checkpoint(
             )
     elif revision is not None:
         raise UserError(f"--revision {revision}: {name} is no hub repository, so it has none")
-    config = _read_config(path)
-    architecture = get_architecture(str(config.get("model_type")))
+    if (path / "adapter_config.json").is_file():
+        raise UserError(
+            f"{path}: this folder holds a PEFT adapter (adapter_config.json), not a whole model; "
+            "merge it into its base model (merge_and_unload) and give the folder of the result"
+        )
+    config = _read_json(path / "config.json")
+    if not config.get("model_type"):
+        raise UserError(
+            f"{path / 'config.json'}: there is no model_type, so this is not a checkpoint of "
+            f"transformers; supported: {', '.join(sorted(ARCHITECTURES))}"
+        )
+    architecture = get_architecture(str(config["model_type"]))
+    checkpoint = Checkpoint(name, path, revision, config, architecture)
+    if checkpoint.num_layers < 1:
+        raise UserError(
+            f"{path / 'config.json'}: an encoder needs at least one layer (num_hidden_layers)"
+        )
     if weights:
         _check_weights(path)
-        if not any((path / file).is_file() for file in _TOKENIZER_FILES):
-            raise UserError(f"{path}: no tokenizer (vocab.txt or tokenizer.json) in the checkpoint")
-    return Checkpoint(name, path, revision, config, architecture)
+        if not any((path / file).is_file() for file in _VOCABULARIES):
+            raise UserError(
+                f"{path}: no vocabulary in the checkpoint, one of {', '.join(_VOCABULARIES)}"
+            )
+    for file, keys in _REDIRECTIONS.items():
+        body = _read_json(path / file) if (path / file).is_file() else {}
+        if found := [key for key in keys if body.get(key)]:
+            raise UserError(
+                f"{path / file}: {found[0]} makes transformers read other files than the usual "
+                "ones, which run names do not cover; remove the key and use the usual file names"
+            )
+    return checkpoint
 
 
 def _local(name: str) -> Path | None:
@@ -114,20 +176,29 @@ def _local(name: str) -> Path | None:
     return None
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
+def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(
-            f"{path}: no config.json, so this is not a Hugging Face checkpoint folder; "
+            f"{file.parent}: no config.json, so this is not a Hugging Face checkpoint folder; "
             "it needs config.json, model.safetensors and a tokenizer"
         )
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        body = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_without_repeats)
+    except RecursionError:
+        raise UserError(f"{file}: not readable as JSON (nested too deeply)") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not readable as JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: not a model configuration")
-    return config
+    if not isinstance(body, dict):
+        raise UserError(f"{file}: must be a JSON object")
+    return body
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    body = dict(pairs)
+    if len(body) < len(pairs):
+        names = [key for key, _ in pairs]
+        raise ValueError(f"the key {max(names, key=names.count)!r} stands twice")
+    return body
 
 
 def _check_weights(path: Path) -> None:
@@ -155,7 +226,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
         return ()
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise UserError(f"{index}: not a readable index of weights ({error!r})") from None
     for name in names:
         if Path(name).name != name:
@@ -198,6 +269,7 @@ def model_config(checkpoint: Checkpoint, task: Task) -> PretrainedConfig:
             checkpoint.path,
             local_files_only=True,
             num_labels=task.num_labels,
+            return_dict=True,  # logits are read by name, also from an export
             id2label=names,
             label2id={label: index for index, label in names.items()},
         )
@@ -302,6 +374,17 @@ def generator(seed: int, name: str) -> torch.Generator:
 
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def unreadable_weights(file: Path, error: Exception) -> UserError:
+    """Return the message about a file that safetensors cannot read."""
+    with suppress(OSError), file.open("rb") as opened:
+        if opened.read(40).startswith(b"version https://git-lfs"):
+            return UserError(
+                f"{file}: this is a Git LFS pointer, not the weights; run `git lfs pull` in that "
+                "folder, or download the file"
+            )
+    return UserError(f"{file}: not a readable safetensors file ({error})")
 
 
 def quiet_transformers() -> None:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 POOL_BATCHES = 32
 """Batches among which examples are sorted by length in training; see `training_batches`."""
 
+SEGMENTS = "token_type_ids"
+MOST_UNKNOWN, SOME_UNKNOWN = 0.8, 0.05
+"""Shares of unknown tokens: above the first a run stops, above the second it warns."""
+
 CHUNK_ROWS = 10_000
 """Rows that are tokenised at once: until they are arrays, a pair takes about 10 kB."""
 
@@ -139,10 +143,13 @@ def _clones(part: Batch | Ragged) -> dict[str, Any]:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """Load a checkpoint's tokenizer.
+    """Load a checkpoint's tokenizer so that it suits the encoder.
+
+    It returns segment ids if the encoder was pretrained with them, and none if it has none. Special tokens that stand inside a
+    text, such as a literal `[PAD]`, are text: they are split into ordinary tokens.
 
     Raises:
-        UserError: its files are damaged.
+        UserError: its files are damaged or incomplete.
     """
     from transformers import AutoTokenizer
 
@@ -150,11 +157,72 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
     except Exception as error:  # tokenizers raises bare Exception on damaged files
         reason = " ".join(str(error).split())
+        if "sentencepiece" in reason.lower() or "tiktoken" in reason.lower():
+            reason = (
+                "it needs the sentencepiece package: pip install sentencepiece, or add the "
+                "checkpoint's tokenizer.json to the folder"
+            )
         raise UserError(f"{checkpoint.path}: tokenizer cannot be loaded ({reason:.300})") from None
-    if int(checkpoint.config.get("type_vocab_size", 0)) < 2:  # an encoder without segments
-        names = tokenizer.model_input_names
-        tokenizer.model_input_names = [name for name in names if name != "token_type_ids"]
+    tokenizer.split_special_tokens = True
+    names = list(tokenizer.model_input_names)
+    if SEGMENTS in names and not checkpoint.has_segments:
+        names.remove(SEGMENTS)
+    if SEGMENTS not in names and checkpoint.needs_segments:
+        names.insert(1, SEGMENTS)
+    tokenizer.model_input_names = names
     return tokenizer
+
+
+def tokenizer_problem(
+    tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint, texts: Sequence[str]
+) -> tuple[str | None, str | None]:
+    """Look at what a tokenizer does to some training texts; return an error and a warning.
+
+    A damaged tokenizer trains without complaint and gives a wrong score, so the likely cause is
+    named before the first step.
+    """
+    files = checkpoint.path
+    ids = [i for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in row]
+    num_characters = sum(len(word) for text in texts for word in text.split())
+    if not ids or not num_characters:
+        return f"{files}: the tokenizer makes no tokens of the training texts", None
+    unknown = sum(i == tokenizer.unk_token_id for i in ids) / len(ids)
+    share = f"{100 * unknown:.0f} % of the tokens of the training texts are unknown"
+    if unknown > MOST_UNKNOWN:
+        return f"{files}: {share}; is the vocabulary complete, and of this language?", None
+    vocabulary = tokenizer.get_vocab()
+    words = [token for token in vocabulary if token.isalpha() and token.isascii()]
+    capitals = [word for word in words if word != word.lower() and len(word) > 1]
+    if len(capitals) > 0.05 * len(words) and tokenizer.tokenize("Hello") == tokenizer.tokenize(
+        "hello"
+    ):
+        return (
+            f"{files}: the vocabulary has {len(capitals):,} words with capitals, but the tokenizer "
+            "lower-cases every text; add a tokenizer_config.json with "
+            '{"do_lower_case": false}, as the original checkpoint has it'
+        ), None
+    longer = [token for token in vocabulary if len(token) > 2]
+    if len(ids) > 0.9 * num_characters and len(longer) > 100:
+        return (
+            f"{files}: the tokenizer splits the training texts into single letters; is merges.txt "
+            "empty or cut short?"
+        ), None
+    return None, f"{checkpoint.name}: {share}" if unknown > SOME_UNKNOWN else None
+
+
+def segment_warning(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> str | None:
+    """Return a warning if an encoder has segments that its tokenizer does not know of."""
+    if not checkpoint.needs_segments:
+        return None
+    if not any(tokenizer("a", "b")[SEGMENTS]):
+        return f"{checkpoint.name}: the tokenizer puts both texts of a pair into one segment"
+    declared = tokenizer.init_kwargs.get("model_input_names", type(tokenizer).model_input_names)
+    if SEGMENTS not in declared:
+        return (
+            f"{checkpoint.name}: the tokenizer leaves out {SEGMENTS}, but the encoder has "
+            "segments; they are used, in training and in an export"
+        )
+    return None
 
 
 def encode(split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> EncodedSplit:
@@ -171,8 +239,8 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int)
         encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length)
         lengths += [len(ids) for ids in encoded["input_ids"]]
         input_ids.append(_flat(encoded["input_ids"], np.int32))
-        if "token_type_ids" in encoded:
-            segments.append(_flat(encoded["token_type_ids"], np.uint8))
+        if SEGMENTS in encoded:
+            segments.append(_flat(encoded[SEGMENTS], np.uint8))
     return EncodedSplit(
         input_ids=np.concatenate(input_ids),
         token_type_ids=np.concatenate(segments) if segments else None,

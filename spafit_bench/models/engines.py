@@ -45,7 +45,7 @@ class PlainEngine:
     def logits(self, batch: Batch) -> Tensor:
         """Apply the model."""
         with self.numerics.autocast():
-            logits: Tensor = self.model(**batch.padded()).logits
+            logits: Tensor = self.model(**batch.padded(), return_dict=True).logits
         return logits.float()
 
 
@@ -72,9 +72,9 @@ def check_prefix(wanted: str, config: Mapping[str, Any], plan: Plan) -> None:
     Raises:
         UserError: the plain engine, or something trains in the embeddings or the first layer.
     """
-    reason = "--engine plain was asked for" if wanted == "plain" else why_not_fused(config, plan)
+    reason = "this run uses --engine plain" if wanted == "plain" else why_not_fused(config, plan)
     if reason is not None:
-        raise UserError(f"--cache-prefix: only the fast engine can start at a layer, and {reason}")
+        raise UserError(f"--cache-prefix needs the fast engine: {reason}")
     if not plan.frozen_layers:
         names = (tensor.name for tensor in plan.tensors if tensor.num_trainable)
         raise UserError(
@@ -90,15 +90,11 @@ def check_graphs(wanted: str, config: Mapping[str, Any], plan: Plan, numerics: N
     Raises:
         UserError: the plain engine, or no GPU.
     """
-    reason = "--engine plain was asked for" if wanted == "plain" else why_not_fused(config, plan)
+    reason = "this run uses --engine plain" if wanted == "plain" else why_not_fused(config, plan)
     if reason is not None:
-        raise UserError(
-            f"--cuda-graphs: only the fast engine never waits for the GPU, and {reason}"
-        )
+        raise UserError(f"--cuda-graphs needs the fast engine: {reason}")
     if numerics.device.type != "cuda":
-        raise UserError(
-            f"--cuda-graphs: needs a CUDA GPU, and this run's device is {numerics.device}"
-        )
+        raise UserError(f"--cuda-graphs needs a CUDA GPU, but this run uses {numerics.device}")
 
 
 def make_engine(

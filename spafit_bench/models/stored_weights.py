@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.methods.architectures import locate
-from spafit_bench.models.checkpoint import Checkpoint, weight_files
+from spafit_bench.models.checkpoint import Checkpoint, unreadable_weights, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ def fresh_parameters(checkpoint: Checkpoint, names: list[str]) -> tuple[str, ...
             with safe_open(file, framework="pt") as tensors:
                 stored |= {_modern(key) for key in tensors.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+            raise unreadable_weights(file, error) from None
     # A bare encoder is stored without the prefix of its own name (`bert.`, `model.`, ...).
     return tuple(
         n

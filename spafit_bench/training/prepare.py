@@ -25,23 +25,21 @@ from spafit_bench.models.checkpoint import (
     find_checkpoint,
     fingerprint,
     parameter_shapes,
+    unreadable_weights,
     weight_files,
 )
-from spafit_bench.models.encoding import load_tokenizer
+from spafit_bench.models.encoding import (
+    load_tokenizer,
+    segment_warning,
+    tokenizer_problem,
+)
 from spafit_bench.models.engines import check_graphs, check_prefix, engine_name
 from spafit_bench.models.fused import kernels_name
 from spafit_bench.models.numerics import Numerics, choose_numerics
 from spafit_bench.models.stored_weights import fresh_parameters, untrained_pooler
 
-_VOCABULARIES = (
-    "vocab.txt",
-    "vocab.json",
-    "tokenizer.json",
-    "spm.model",
-    "sentencepiece.bpe.model",
-)
-
-
+TRIED_ROWS = 200
+"""Training rows that a tokenizer is tried on."""
 _AS_THE_METHOD_SAYS = HeadSettings()
 
 
@@ -124,7 +122,11 @@ class Preparer:
     checkpoints: dict[tuple[str, str | None], Checkpoint] = field(default_factory=dict)
     tokenizers: dict[Path, tuple[str, ...]] = field(default_factory=dict)
     """Checkpoint folder -> warnings about its tokenizer."""
+    tried: dict[tuple[Path, str], tuple[str, ...]] = field(default_factory=dict)
+    """Checkpoint folder and data -> warnings about what the tokenizer does to the texts."""
     shapes: dict[tuple[Path, int], dict[str, tuple[int, ...]]] = field(default_factory=dict)
+    heads: dict[tuple[Path, int], tuple[str, ...]] = field(default_factory=dict)
+    """As `shapes`: warnings about a stored classifier."""
     numerics: Callable[[str, str], Numerics] = choose_numerics
     """Device and precision -> numerics; another's where another machine will compute."""
     kernels: Callable[[Numerics], str] = kernels_name
@@ -164,9 +166,25 @@ class Preparer:
             numerics=numerics,
             engine=engine,
             kernels=self.kernels(numerics) if engine == "fast" else None,
-            warnings=(*data.notes, *self.tokenizers[checkpoint.path], *warnings),
+            warnings=(*data.notes, *self._tokenizer_warnings(checkpoint, data), *warnings),
             definition=found.definition,
         )
+
+    def _tokenizer_warnings(self, checkpoint: Checkpoint, data: TaskData) -> tuple[str, ...]:
+        """Try the tokenizer on the first training texts.
+
+        Raises:
+            UserError: it does not understand them.
+        """
+        key = (checkpoint.path, data.fingerprint)
+        if key not in self.tried:
+            columns = data.splits["train"].texts
+            texts = [text for column in columns for text in column[:TRIED_ROWS]]
+            problem, warning = tokenizer_problem(load_tokenizer(checkpoint), checkpoint, texts)
+            if problem:
+                raise UserError(problem)
+            self.tried[key] = (warning,) if warning else ()
+        return (*self.tokenizers[checkpoint.path], *self.tried[key])
 
     def _checkpoint(self, config: RunConfig) -> Checkpoint:
         key = (config.model, config.revision)
@@ -197,8 +215,9 @@ class Preparer:
         key = (checkpoint.path, task.num_labels)
         if key not in self.shapes:
             self.shapes[key] = model_shapes(checkpoint, task)
-            _check_stored(checkpoint, self.shapes[key])
-        return plan_method(method, checkpoint, self.shapes[key], head=config.head)
+            self.heads[key] = _check_stored(checkpoint, self.shapes[key])
+        plan, warnings = plan_method(method, checkpoint, self.shapes[key], head=config.head)
+        return plan, (*self.heads[key], *warnings)
 
 
 def plan_method(
@@ -257,8 +276,6 @@ def model_shapes(checkpoint: Checkpoint, task: Task) -> dict[str, tuple[int, ...
     Raises:
         UserError: no model can be built from the checkpoint's configuration.
     """
-    if not checkpoint.num_layers > 0:
-        raise UserError(f"{checkpoint.path / 'config.json'}: an encoder without layers")
     try:
         return parameter_shapes(checkpoint, task)
     except UserError:
@@ -271,32 +288,30 @@ def model_shapes(checkpoint: Checkpoint, task: Task) -> dict[str, tuple[int, ...
 
 
 def _check_tokenizer(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Refuse a tokenizer that the encoder cannot understand; return a warning if in doubt."""
-    if not any((checkpoint.path / name).is_file() for name in _VOCABULARIES):
-        raise UserError(
-            f"{checkpoint.path}: no vocabulary in the checkpoint, one of {', '.join(_VOCABULARIES)}"
-        )
+    """Refuse a tokenizer that does not fit the encoder; return warnings."""
     tokenizer = load_tokenizer(checkpoint)
     try:
-        tokenizer("a", "b")
+        segments = segment_warning(tokenizer, checkpoint)
     except Exception as error:  # tokenizers raises bare Exception
         raise UserError(f"{checkpoint.path}: the tokenizer is damaged ({error})") from None
     rows = checkpoint.config.get("vocab_size")
     if isinstance(rows, int) and len(tokenizer) > rows:
         raise UserError(
-            f"{checkpoint.path}: the tokenizer has {len(tokenizer)} tokens, and the encoder knows "
+            f"{checkpoint.path}: the tokenizer has {len(tokenizer)} tokens, but the encoder has "
             f"{rows} (vocab_size in config.json); they are not of one checkpoint"
         )
+    warnings = [segments] if segments else []
     if isinstance(rows, int) and len(tokenizer) < 0.9 * rows:
-        return (
-            f"the tokenizer of {checkpoint.name} has {len(tokenizer)} tokens where the encoder "
-            f"knows {rows}: is its vocabulary cut short?",
+        warnings.append(
+            f"the tokenizer of {checkpoint.name} has {len(tokenizer)} tokens, but the encoder has "
+            f"{rows}; is the vocabulary cut short?"
         )
-    return ()
+    return tuple(warnings)
 
 
-def _check_stored(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Refuse weights that are not those of the configuration."""
+def _check_stored(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Refuse weights that do not fit the configuration; warn about a head of another task."""
+    warnings: list[str] = []
     root, _, rest = checkpoint.architecture.layers.partition(".")
     in_layer = re.compile(rf"(?:{root}\.)?{re.escape(rest)}\.(\d+)\.")
     bare = {name.partition(".")[2]: shape for name, shape in shapes.items()}
@@ -309,7 +324,15 @@ def _check_stored(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) ->
                 problem = f"is of layer {layer[1]}, but there are {checkpoint.num_layers} layers"
             elif wanted is None or wanted == shape:
                 continue
+            elif key.startswith(checkpoint.architecture.classifier):
+                if shape[0] != wanted[0] and not warnings:
+                    warnings.append(
+                        f"the classifier of {checkpoint.name} has {shape[0]} outputs, so a new one "
+                        f"with {wanted[0]} replaces it"
+                    )
+                continue
             raise UserError(f"{file}: {key} {problem} (see config.json; other task or checkpoint?)")
+    return tuple(warnings)
 
 
 def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
@@ -320,15 +343,12 @@ def _stored_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             names = list(tensors.keys())
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: not a readable safetensors file ({error})") from None
+        raise unreadable_weights(file, error) from None
 
 
 def _check_length(config: RunConfig, checkpoint: Checkpoint) -> None:
-    positions = checkpoint.config.get("max_position_embeddings")
-    if isinstance(positions, int) and checkpoint.architecture.reserves_positions:
-        positions -= int(checkpoint.config.get("pad_token_id") or 0) + 1  # it counts from there
-    if isinstance(positions, int) and config.train.max_length > positions:
+    most = checkpoint.most_tokens
+    if most is not None and config.train.max_length > most:
         raise UserError(
-            f"--max-length {config.train.max_length}: {checkpoint.name} has only {positions} "
-            "positions"
+            f"--max-length {config.train.max_length}: {checkpoint.name} has only {most} positions"
         )

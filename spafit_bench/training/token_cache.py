@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from spafit_bench.training.prepare import PreparedRun
 
-FORMAT = 1
+FORMAT = 2
 """To be raised when `encode` comes to mean something else, so that no old entry is taken."""
 _LIBRARIES = ("transformers", "tokenizers")
 

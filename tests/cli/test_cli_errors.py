@@ -298,12 +298,6 @@ def _index(text: str) -> Edit:
     return edit
 
 
-def _head_of_three(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    tensors |= {"classifier.weight": np.zeros((3, 32), np.float32)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
 def _in(name: str, edit: Edit) -> Edit:
     return lambda folder: edit(folder / name)
 
@@ -324,7 +318,7 @@ BROKEN_MODELS: dict[str, tuple[Edit, str]] = {
     "index cut short": (_index('{"weight'), "not a readable index of weights"),
     "config cut short": (_in("config.json", truncate), "config.json: not readable as JSON"),
     "config random": (_in("config.json", scramble), "config.json: not readable as JSON"),
-    "config a list": (_in("config.json", _writes("[]")), "config.json: not a model configuration"),
+    "config a list": (_in("config.json", _writes("[]")), "config.json: must be a JSON object"),
     "unknown type": (_configure(model_type="gpt2"), "no parameter table for model type 'gpt2'"),
     "heads do not divide": (_configure(hidden_size=33), "config.json: no model can be built"),
     "wrong type": (_configure(hidden_size="x"), "hidden_size"),
@@ -332,15 +326,14 @@ BROKEN_MODELS: dict[str, tuple[Edit, str]] = {
     "other width": (_configure(hidden_size=64), "but the model asks for (64,)"),
     "a layer more": (_configure(num_hidden_layers=3), "encoder.layer.2"),
     "a layer less": (_configure(num_hidden_layers=1), "is of layer 1, but there are 1 layers"),
-    "no layers": (_configure(num_hidden_layers=0), "an encoder without layers"),
-    "vocabulary too small": (_configure(vocab_size=10), "the encoder knows 10"),
-    "a head of three labels": (_head_of_three, "classifier.weight has shape (3, 32)"),
+    "no layers": (_configure(num_hidden_layers=0), "an encoder needs at least one layer"),
+    "vocabulary too small": (_configure(vocab_size=10), "the encoder has 10"),
     "no vocabulary": (_in("vocab.txt", Path.unlink), "no vocabulary in the checkpoint"),
     "empty vocabulary": (_in("vocab.txt", _writes("")), "the tokenizer is damaged"),
     "random vocabulary": (_in("vocab.txt", scramble), "tokenizer cannot be loaded"),
     "random tokenizer": (_in("tokenizer.json", scramble), "tokenizer cannot be loaded"),
     "tokenizer cut short": (_in("tokenizer.json", _writes('{"mod')), "tokenizer cannot be loaded"),
-    "tokenizer config": (_in("tokenizer_config.json", truncate), "tokenizer cannot be loaded"),
+    "tokenizer config": (_in("tokenizer_config.json", truncate), "not readable as JSON"),
 }
 
 

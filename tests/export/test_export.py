@@ -289,7 +289,7 @@ def test_command_line(
     where = ("--results", str(world.results))
     delta = tmp_path / "delta"
     text = command("export", record.run_id, "--to", str(delta), "--format", "delta", *where)
-    assert "what was trained: 4.4 kB in fp32 (2.2 kB in bf16)" in text
+    assert "trained weights: 4.36 kB in fp32 (2.18 kB in bf16)" in text
     body = json.loads(command("export", str(delta), "--to", str(tmp_path / "m"), "--json", *where))
     assert body["format"] == "merged"
     assert body["stored_bytes"] == record.stored_bytes

@@ -310,7 +310,7 @@ def test_a_gradient_through_dropout_equals_autograd(tmp_path: Path) -> None:
     ("spec", "reason"),
     [
         ("all:lora(query,r=2,alpha=4,dora)", "DoRA"),
-        ("all:lora(query,r=2,alpha=4,dropout=0.1)", "adapter's input"),
+        ("all:lora(query,r=2,alpha=4,dropout=0.1)", "no dropout on their input"),
     ],
 )
 def test_auto_falls_back_and_says_why_it_must(spec: str, reason: str, tmp_path: Path) -> None:

@@ -333,8 +333,8 @@ def four_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--method", "spafit", "--engine", "plain"), "--engine plain was asked for"),
-        (("--method", "0:frozen;1-3:lora(query,r=2,alpha=4,dora)"), "it has no DoRA"),
+        (("--method", "spafit", "--engine", "plain"), "this run uses --engine plain"),
+        (("--method", "0:frozen;1-3:lora(query,r=2,alpha=4,dora)"), "does not support DoRA"),
         (("--method", "bitfit"), "bitfit trains bert.embeddings.LayerNorm.bias"),
         (("--method", "lora"), "lora trains bert.encoder.layer.0.attention.self.query.weight"),
     ],

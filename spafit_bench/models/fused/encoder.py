@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,8 +49,43 @@ _HEADS: dict[str, Head] = {
 }
 
 
+_KNOWN_KEYS = (
+    # what the engine computes with, or reads through the model's own modules
+    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
+    "hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings type_vocab_size "
+    "initializer_range layer_norm_eps pad_token_id position_embedding_type classifier_dropout "
+    "embedding_size summary_activation summary_last_dropout summary_type summary_use_proj "
+    "activation attention_dropout dim dropout hidden_dim n_heads n_layers qa_dropout "
+    "seq_classif_dropout sinusoidal_pos_embds "
+    # what leaves the logits of a sequence classifier alone
+    "_name_or_path _commit_hash _num_labels architectures model_type transformers_version dtype "
+    "torch_dtype id2label label2id num_labels finetuning_task task_specific_params problem_type "
+    "bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id unk_token_id language "
+    "tie_word_embeddings tie_weights_ use_cache gradient_checkpointing output_past torchscript "
+    "output_attentions output_hidden_states return_dict chunk_size_feed_forward directionality "
+    "pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
+    "pooler_type"
+)
+"""Keys of a `config.json` that the fast engine knows. With any other key that differs from its
+default the forward pass may be another one, so the plain engine computes it."""
+
+
+_KNOWN_NAMES = frozenset(_KNOWN_KEYS.split())
+
+
+def _unknown_key(config: Mapping[str, Any]) -> str | None:
+    """Return `key = value` of the first key that may change the forward pass unnoticed."""
+    from transformers import AutoConfig
+
+    usual = AutoConfig.for_model(str(config["model_type"])).to_dict()
+    for key, value in config.items():
+        if key not in _KNOWN_NAMES and value not in (None, [], {}) and value != usual.get(key):
+            return f"{key} = {json.dumps(value)}"
+    return None
+
+
 def why_not_fused(config: Mapping[str, Any], plan: Plan) -> str | None:
-    """Say why a run needs the plain engine; None if it does not.
+    """Return why a run needs the plain engine; None if it does not.
 
     Args:
         config: the checkpoint's `config.json`.
@@ -57,17 +93,19 @@ def why_not_fused(config: Mapping[str, Any], plan: Plan) -> str | None:
     """
     kind = str(config.get("model_type"))
     if kind not in _HEADS:
-        return f"it has no {kind}"
+        return f"the fast engine does not support {kind}"
     activation = config.get("hidden_act", config.get("activation", "gelu"))
     if activation != "gelu":
-        return f"it has no activation {activation!r}"
+        return f"the fast engine does not support the activation {activation!r}"
     if config.get("position_embedding_type", "absolute") != "absolute":
-        return "it has no relative positions"
+        return "the fast engine does not support relative positions"
+    if key := _unknown_key(config):
+        return f"the fast engine does not know what {key:.80} in config.json changes"
     loras = [tensor.lora for tensor in plan.tensors if tensor.lora is not None]
     if any(lora.dora for lora in loras):
-        return "it has no DoRA"
+        return "the fast engine does not support DoRA"
     if any(lora.dropout > 0 for lora in loras):
-        return "it merges adapters, so nothing can be dropped from an adapter's input"
+        return "the fast engine merges adapters, so it has no dropout on their input"
     return None
 
 
