@@ -145,8 +145,9 @@ def _clones(part: Batch | Ragged) -> dict[str, Any]:
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """Load a checkpoint's tokenizer so that it suits the encoder.
 
-    It returns segment ids if the encoder was pretrained with them, and none if it has none. Special tokens that stand inside a
-    text, such as a literal `[PAD]`, are text: they are split into ordinary tokens.
+    It returns segment ids if the encoder was pretrained with them, and none if it has none. Special
+    tokens that stand inside a text, such as a literal `[PAD]`, are text: they are split into
+    ordinary tokens.
 
     Raises:
         UserError: its files are damaged or incomplete.

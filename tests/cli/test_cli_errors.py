@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
 from tests.conftest import MAIN, Cli, clean_environment, write_checkpoint, write_data
 
@@ -357,7 +356,7 @@ def test_a_vocabulary_cut_short_is_warned_of(
     flags = ("--data", data, "--epochs", 1, "--set", "method.rank=2")
     answer = call("run", "--task", "mrpc", "--method", "lora", "--model", folder, *flags)
     assert answer.code == 0
-    assert "is its vocabulary cut short?" in answer.err
+    assert "is the vocabulary cut short?" in answer.err
 
 
 def test_a_file_as_a_model(refused: Refused, checkpoint: Path) -> None:
