@@ -228,9 +228,10 @@ def read_source(
     Raises:
         UserError: train or dev is missing, or a file cannot be read.
     """
-    if without and (source in ("hub", "mini") or len(without) > 1):
-        what = f"--data {source}" if source in ("hub", "mini") else task.name
-        raise UserError(f"--split is for a folder without a dev set; {what} has its own")
+    if without and source in ("hub", "mini"):
+        raise UserError(f"--split is for a folder without a dev set; --data {source} has its own")
+    if len(without) > 1:
+        raise UserError(f"--split makes one dev set; {task.name} has {len(without)}")
     if source == "hub":
         return _read_hub(task, offline=offline)
     if source == "mini":

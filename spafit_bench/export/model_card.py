@@ -105,11 +105,10 @@ def data_name(record: RunRecord, task: Task) -> str:
 
 
 def _summary(record: RunRecord, task: Task) -> str:
-    outputs = (
-        "one score from {:g} to {:g}".format(*task.label_range)
-        if task.label_range
-        else "the classes " + ", ".join(f"`{label}`" for label in task.labels)
-    )
+    outputs = "the classes " + ", ".join(f"`{label}`" for label in task.labels)
+    if task.is_regression:
+        bounds = " from {:g} to {:g}".format(*task.label_range) if task.label_range else ""
+        outputs = f"one score{bounds}"
     columns = " and ".join(f"`{column}`" for column in task.inputs)
     return (
         f"{base_name(record)} fine-tuned on {data_name(record, task)} with `{record.method}`. "

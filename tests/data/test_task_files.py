@@ -494,6 +494,7 @@ def test_ones_own_test_labels_are_scored(
     assert [found["scores"][name]["recall"] for name in REVIEWS["labels"]] == recalls.tolist()
     shown = call("show", record["run_id"]).out
     assert "test: rows by true class, columns by predicted class" in shown
+    assert "acc-test " in shown
     assert call("report", "--out", "r.html").code == 0
     assert "good, test" in (tmp_path / "r.html").read_text()
     header = (tmp_path / "results" / "results.csv").read_text().splitlines()[0]
@@ -519,14 +520,20 @@ def test_a_run_on_one_file(call: Cli, checkpoint: Path, tmp_path: Path) -> None:
     assert call("run", *flags, "--split", 0.25).json["started_at"] == record["started_at"]
 
 
-def test_a_regression_of_pairs_runs(call: Cli, tmp_path: Path, checkpoint: Path) -> None:
-    """Parquet, one metric, a score's range; its table has no average and no GLUE in its title."""
-    file = write_task(tmp_path, DISTANCE)
+@pytest.mark.parametrize("range_", [(0, 10), None])
+def test_a_regression_of_pairs_runs(
+    range_: tuple[int, int] | None, call: Cli, tmp_path: Path, checkpoint: Path
+) -> None:
+    """Parquet, one metric, with or without a range; no average and no GLUE in its table."""
+    file = write_task(tmp_path, DISTANCE, range=range_ and list(range_))
     data = write_distances(tmp_path / "d")
     flags = ("--data", data, "--model", checkpoint, *METHOD, *FAST)
     record = call("run", "--task", file, *flags, "--json").json
     assert set(record["metrics"]["validation"]) == {"spearman"}
-    assert parse_record(json.dumps(record), "here").task_facts.label_range == (0, 10)
+    assert parse_record(json.dumps(record), "here").task_facts.label_range == range_
+    assert call("export", record["run_id"], "--to", "model").code == 0
+    outputs = "one score from 0 to 10." if range_ else "one score."
+    assert f"gives {outputs}" in (tmp_path / "model" / "README.md").read_text()
     scores = call("table", "--json").json["tables"][0]
     assert scores["title"].startswith("Dev scores: ")
     assert [column["key"] for column in scores["columns"]] == ["trainable", "percent", "distance"]

@@ -44,6 +44,7 @@ def format_metrics(metrics: SplitMetrics) -> str:
     parts = []
     for split, values in metrics.items():
         suffix = split.removeprefix("validation").removeprefix("holdout").replace("_", "-")
+        suffix = f"-{suffix.lstrip('-')}" if suffix else ""
         parts += [f"{_SHORT.get(m, m)}{suffix} {100 * v:.1f}" for m, v in values.items()]
     return "  ".join(parts)
 
