@@ -7,13 +7,18 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from spafit_bench.base.errors import UserError
+
+_SILENT_S = 2.0
+"""Seconds after which a command says what it waits for."""
 
 
 class _BestEffort(io.FileIO):
@@ -40,6 +45,25 @@ def prepare_streams() -> None:
         raw = io.BufferedWriter(_BestEffort(2, "w", closefd=False))
         encoding = sys.stderr.encoding
         sys.stderr = io.TextIOWrapper(raw, encoding, "backslashreplace", line_buffering=True)
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Say on stderr what takes long: a spinner on a terminal, elsewhere a line after two seconds."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if console.is_terminal:
+        with console.status(what):
+            yield
+        return
+    timer = threading.Timer(_SILENT_S, console.print, [f"{what} ..."])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def print_text(text: str) -> None:

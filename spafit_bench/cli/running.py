@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -44,10 +44,11 @@ from spafit_bench.cli.options import (
     what,
     where,
 )
-from spafit_bench.cli.output import print_json, print_text
+from spafit_bench.cli.output import print_json, print_text, waiting
 from spafit_bench.results.store import Store
 
 if TYPE_CHECKING:
+    from spafit_bench.config.run_config import RunConfig
     from spafit_bench.config.selection import RunRequest
     from spafit_bench.config.sweep import Sweep
     from spafit_bench.results.record import RunRecord
@@ -323,10 +324,12 @@ def prepare_runs(request: RunRequest) -> list[PreparedRun]:
 
     if not is_one_of_several():
         return _prepare_runs(request)
-    from spafit_bench.base import distributed
-    from spafit_bench.training.environment import versions
+    is_first = os.environ.get("RANK") == "0"
+    with waiting("loading PyTorch") if is_first else nullcontext():
+        from spafit_bench.base import distributed
+        from spafit_bench.training.environment import versions
 
-    distributed.join()
+        distributed.join()
     runs = distributed.in_one_voice(lambda: _prepare_runs(request))
     facts = [f"{name} {version}" for name, version in versions().items()]
     distributed.check_same([*facts, *(run.run_id for run in runs)])
@@ -337,13 +340,30 @@ def _prepare_runs(request: RunRequest) -> list[PreparedRun]:
     from spafit_bench.config.selection import run_configs
 
     configs = run_configs(request)
-    from spafit_bench.base.process import load_libraries
-
-    load_libraries()
+    _load_libraries(configs)
     from spafit_bench.training.prepare import Preparer
 
     preparer = Preparer()
-    return [preparer.prepare(config) for config in configs]
+    with waiting("reading data and checking models"):
+        return [preparer.prepare(config) for config in configs]
+
+
+def _load_libraries(configs: Sequence[RunConfig]) -> None:
+    """Import PyTorch and transformers, which takes seconds, if the models and data exist."""
+    from spafit_bench.base.process import load_libraries
+    from spafit_bench.data.custom_tasks import find_task
+    from spafit_bench.data.layouts import layout_of
+    from spafit_bench.models.checkpoint import find_checkpoint
+
+    for task, data in dict.fromkeys((c.task, c.data) for c in configs):
+        if data not in ("hub", "mini"):
+            layout_of(find_task(task).task, data)
+    for model, revision, offline in dict.fromkeys(
+        (c.model, c.revision, c.offline) for c in configs
+    ):
+        find_checkpoint(model, revision=revision, offline=offline)
+    with waiting("loading PyTorch and transformers"):
+        load_libraries()
 
 
 def _check_log(log: str | None, *, on_cluster: bool = False) -> None:
@@ -391,7 +411,7 @@ def _read_sweep(
     seed: str | None = None,
     shard: str = "1/1",
 ) -> Sweep:
-    """Read a sweep and the part of it that the flags ask for."""
+    """Read a sweep and the part of it that the flags ask for; load the libraries for it."""
     from spafit_bench.running.launch import is_one_of_several
 
     if is_one_of_several():
@@ -399,10 +419,20 @@ def _read_sweep(
             "sweep: torchrun only works with `run`; start the sweep without it, and use --jobs to "
             "carry out several runs at a time"
         )
-    from spafit_bench.config.sweep import narrowed, parse_shard, read_sweep, sweep_path
+    from spafit_bench.config.sweep import (
+        final_configs,
+        narrowed,
+        parse_shard,
+        read_sweep,
+        sweep_path,
+        trial_configs,
+    )
 
     matrix = narrowed(read_sweep(sweep_path(config), flags, assignments), task, method, seed)
-    return replace(matrix, shard=parse_shard(shard))
+    matrix = replace(matrix, shard=parse_shard(shard))
+    trials = [c for values in trial_configs(matrix).values() for cs in values.values() for c in cs]
+    _load_libraries(trials or final_configs(matrix, {}))
+    return matrix
 
 
 def _carry_out_sweep(
@@ -423,7 +453,8 @@ def _carry_out_sweep(
     store, stop = Store(results), StopSignal()
     executor: Executor
     if cluster is None:
-        agenda = Agenda.of_sweep(matrix)
+        with waiting("reading data and checking models"):
+            agenda = Agenda.of_sweep(matrix)
         executor = local_executor(jobs, agenda.expected(), store, options, stop)
     else:
         from spafit_bench.running.ray_executor import RayExecutor, Resources, connect

@@ -239,7 +239,7 @@ def read_source(
             raise UserError(f"--data mini: mini-GLUE has no {task.name}; give --data FOLDER")
         return source, hub_layout(task, MINI_GLUE / task.name).tables()
     try:
-        return source, _layout_of(task, source).tables(without)
+        return source, layout_of(task, source).tables(without)
     except OSError as error:
         raise UserError(f"{source}: cannot be read ({error.strerror})") from error
 
@@ -277,7 +277,12 @@ def _each(patterns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return {split: (pattern,) for split, pattern in patterns.items()}
 
 
-def _layout_of(task: Task, source: str) -> Layout:
+def layout_of(task: Task, source: str) -> Layout:
+    """Return the layout of a task's files in the folder that `--data` names.
+
+    Raises:
+        UserError: there is no such folder, or it has no data for the task.
+    """
     root = data_folder(source)
     found = find_layout(task, root)
     if found is not None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spafit_bench.cli import output
 from tests.conftest import MAIN, Cli, clean_environment, write_checkpoint, write_data
 
 Refused = Callable[..., str]
@@ -143,6 +145,44 @@ def test_usage_errors_name_the_flag(call: Cli, args: list[str], said: str) -> No
 def test_flags_of_a_cluster_without_one(call: Cli, args: list[object], said: str) -> None:
     """And the other way round: none is silently without effect."""
     assert said in call("sweep", "smoke", "--dry-run", *args).error
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--model", "no/such/folder", "does not exist"),
+        ("--data", "nowhere", "no such data folder"),
+        ("--device", "gpu", "choices: auto, cpu"),
+    ],
+)
+def test_inputs_that_do_not_exist_are_found_at_once(
+    monkeypatch: pytest.MonkeyPatch, call: Cli, flag: str, value: str, said: str
+) -> None:
+    """Before torch and transformers are imported, which takes seconds."""
+
+    def load_libraries() -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("spafit_bench.base.process.load_libraries", load_libraries)
+    (Path.cwd() / "s.yaml").write_text("tasks: mrpc\nmethods: lora\nsettings: {limit: 8}")
+    runs = ("run", "--task", "mrpc", "--method", "lora")
+    for command in (runs, ("sweep", "s.yaml")):
+        there = {"--model": "tiny-bert", "--data": "mini"} | {flag: value}
+        flags = [text for pair in there.items() for text in pair]
+        assert said in call(*command, *flags).error
+
+
+def test_a_long_wait_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where there is no terminal, a line tells after a while what the command waits for."""
+    monkeypatch.setattr(output, "_SILENT_S", 0.01)
+    with output.waiting("loading a model"):
+        time.sleep(0.2)
+    with output.waiting("nothing"):
+        pass
+    time.sleep(0.1)
+    assert capsys.readouterr().err == "loading a model ...\n"
 
 
 @pytest.mark.parametrize("closed", [">&-", ">/dev/full", "<&- >&- 2>/dev/full"])
