@@ -49,7 +49,7 @@ def prepare_streams() -> None:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Say on stderr what takes long: a spinner on a terminal, elsewhere a line after two seconds."""
+    """Say on stderr what takes long: a spinner on a terminal, else a line after two seconds."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
