@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -112,6 +113,10 @@ def write_data(root: Path, *tasks: str, kind: str = "jsonl", **sizes: int) -> Pa
     return root
 
 
+WAITS = re.compile(r"(loading|reading) [^:]* \.\.\.")
+"""What a command says on a slow machine while it waits."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the command line said."""
@@ -131,7 +136,7 @@ class Answer:
         assert self.code == 2, (self.code, self.out, self.err)
         assert self.out == "", self.out
         assert "Traceback" not in self.err, self.err
-        lines = [line for line in self.err.splitlines() if not line.endswith(" ...")]  # it waits
+        lines = [line for line in self.err.splitlines() if not WAITS.fullmatch(line)]
         assert len(lines) == 1, self.err
         assert lines[0].startswith("error: "), self.err
         return lines[0].removeprefix("error: ")
