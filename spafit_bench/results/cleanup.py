@@ -43,19 +43,17 @@ class Leftover:
 
 
 def named_runs(store: Store, names: Sequence[str]) -> list[RunRecord]:
-    """Return the runs of some names, or unambiguous beginnings of names.
-
-    Raises:
-        UserError: an unknown run, or one of another results folder.
-    """
-    return list({(run := _own_run(name, store)).run_id: run for name in names}.values())
-
-
-def _own_run(name: str, store: Store) -> RunRecord:
-    found = find_run(name, store)
-    if found.folder.resolve() != (store.runs / found.record.run_id).resolve():
-        raise UserError(f"{name} is no run of {store.root}: name its results folder, --results DIR")
-    return found.record
+    """Return the runs of some names, or unambiguous beginnings of names, each once."""
+    runs = {}
+    for name in names:
+        found = find_run(name, store)
+        run_id = found.record.run_id
+        if found.folder.resolve() != (store.runs / run_id).resolve():
+            raise UserError(
+                f"{name} is no run of {store.root}: name its results folder, --results DIR"
+            )
+        runs[run_id] = found.record
+    return list(runs.values())
 
 
 def refuse_live(store: Store, records: Sequence[RunRecord]) -> None:

@@ -39,10 +39,8 @@ _UNFINISHED = ".unfinished-"
 """Prefix of a run folder that is still being written; never read as a result."""
 _REPLACED = ".replaced-"
 """Prefix of a run folder that another is about to replace; put back if that did not happen."""
-_NO_LINKS = frozenset(
-    "runs unfinished set-aside locks tables tensorboard conflicts .lock".split()  # noqa: SIM905
-)
-"""What may not be a symbolic link: a results folder from somebody else could lead us anywhere."""
+_FOLDERS = ("runs", "unfinished", "set-aside", "locks", "tables", "plots")
+_FOLDERS_OF_FOLDERS = ("tensorboard", "conflicts")
 
 
 @dataclass(frozen=True)
@@ -245,13 +243,17 @@ class Store:
                     folder.rename(final)
 
     def _refuse_links(self) -> None:
+        """Refuse links in place of our folders: one from somebody else could lead anywhere."""
         with suppress(OSError):  # what follows says why nothing can be read here
-            for entry in os.scandir(self.root):
-                if entry.name in _NO_LINKS and entry.is_symlink():
+            places = [self.root / name for name in (*_FOLDERS, *_FOLDERS_OF_FOLDERS, ".lock")]
+            for name in _FOLDERS_OF_FOLDERS:
+                places += (self.root / name).glob("*")
+            for path in places:
+                if path.is_symlink():
                     raise UserError(
-                        f"{entry.path}: is a symbolic link; inside a results folder only plain "
-                        "files and folders are used: replace the link by what it points to, or "
-                        "name another folder with --results"
+                        f"{path}: is a symbolic link; inside a results folder only plain files "
+                        "and folders are used: replace the link by what it points to, or name "
+                        "another folder with --results"
                     )
 
     def remove(self, run_ids: Sequence[str]) -> None:

@@ -83,7 +83,10 @@ def test_only_plain_files_of_a_run_are_read(
     assert [path.name for path in store.root.rglob(".*")] == [".lock"]
 
 
-@pytest.mark.parametrize("name", ["runs", "tables", "unfinished", "set-aside", "locks", ".lock"])
+@pytest.mark.parametrize(
+    "name",
+    ["runs", "tables", "unfinished", "set-aside", "locks", ".lock", "conflicts/1", "tensorboard/x"],
+)
 def test_no_folder_of_ours_may_be_a_link(
     call: Cli, store: Store, tmp_path: Path, name: str
 ) -> None:
@@ -93,6 +96,7 @@ def test_no_folder_of_ours_may_be_a_link(
         (store.root / name).rename(outside)
     else:
         outside.mkdir()
+        (store.root / name).parent.mkdir(exist_ok=True)
     (store.root / name).symlink_to(outside)
     before = [path.name for path in outside.rglob("*")]
     for command in (
