@@ -48,7 +48,7 @@ def measure_ours(case: Case, engine: str) -> dict[str, Any]:
     from spafit_bench.config.selection import RunRequest, run_configs
     from spafit_bench.training import memory
     from spafit_bench.training.evaluation import predict
-    from spafit_bench.training.loop import Hooks, train
+    from spafit_bench.training.loop import Session, train
     from spafit_bench.training.prepare import Preparer
     from spafit_bench.training.run import build_model, make_graphs
     from spafit_bench.training.token_cache import encode_task
@@ -87,7 +87,7 @@ def measure_ours(case: Case, engine: str) -> dict[str, Any]:
         splits["train"],
         config.train,
         seed=case.seed,
-        hooks=Hooks(evaluate=dict, observer=observer),
+        session=Session(observer=observer),
         graphs=make_graphs(prepared),
     )
     if engine == "floor":

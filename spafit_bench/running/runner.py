@@ -21,9 +21,9 @@ from spafit_bench.results.run_folder import prediction_rows
 from spafit_bench.results.store import Store
 from spafit_bench.running.events import Busy, Ended, Evaluated, Hear, Started, Stepped, Warned
 from spafit_bench.running.tensorboard_log import TensorBoardLog
-from spafit_bench.training.loop import Observer, Progress
+from spafit_bench.training.loop import Observer, Progress, Session
 from spafit_bench.training.prepare import PreparedRun
-from spafit_bench.training.run import Outcome, Session, blank_record, execute, utc_now
+from spafit_bench.training.run import Outcome, blank_record, execute, utc_now
 from spafit_bench.training.snapshot import DamagedSnapshot, Snapshot
 
 log = logging.getLogger(__name__)

@@ -1,28 +1,30 @@
-"""Arrays on disk that later runs and other processes share: bounded, checked, memory-mapped.
+"""Arrays on disk that runs and processes share: bounded in size, checked, memory-mapped.
 
 An entry is one file: eight bytes with the length of a JSON header, the header, the arrays, and the
 SHA-256 of all that. It appears whole (written beside, synced, renamed), so any number of processes
-may read and write at once. The worst that can happen is that two of them write the same, or that
-one is refused the room that the other is filling; who would lose much by that makes it `alone`.
+may read and write at once. Two processes may write the same entry, or an entry may be refused
+because another process has reserved the space. Use `alone` if computing it twice is expensive.
+
+Files have the rights that the user's umask and the folder give, so a group can share a folder.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
-import tempfile
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from spafit_bench.base.errors import UserError
 
@@ -34,23 +36,21 @@ DEFAULT_GB = 4.0
 
 _ALIGNMENT = 64
 _DIGEST_BYTES = 32
-_ENTRY, _DAMAGED, _UNFINISHED = ".arrays", ".damaged", ".unfinished"
+_ENTRY, _DAMAGED, _UNFINISHED, _LOCK = ".arrays", ".damaged", ".unfinished", ".lock"
 _ABANDONED_AFTER_S = 600.0
-"""An unfinished file not written to for so long belongs to a process that was killed."""
-_LOOK_S = 0.1
-"""Between two looks whether another process has made an entry."""
+"""An unfinished file that is older than this belongs to a process that was killed."""
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """An array that comes piece by piece, so that memory never holds it whole."""
+    """An array that is computed piece by piece while it is written, to save memory."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     chunks: Iterable[np.ndarray]
-    """Its elements in C order; made while they are written."""
+    """Its elements in C order."""
 
 
 class _DamagedEntry(Exception):  # noqa: N818 (found and set aside, not an error of ours)
@@ -61,19 +61,19 @@ class _DamagedEntry(Exception):  # noqa: N818 (found and set aside, not an error
 class ArrayCache:
     """One kind of entries in a folder of its own.
 
-    On a local disk nothing here ever stops a run: what cannot be read is missing, what cannot be
-    written is not kept, and a warning says so. On NFS a mapped entry that another machine removes
-    is gone at once, and reading it ends the process (SIGBUS).
+    On a local disk nothing here stops a run: an entry that cannot be read counts as missing, and
+    one that cannot be written is not kept, with a warning. On NFS a mapped entry that another
+    machine removes is gone at once, and reading it ends the process (SIGBUS).
     """
 
     folder: Path
     max_bytes: int
-    """Entries used longest ago go first."""
+    """The least recently used entries are removed first."""
 
     def load(self, key: str) -> Arrays | None:
-        """Return the arrays kept under `key`, read-only and memory-mapped; None if there are none.
+        """Return the arrays of `key`, read-only and memory-mapped; None if there is no entry.
 
-        A damaged entry is set aside under another name.
+        A damaged entry is renamed, so that it is computed again.
         """
         path = self.folder / f"{key}{_ENTRY}"
         try:
@@ -81,19 +81,19 @@ class ArrayCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            log.warning("%s: cannot be read (%s); it is made anew", path, error.strerror)
+            log.warning("%s: cannot be read (%s); it is computed again", path, error.strerror)
             return None
         except _DamagedEntry as error:
-            log.warning("%s: %s; it is set aside and made anew", path, error)
+            log.warning("%s: %s; it is set aside and computed again", path, error)
             with suppress(OSError):  # another process was faster
                 path.replace(path.with_suffix(_DAMAGED))
             return None
-        with suppress(OSError):  # a cache that is only readable is still of use
+        with suppress(OSError):  # a read-only cache is still useful
             os.utime(path)
         return arrays
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray | Streamed]) -> None:
-        """Keep arrays under `key`, which must be a sound file name, if there can be room."""
+        """Keep arrays under `key`, a valid file name, if the bound allows it."""
         header = _header(key, arrays)
         sizes = [_num_bytes(array.dtype, array.shape) for array in arrays.values()]
         size = len(header) + sum(size + -size % _ALIGNMENT for size in sizes) + _DIGEST_BYTES
@@ -108,44 +108,47 @@ class ArrayCache:
 
     @contextmanager
     def alone(self, key: str, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
-        """Let one process of this machine at a time make the entry of `key`; others wait.
+        """Let only one process at a time compute the entry of `key`; others wait.
 
-        It keeps nobody from `load` and `save`. Where files cannot be locked, nobody waits.
+        It does not block `load` and `save`. On a file system without locks, nobody waits.
 
         Raises:
-            KeyboardInterrupt: `stop` said so while waiting.
+            KeyboardInterrupt: `stop` returned true while waiting.
         """
-        with ExitStack() as stack:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                locks = self.folder.with_name(f"{self.folder.name}.lock")
-                file = stack.enter_context(locks.open("ab"))
-                while not _locked(file, key):
-                    if stop():
-                        raise KeyboardInterrupt
-                    time.sleep(_LOOK_S)
-            except OSError as error:
-                log.debug("%s: cannot be locked (%s)", self.folder, error.strerror)
+        path = self.folder / f"{key}{_LOCK}"
+        lock = FileLock(path, fallback_to_soft=False, poll_interval=0.1)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(cancel_check=stop)
+        except TimeoutError:
+            raise KeyboardInterrupt from None
+        except OSError as error:
+            log.debug("%s: cannot be locked (%s)", path, error.strerror)
+        try:
             yield
+        finally:
+            if lock.is_locked:
+                path.unlink(missing_ok=True)
+                lock.release()
 
     def _write(self, path: Path, size: int, pieces: Iterable[bytes]) -> None:
-        handle, name = tempfile.mkstemp(suffix=_UNFINISHED, dir=self.folder)
+        temporary = path.with_name(f"{secrets.token_hex(8)}{_UNFINISHED}")
         try:
             digest = hashlib.sha256()
-            with os.fdopen(handle, "wb") as file:
-                file.truncate(size)  # others see from the start what it will take
+            with temporary.open("xb") as file:
+                file.truncate(size)  # other processes see at once how much space it will take
                 for piece in pieces:
                     digest.update(piece)
                     file.write(piece)
                 file.write(digest.digest())
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(path)
+            temporary.replace(path)
         finally:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> bool:
-        """Remove what was used longest ago until an entry of `size` bytes fits, if it can."""
+        """Remove the least recently used entries until `size` bytes fit; return whether they do."""
         entries: list[tuple[int, Path]] = []
         total = size
         for used_at, found, path in sorted(self._files()):
@@ -155,7 +158,7 @@ class ArrayCache:
                 path.unlink(missing_ok=True)
             else:
                 total += found
-        if total > self.max_bytes:  # then nothing need go
+        if total > self.max_bytes:  # removing entries would not help
             return False
         total += sum(found for found, _ in entries)
         for found, path in entries:
@@ -165,7 +168,7 @@ class ArrayCache:
         return True
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Yield when each file of the cache was last used, its bytes, and its path."""
+        """Yield the time of last use, the size and the path of each file of the cache."""
         for path in self.folder.iterdir():
             if path.suffix in (_ENTRY, _DAMAGED, _UNFINISHED):
                 with suppress(FileNotFoundError):  # another process removed it
@@ -173,24 +176,14 @@ class ArrayCache:
                     yield stat.st_mtime, stat.st_size, path
 
 
-def _locked(file: IO[bytes], key: str) -> bool:
-    """Lock the byte that stands for `key`, until the file is closed; tell whether it was free."""
-    byte = int.from_bytes(hashlib.sha256(key.encode()).digest()[:7])
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
-
-
 def user_cache(kind: str) -> ArrayCache | None:
-    """Return the user's cache of one kind; None where it is switched off.
+    """Return the user's cache of one kind; None if it is switched off.
 
     `SPAFIT_BENCH_CACHE_DIR` is the folder (else `spafit-bench` in `XDG_CACHE_HOME` or `~/.cache`),
     `SPAFIT_BENCH_CACHE_GB` its size in 10^9 bytes per kind; 0 switches it off.
 
     Raises:
-        UserError: a size that is no number.
+        UserError: the size is not a number.
     """
     text = os.environ.get(SIZE_VARIABLE) or str(DEFAULT_GB)
     try:
@@ -209,7 +202,7 @@ def user_cache(kind: str) -> ArrayCache | None:
 
 
 def user_folder() -> Path | None:
-    """Return where the user's caches are; None for a user without a home."""
+    """Return the folder of the user's caches; None for a user without a home."""
     given = os.environ.get(FOLDER_VARIABLE)
     if given:
         return Path(given).expanduser()
@@ -234,7 +227,7 @@ def _num_bytes(dtype: np.dtype[Any], shape: Iterable[int]) -> int:
 
 
 def _pieces(header: bytes, arrays: Mapping[str, np.ndarray | Streamed]) -> Iterator[bytes]:
-    """Yield the bytes of an entry but for its digest; every array starts at an aligned offset."""
+    """Yield the bytes of an entry without its digest; every array starts at an aligned offset."""
     yield header
     for array in arrays.values():
         size = 0
@@ -248,7 +241,7 @@ def _pieces(header: bytes, arrays: Mapping[str, np.ndarray | Streamed]) -> Itera
 def _read(path: Path, key: str) -> Arrays:
     try:
         mapped = np.memmap(path, dtype=np.uint8, mode="r")
-    except ValueError:  # nothing can be mapped of an empty file
+    except ValueError:  # an empty file cannot be mapped
         raise _DamagedEntry("empty") from None
     content = np.asarray(mapped)  # plain arrays are faster to index
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]

@@ -1,10 +1,13 @@
-"""CUDA graphs: all launches of a computation as one, for shapes of batches that come again.
+"""CUDA graphs: all kernel launches of a step are replayed as one, for batch shapes that recur.
 
-A GPU is faster than Python can ask it to compute on batches of short texts. A CUDA graph holds the
-kernels of a computation with their addresses, and starts them all at once. It is recorded for
-one shape, so shapes have to be few: `ragged` rounds them up, which leaves 18 to 30 of them on MRPC,
-CoLA and RTE. A shape is recorded when it comes for the second time (one that never comes again
-costs nothing, and libraries have prepared their kernels), which takes about as long as one step.
+On batches of short texts a GPU is faster than Python can launch kernels. A CUDA graph stores the
+kernels of a computation with their addresses, and starts them all at once. It is recorded for one
+shape, so there must be few shapes: `ragged` rounds them up, which leaves 18 to 30 on MRPC, CoLA and
+RTE. A shape is recorded when it comes for the second time: one that never recurs costs nothing, and
+libraries have prepared their kernels by then. Recording takes about as long as one step.
+
+If recording fails, training continues without graphs: recording computes nothing, so nothing is
+lost.
 """
 
 from __future__ import annotations
@@ -13,39 +16,40 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from spafit_bench.base.errors import UserError
 from spafit_bench.models.encoding import Batch
 
 log = logging.getLogger(__name__)
 
 MOST_GRAPHS = 64
-"""Shapes beyond these are computed launch by launch: each graph takes some memory."""
+"""More shapes than this are computed without graphs, because each graph takes memory."""
 
 Compute = Callable[[Batch], Tensor]
-"""Reads a batch, writes to memory that stays where it is, and returns a tensor."""
+"""Reads a batch, writes to memory at fixed addresses, and returns a tensor."""
 Key = tuple[str, tuple[int, int, int, bool]]
 Record = Callable[[Callable[[], Tensor]], tuple[Tensor, Callable[[], object]]]
-"""Records a computation without carrying it out; returns its result's place and what replays it."""
+"""Records a computation without executing it; returns its output tensor and a replay function."""
 
 
 class CudaRecorder:
-    """Records on a GPU; graphs share their memory, as no two run at a time."""
+    """Records on a GPU. Graphs share memory, because no two run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.pool = device, torch.cuda.graph_pool_handle()
+        self.device = device
+        self.pool: Any = None
 
     def __call__(self, compute: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], object]]:
-        """Record."""
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         try:
             with torch.cuda.device(self.device), torch.cuda.graph(graph, pool=self.pool):
                 output = compute()
         finally:
-            torch.cuda.set_stream(stream)  # which torch forgets where recording fails
+            torch.cuda.set_stream(stream)  # torch does not restore it if recording fails
         return output, graph.replay
 
 
@@ -58,31 +62,26 @@ class _Graph:
 
 @dataclass
 class Graphs:
-    """Carries out computations, from a recording where there is one.
+    """Computes batches, from a recording if there is one.
 
-    Recordings go all at once: in some versions of torch the end of one spoils the others.
+    All recordings are dropped together, because in some versions of torch deleting one breaks the
+    others.
     """
 
     record: Record
     recorded: dict[Key, _Graph] = field(default_factory=dict)
     met: set[Key] = field(default_factory=set)
     time_s: float = 0.0
-    """Of recording."""
+    """Time spent recording."""
     ended: bool = False
 
     def run(self, name: str, compute: Compute, batch: Batch) -> Tensor:
-        """Carry out `compute(batch)`.
+        """Return `compute(batch)`; the result is valid until the next call.
 
         Args:
-            name: of the computation; two of one name differ in nothing but the batch.
+            name: of the computation; two of one name differ only in the batch.
             compute: must not wait for the device, nor read anything else that changes on the host.
             batch: on the device.
-
-        Returns:
-            What `compute` does; it holds until the next call.
-
-        Raises:
-            UserError: it cannot be recorded.
         """
         key = (name, batch.shape)
         graph = self.recorded.get(key)
@@ -96,7 +95,7 @@ class Graphs:
         return graph.output
 
     def end(self) -> bool:
-        """Drop all recordings and make no more; tell whether there were any."""
+        """Drop all recordings and make no more; return whether there were any."""
         self.ended, had_any = True, bool(self.recorded)
         self.recorded.clear()
         return had_any
@@ -109,16 +108,11 @@ class Graphs:
         own = batch.clone()
         try:
             output, replay = self.record(lambda: compute(own))
-        except torch.OutOfMemoryError:  # nothing has been computed yet, so nothing is lost
+        except Exception as error:  # an unknown driver or library may raise anything
             self.end()
-            log.warning("cuda_graphs: no memory for them; training goes on without")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            log.warning("--cuda-graphs: recording failed, so steps run without (%.200s)", reason)
             return None
-        except RuntimeError as error:  # generator and allocator may be left in any state
-            reason = str(error).partition("\n")[0]
-            raise UserError(
-                f"--cuda-graphs: recording failed ({reason}); run this again without the flag, "
-                "and it goes on from its last snapshot"
-            ) from error
         self.time_s += time.perf_counter() - start
         self.recorded[key] = graph = _Graph(own, output, replay)
         return graph

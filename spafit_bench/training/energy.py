@@ -1,10 +1,10 @@
-"""Energy that the machine's own counters saw while a run went on.
+"""Energy used by the machine's processors during a run, from their own counters.
 
-CPU packages and memory: Linux' powercap counters (Intel RAPL, which AMD's processors have too), in
-microjoules, starting again from zero at `max_energy_range_uj`. GPU: NVML's total, in millijoules,
-where `pynvml` is installed. The counters are of whole processors, other programs included. A sum
-without a counter that is there would mislead, so there is none then; a machine without counters of
-its processors (a virtual one, say) has its GPU's alone.
+CPU packages and memory: Linux' powercap counters (Intel RAPL; AMD processors have it, too), in
+microjoules, which restart from zero at `max_energy_range_uj`. GPU: NVML's total in millijoules, if
+`pynvml` is installed. The counters cover whole processors, other programs included. If one counter
+cannot be read we report nothing, because a partial sum would mislead. A machine without counters of
+its CPU, such as a virtual machine, reports its GPU alone.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 POWERCAP = Path("/sys/class/powercap")
 LOOK_S = 120.0
-"""Between two looks at the counters: 400 W go around the usual 262 kJ in eleven minutes."""
+"""Seconds between two reads: at 400 W the usual counter of 262 kJ wraps in eleven minutes."""
 
 
 @dataclass
 class EnergyMeter:
-    """Counts joules from its making; a thread looks often enough that no counter laps itself."""
+    """Counts joules from its creation. A thread reads the counters before any can wrap twice."""
 
     gpu: int | None = None
     """Index of the GPU that a run uses."""
     earlier: float | None = 0.0
-    """Joules of the part of a run that was elsewhere or before; None where not known."""
+    """Joules of the earlier part of a resumed run; None if unknown."""
     powercap: Path = POWERCAP
     _last: dict[Path, int | None] = field(default_factory=dict)
     _total: float = 0.0
@@ -43,7 +43,7 @@ class EnergyMeter:
 
     @classmethod
     def of(cls, device: torch.device) -> EnergyMeter:
-        """Meter a run on a device; none is known of a run that has others, elsewhere."""
+        """Return the meter of a run; with several processes the energy is unknown."""
         gpu = (device.index or 0) if device.type == "cuda" else None
         return cls(gpu=gpu, earlier=0.0 if distributed.size() == 1 else None)
 
@@ -54,7 +54,7 @@ class EnergyMeter:
             threading.Thread(target=_watch, args=(weakref.ref(self), LOOK_S), daemon=True).start()
 
     def joules(self) -> float | None:
-        """Return the energy so far; None where a part of it cannot be read."""
+        """Return the energy so far; None if any part of it cannot be read."""
         with self._lock:
             if not self._look():
                 return None
@@ -69,7 +69,7 @@ class EnergyMeter:
         return round(total + now_gpu - self._gpu_start, 3)
 
     def _look(self) -> bool:
-        """Add what the processors' counters have gone on; tell whether all could be read."""
+        """Add the increase of each CPU counter; return whether all could be read."""
         for zone, last in self._last.items():
             now = _read(zone / "energy_uj")
             if now is None or last is None:
@@ -81,7 +81,7 @@ class EnergyMeter:
 
 
 def _watch(meter: weakref.ref[EnergyMeter], look_s: float) -> None:
-    """Look at the counters until nobody holds the meter any more."""
+    """Read the counters until the meter is no longer used."""
     while True:
         time.sleep(look_s)
         found = meter()
@@ -92,7 +92,7 @@ def _watch(meter: weakref.ref[EnergyMeter], look_s: float) -> None:
 
 
 def _zones(powercap: Path) -> list[Path]:
-    """Find counters that do not contain each other: packages, and the memory beside them."""
+    """Return counters that do not overlap: packages and memory."""
     found = []
     for zone in sorted(powercap.glob("intel-rapl:*")):
         try:
@@ -107,7 +107,7 @@ def _zones(powercap: Path) -> list[Path]:
 def _read(path: Path) -> int | None:
     try:
         return int(path.read_text())
-    except (OSError, ValueError):  # readable by root alone on most systems
+    except (OSError, ValueError):  # most systems let only root read them
         return None
 
 
@@ -125,7 +125,7 @@ def _gpu_joules(index: int) -> float | None:
 
 
 def _handle(nvml: Any, index: int) -> Any:
-    """Find a GPU by what CUDA calls it; `CUDA_VISIBLE_DEVICES` may have renumbered them."""
+    """Return NVML's handle of a CUDA device, which CUDA_VISIBLE_DEVICES may have renumbered."""
     import os
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")

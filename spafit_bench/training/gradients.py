@@ -1,4 +1,4 @@
-"""A batch's gradients: in pieces that fit the device's memory, as CUDA graphs if wanted."""
+"""The gradients of one batch, in pieces that fit the device's memory, as CUDA graphs if asked."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 from spafit_bench.base import distributed
 from spafit_bench.models.adapt import AdaptedModel
 from spafit_bench.models.encoding import Batch, EncodedSplit, collate
-from spafit_bench.training.cuda_graphs import Compute, Graphs
+from spafit_bench.training.cuda_graphs import Graphs
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Gradients:
-    """Adds up gradients of examples in the `grad` of what trains."""
+    """Adds the gradients of examples to the `grad` of every trained parameter."""
 
     adapted: AdaptedModel
     split: EncodedSplit
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     micro_batch_size: int | None
-    """Examples of one forward pass; fewer than was asked once the device was out of memory."""
+    """Examples of one forward pass; smaller than configured after the device ran out of memory."""
     graphs: Graphs | None = None
 
     def add(self, indices: np.ndarray) -> Tensor:
-        """Add this process's part; return its part of the mean loss, on the device."""
+        """Add this process's share of a batch; return its share of the mean loss, on the device."""
         while True:
             micro_batches = self._collate(indices)
             with suppress(torch.OutOfMemoryError):
@@ -43,14 +43,14 @@ class Gradients:
             self._make_room(size)
 
     def clear(self) -> None:
-        """Set gradients to zero; where graphs add to them, they stay where they are."""
+        """Set gradients to zero; CUDA graphs need them at the same address."""
         self.optimizer.zero_grad(set_to_none=self.graphs is None)
 
     def _make_room(self, size: int) -> None:
-        """Do without graphs, which hold memory, or go on in forward passes of half the size."""
+        """Drop the graphs, which hold memory; without graphs, halve the forward passes."""
         where = f"{self.adapted.numerics.device} is out of memory"
         if self.graphs is not None and self.graphs.end():
-            log.warning("%s: training goes on without CUDA graphs", where)
+            log.warning("%s: training continues without CUDA graphs", where)
         elif size == 1:
             raise torch.OutOfMemoryError(
                 f"{where} with a single example; use a shorter --max-length, or fewer --jobs"
@@ -58,7 +58,7 @@ class Gradients:
         else:
             self.micro_batch_size = (size + 1) // 2
             passes = f"forward passes of {self.micro_batch_size}"
-            log.warning("%s: batches stay as they are, in %s", where, passes)
+            log.warning("%s: each batch is computed in %s", where, passes)
         self.optimizer.zero_grad()
         torch.cuda.empty_cache()
 
@@ -72,25 +72,23 @@ class Gradients:
 
     def _backward(self, micro_batches: list[Batch], num_examples: int) -> Tensor:
         total = torch.zeros((), device=self.adapted.numerics.device)
-        self.scaler.scale(total)  # it must have a scale where no example falls to this process
-        run = self.graphs.run if self.graphs else _at_once
+        self.scaler.scale(total)  # creates the scale, also if this process has no example
         for number, batch in enumerate(micro_batches):
-            name = f"part {min(number, 1)} of {num_examples} examples"
-            total += run(name, partial(self._of_part, number, num_examples), batch)
+            compute = partial(self._of_part, number, num_examples)
+            if self.graphs:
+                name = f"part {min(number, 1)} of {num_examples} examples"
+                total += self.graphs.run(name, compute, batch)
+            else:
+                total += compute(batch)
         return total
 
     def _of_part(self, number: int, num_examples: int, batch: Batch) -> Tensor:
         """Add the gradients of a part of the mean loss over all examples; return the part."""
-        if number == 0:  # the optimizer has been here
+        if number == 0:  # the optimizer changed the weights
             self.adapted.engine.refresh()
         loss = loss_sum(self.adapted.engine.logits(batch), batch) / num_examples
         self.scaler.scale(loss).backward()
         return loss.detach()
-
-
-def _at_once(name: str, compute: Compute, batch: Batch) -> Tensor:
-    del name
-    return compute(batch)
 
 
 def loss_sum(logits: Tensor, batch: Batch) -> Tensor:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -26,7 +26,7 @@ from spafit_bench.training.snapshot import Snapshot
 log = logging.getLogger(__name__)
 
 LOOK_EVERY = 20
-"""Steps between looks at the loss on a GPU, where each look waits for the device."""
+"""Steps between two reads of the loss on a GPU, because each read waits for the device."""
 
 
 class Diverged(Exception):  # noqa: N818 (a result, not an error)
@@ -42,76 +42,84 @@ class Progress:
     loss: float
     """Mean over the steps since the last evaluation."""
     last_loss: float
-    """Mean over the steps since the last look: one step on a CPU."""
+    """Mean over the steps since the loss was last read: one step on a CPU."""
     learning_rate: float
     """Of the last step."""
     tokens_per_s: float
 
 
 class Observer(Protocol):
-    """Hears how a run goes; the command line shows it."""
+    """Receives the progress of a run; the command line shows it."""
 
     def on_step(self, progress: Progress) -> None:
-        """Hear of training at a step whose loss is known."""
+        """Receive the progress at a step whose loss is known."""
 
     def on_evaluation(self, evaluation: Evaluation) -> None:
-        """Hear of a finished evaluation."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What training did."""
-
-    diverged: str | None
-    """Why training ended early, if it did."""
-    evaluations: tuple[Evaluation, ...]
-    losses: tuple[float, ...]
-    """Mean loss over the examples of every optimizer step."""
-    train_time_s: float
-    """Optimizer steps only, evaluations left out."""
-    train_tokens: int
-    """Real tokens, the first step included."""
-    micro_batch_size: int | None
-    """Examples of one forward pass; None: all of a batch."""
-    graph_time_s: float | None
-    """Recording of `graphs`, by this process; a part of `train_time_s`."""
+        """Receive a finished evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hooks:
-    """What training asks and tells while it goes."""
+class Session:
+    """How a run is watched, stopped, saved and resumed."""
 
-    evaluate: Callable[[], SplitMetrics]
-    """Returns dev metrics of the model as it is; may raise `Diverged`, or `Stopped`, after which
-    training keeps its state and ends."""
     observer: Observer
+    resume: Snapshot | None = None
+    """The state of an earlier session. Its tensors are taken over. On a CPU with the same number of
+    threads, the result is bit-identical to that of a run that was not interrupted."""
     keep: Callable[[Snapshot], None] = lambda _: None
-    """Stores the state, before it returns: after every evaluation, every `keep_every_s`, and before
-    stopping."""
-    keep_every_s: float = math.inf
+    """Stores the state before it returns. Called after every evaluation, every `keep_every_s`, and
+    before stopping."""
+    keep_every_s: float = 300.0
     stop: Callable[[], bool] = lambda: False
-    """Asked after every step; training keeps its state and raises `KeyboardInterrupt`."""
+    """Asked after every step. If true, training keeps its state and raises `KeyboardInterrupt`."""
 
 
-@dataclass
-class _Loop:
-    """The state of one training."""
+class Training:
+    """The state of one training: what `train` returns at its end."""
 
-    adapted: AdaptedModel
-    split: EncodedSplit
-    settings: TrainSettings
-    seed: int
-    hooks: Hooks
-    optimizer: torch.optim.AdamW
-    scaler: torch.amp.GradScaler
-    gradients: Gradients
-    evaluations: list[Evaluation] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    unread: list[Tensor] = field(default_factory=list)
-    """Losses still on the device."""
-    train_tokens: int = 0
-    train_time_s: float = 0.0
-    kept_at_s: float = field(default_factory=time.monotonic)
+    def __init__(
+        self,
+        adapted: AdaptedModel,
+        split: EncodedSplit,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        evaluate: Callable[[], SplitMetrics],
+        session: Session,
+        graphs: Graphs | None,
+    ) -> None:
+        self.adapted, self.split, self.settings, self.seed = adapted, split, settings, seed
+        self.evaluate, self.session, self.graphs = evaluate, session, graphs
+        self.optimizer = make_optimizer(adapted, settings)
+        numerics = adapted.numerics
+        self.scaler = torch.amp.GradScaler(
+            numerics.device.type, enabled=numerics.precision == "fp16"
+        )
+        self.gradients = Gradients(
+            adapted, split, self.optimizer, self.scaler, settings.micro_batch_size, graphs
+        )
+        self.evaluations: list[Evaluation] = []
+        self.losses: list[float] = []
+        """Mean loss over the examples of every optimizer step."""
+        self.unread: list[Tensor] = []
+        """Losses still on the device."""
+        self.train_tokens = 0
+        """Real tokens, the first step included."""
+        self.train_time_s = 0.0
+        """Optimizer steps only, without evaluations."""
+        self.kept_at_s = time.monotonic()
+        self.diverged: str | None = None
+        """Why training ended early, if it did."""
+
+    @property
+    def micro_batch_size(self) -> int | None:
+        """Examples of one forward pass; None for a whole batch."""
+        return self.gradients.micro_batch_size
+
+    @property
+    def graph_time_s(self) -> float | None:
+        """The part of `train_time_s` that recorded CUDA graphs in this process."""
+        return self.graphs.time_s if self.graphs else None
 
     @property
     def steps(self) -> int:
@@ -148,12 +156,12 @@ class _Loop:
                     self.train_time_s += time.perf_counter() - start
                     self.keep()
                     start = time.perf_counter()
-        finally:  # a run that diverges here took its time, too
+        finally:  # also if the run diverges here
             self.train_time_s += time.perf_counter() - start
         self._evaluate(float(np.mean(self.losses[first:])))
 
-    def make_up_for(self) -> None:
-        """Evaluate where an epoch ended and its evaluation was stopped."""
+    def evaluate_if_due(self) -> None:
+        """Evaluate if the snapshot was taken between an epoch's end and its evaluation."""
         is_end = self.steps == self.total_steps or self.steps % self.steps_per_epoch == 0
         if is_end and self.steps > max((e.step for e in self.evaluations), default=0):
             first = (self.steps - 1) // self.steps_per_epoch * self.steps_per_epoch
@@ -191,15 +199,15 @@ class _Loop:
         rate = self.train_tokens / (self.train_time_s + time.perf_counter() - start)
         mean = float(np.mean(self.losses[first:]))
         last_rate: float = self.optimizer.param_groups[0]["lr"]
-        self.hooks.observer.on_step(
+        self.session.observer.on_step(
             Progress(self.steps, self.total_steps, mean, float(np.mean(new)), last_rate, rate)
         )
 
     def _evaluate(self, train_loss: float) -> None:
         try:
-            metrics = self.hooks.evaluate()
+            metrics = self.evaluate()
         except Stopped:
-            self.hooks.keep(self.snapshot())
+            self.session.keep(self.snapshot())
             raise
         evaluation = Evaluation(
             step=self.steps,
@@ -208,25 +216,25 @@ class _Loop:
             metrics=metrics,
         )
         self.evaluations.append(evaluation)
-        self.hooks.observer.on_evaluation(evaluation)
+        self.session.observer.on_evaluation(evaluation)
         self.keep()
 
     def _is_time_to_keep(self) -> bool:
         since_s = time.monotonic() - self.kept_at_s
-        return distributed.any_process(self.hooks.stop() or since_s > self.hooks.keep_every_s)
+        return distributed.any_process(self.session.stop() or since_s > self.session.keep_every_s)
 
     def keep(self) -> None:
         """Store the state; stop if that was asked for."""
         if distributed.rank() == 0:
-            self.hooks.keep(self.snapshot())
+            self.session.keep(self.snapshot())
         self.kept_at_s = time.monotonic()
-        if distributed.any_process(self.hooks.stop()):
+        if distributed.any_process(self.session.stop()):
             raise KeyboardInterrupt
 
     def snapshot(self) -> Snapshot:
         """Return everything that the rest of the training depends on.
 
-        On a CPU these are the tensors that training goes on with, not copies.
+        On a CPU these are the tensors of the training itself, not copies.
         """
         tensors = {}
         for name, parameter in self.adapted.trainable().items():
@@ -273,73 +281,52 @@ def train(
     settings: TrainSettings,
     *,
     seed: int,
-    hooks: Hooks,
-    resume: Snapshot | None = None,
+    session: Session,
+    evaluate: Callable[[], SplitMetrics] = dict,
     graphs: Graphs | None = None,
-) -> TrainResult:
+) -> Training:
     """Train what the plan of `adapted` says, evaluating after every epoch.
 
     AdamW with bias correction (arXiv:1711.05101), linear warm-up, clipping of the gradient's norm,
-    no weight decay on biases and normalisations. The data order of an epoch depends on the seed and
-    the epoch alone; dropout draws from torch's global generator. Several processes (`distributed`)
-    share every batch.
+    no weight decay on biases and normalisations. The data order of an epoch depends only on the
+    seed and the epoch; dropout draws from torch's global generator. Several processes
+    (`distributed`) share every batch.
 
     Args:
         adapted: the model, on its device.
         split: training examples with labels.
         settings: optimisation.
         seed: of the data order.
-        hooks: evaluation, progress, and keeping of state.
-        resume: where an earlier call was, whose tensors are taken over; on a CPU with the same
-            number of threads the result is bit-identical to one that was not interrupted.
+        session: hears of progress, keeps the state, and says when to stop.
+        evaluate: returns dev metrics of the model as it is. May raise `Diverged`, or `Stopped`,
+            after which training keeps its state and ends.
         graphs: replays what is the same from step to step; for the fast engine.
 
     Raises:
-        KeyboardInterrupt: `hooks.stop` said so; the state has been kept.
+        KeyboardInterrupt: `session.stop` returned true; the state has been kept.
     """
-    numerics = adapted.numerics
-    optimizer = make_optimizer(adapted, settings)
-    scaler = torch.amp.GradScaler(numerics.device.type, enabled=numerics.precision == "fp16")
-    size = settings.micro_batch_size
-    gradients = Gradients(adapted, split, optimizer, scaler, size, graphs)
-    loop = _Loop(
-        adapted=adapted,
-        split=split,
-        settings=settings,
-        seed=seed,
-        hooks=hooks,
-        optimizer=optimizer,
-        scaler=scaler,
-        gradients=gradients,
+    training = Training(
+        adapted, split, settings, seed=seed, evaluate=evaluate, session=session, graphs=graphs
     )
-    if resume is not None:
-        loop.restore(resume)
-        resume.release()
-    elif warmup_steps(loop.total_steps, settings) >= loop.total_steps:
+    if session.resume is not None:
+        training.restore(session.resume)
+        session.resume.release()
+    elif warmup_steps(training.total_steps, settings) >= training.total_steps:
         log.warning(
             "warm-up is at least as long as training, %d steps: the learning rate never reaches %g",
-            loop.total_steps,
+            training.total_steps,
             settings.learning_rate,
         )
-    diverged = None
     try:
-        loop.make_up_for()
-        while loop.steps < loop.total_steps:
-            loop.finish_epoch()
+        training.evaluate_if_due()
+        while training.steps < training.total_steps:
+            training.finish_epoch()
     except Diverged as reason:
-        diverged = str(reason)
+        training.diverged = str(reason)
     finally:
         if graphs:
             graphs.end()  # predictions may want their memory
-    return TrainResult(
-        diverged=diverged,
-        evaluations=tuple(loop.evaluations),
-        losses=tuple(loop.losses),
-        train_time_s=loop.train_time_s,
-        train_tokens=loop.train_tokens,
-        micro_batch_size=gradients.micro_batch_size,
-        graph_time_s=graphs.time_s if graphs else None,
-    )
+    return training
 
 
 def make_optimizer(adapted: AdaptedModel, settings: TrainSettings) -> torch.optim.AdamW:

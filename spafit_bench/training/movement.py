@@ -1,8 +1,8 @@
-"""How far training moved the parameters, layer by layer, from the pretrained ones.
+"""How far training moved the parameters from their pretrained values, layer by layer.
 
-The norm of the change over the norm of what was there is small in all of fine-tuning, and where it
-is large is what a method's strata are about. An adapter's change is that of the matrix it adapts,
-s B A (DoRA: what merging it would change), so that methods can be set side by side.
+For each group of parameters: the norm of the change, and the norm of the pretrained values. The
+change of an adapter is that of the matrix it adapts, s B A (with DoRA: what merging would change),
+so that methods can be compared.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ def measure_movement(adapted: AdaptedModel, checkpoint: Checkpoint) -> Movements
 
     Args:
         adapted: after training.
-        checkpoint: where it started. Its tensors are read one by one, so that little memory is
-            needed.
+        checkpoint: where it started. Its tensors are read one by one to save memory.
 
     Returns:
         `embeddings`, `pooler`, `encoder` and layers from `0` -> kind of parameter (`attention` and
         `ffn` matrices, `bias`, `norm` gains, `weight` outside the layers) -> norms. Tensors that
         were drawn from the seed have no pretrained value and are left out. None where the stored
-        weights can no longer be read: a finished run is not lost over this.
+        weights can no longer be read: that does not fail a finished run.
     """
     plan = adapted.plan
     places = {t.name: t.place for t in plan.tensors if t.name not in plan.fresh}

@@ -1,11 +1,11 @@
-"""Carries out one prepared run, from weights to a record."""
+"""Carries out one prepared run: from weights to a record."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,7 +42,7 @@ from spafit_bench.training.evaluation import (
     score_splits,
 )
 from spafit_bench.training.forgetting import measure_forgetting
-from spafit_bench.training.loop import Diverged, Hooks, Observer, TrainResult, train
+from spafit_bench.training.loop import Diverged, Session, Training, train
 from spafit_bench.training.movement import measure_movement
 from spafit_bench.training.prefix_cache import with_prefixes
 from spafit_bench.training.prepare import PreparedRun
@@ -69,32 +69,34 @@ class Outcome:
 
 
 @dataclass
-class _DevScores:
-    """Evaluates the dev splits whenever training asks, and remembers the evaluation to report."""
+class _DevEvaluation:
+    """Evaluates the dev splits, and remembers the predictions of the evaluation to report."""
 
     prepared: PreparedRun
     adapted: AdaptedModel
     splits: Mapping[str, EncodedSplit]
-    meter: EnergyMeter
     stop: Callable[[], bool]
     predictions: dict[str, Predictions] = field(default_factory=dict)
     """Of the evaluation to report: the best so far, or the last."""
     best: float = -np.inf
     best_state: dict[str, Tensor] | None = None
-    """Trained tensors of the best evaluation, where that is the one to report."""
+    """Trained tensors of the best evaluation, if `select` is `best`."""
     every_state: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    """By the number of the evaluation, from 1."""
+    """Number of the evaluation, from 1 -> trained tensors, if `save_weights` is `all`."""
     count: int = 0
     tokens: int = 0
     time_s: float = 0.0
 
+    def predict(self, names: Iterable[str]) -> dict[str, Predictions]:
+        size = self.prepared.config.train.eval_batch_size
+        return {
+            name: predict(self.adapted, self.splits[name], batch_size=size, stop=self.stop)
+            for name in names
+        }
+
     def __call__(self) -> SplitMetrics:
         config, task = self.prepared.config, self.prepared.task
-        size = config.train.eval_batch_size
-        new = {
-            name: predict(self.adapted, self.splits[name], batch_size=size, stop=self.stop)
-            for name in task.dev_splits
-        }
+        new = self.predict(task.dev_splits)
         self.tokens += sum(p.num_tokens for p in new.values())
         self.time_s += sum(p.time_s for p in new.values())
         if not all(np.isfinite(p.logits).all() for p in new.values()):
@@ -112,7 +114,7 @@ class _DevScores:
         return metrics
 
     def snapshot(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return tensors and facts that `restore` needs."""
+        """Return the tensors and facts that `restore` needs."""
         tensors = {f"dev/{n}": torch.from_numpy(p.logits) for n, p in self.predictions.items()}
         tensors |= {f"best/{n}": t for n, t in (self.best_state or {}).items()}
         for number, state in self.every_state.items():
@@ -123,12 +125,10 @@ class _DevScores:
             "count": self.count,
             "eval_tokens": self.tokens,
             "eval_time_s": self.time_s,
-            "energy_j": self.meter.joules(),
         }
         return tensors, facts
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to the state of a snapshot."""
         facts = snapshot.facts
         self.predictions = {
             name: Predictions(logits.numpy(), 0, 0.0)
@@ -139,18 +139,6 @@ class _DevScores:
         self.every_state = {n: snapshot.part(f"every/{n}") for n in facts["states"]}
         self.count = facts["count"]
         self.tokens, self.time_s = facts["eval_tokens"], facts["eval_time_s"]
-        self.meter.earlier = facts.get("energy_j")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Session:
-    """How a run is watched, stopped and kept while it goes."""
-
-    observer: Observer
-    resume: Snapshot | None = None
-    keep: Callable[[Snapshot], None] = lambda _: None
-    keep_every_s: float = 300.0
-    stop: Callable[[], bool] = lambda: False
 
 
 def execute(prepared: PreparedRun, session: Session) -> Outcome:
@@ -165,38 +153,61 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
 
     Raises:
         UserError: the weights or the tokenizer cannot be loaded.
-        KeyboardInterrupt: `session.stop` said so; the state has been kept.
+        KeyboardInterrupt: `session.stop` returned true; the state has been kept.
     """
     clock, started_at = time.perf_counter(), utc_now()
-    encoded = encode_task(prepared)  # before the mark: only the first run of a task does it
-    can_measure = memory.reset_peak_memory(prepared.numerics.device)
+    device, task = prepared.numerics.device, prepared.task
+    encoded = encode_task(prepared)  # before the memory reset: only a task's first run encodes
+    can_measure = memory.reset_peak_memory(device)
     memory.keep_freed_memory()
     adapted = build_model(prepared)
     splits = with_prefixes(prepared, adapted, encoded, session.stop)
-    meter = EnergyMeter.of(prepared.numerics.device)
-    scores = _DevScores(prepared, adapted, splits, meter, session.stop)
+    meter = EnergyMeter.of(device)
+    dev = _DevEvaluation(prepared, adapted, splits, session.stop)
     if session.resume is not None:
-        scores.restore(session.resume)
-        clock -= session.resume.facts["wall_time_s"]
-        started_at = session.resume.facts["started_at"]
-    result = _train(session, scores, clock, started_at)
-    if result.diverged is None:
-        predictions, states, reported = _finish(scores, result)
-        status: Status = "done"
-    else:
-        predictions, states, reported, status = {}, {}, {}, "diverged"
-    measured = {
+        facts = session.resume.facts
+        dev.restore(session.resume)
+        meter.earlier = facts.get("energy_j")
+        clock -= facts["wall_time_s"]
+        started_at = facts["started_at"]
+
+    def keep(state: Snapshot) -> None:
+        tensors, facts = dev.snapshot()
+        run_facts = {
+            "energy_j": meter.joules(),
+            "wall_time_s": time.perf_counter() - clock,
+            "started_at": started_at,
+        }
+        session.keep(Snapshot(state.tensors | tensors, {**state.facts, **facts, **run_facts}))
+
+    training = train(
+        adapted,
+        splits["train"],
+        prepared.config.train,
+        seed=prepared.config.seed,
+        evaluate=dev,
+        session=replace(session, keep=keep),
+        graphs=make_graphs(prepared),
+    )
+    predictions: dict[str, Predictions] = {}
+    states: dict[str, State] = {}
+    measured = _training_facts(training)
+    if training.diverged is None:
+        if dev.best_state is not None:
+            adapted.restore(dev.best_state)
+        predictions = dev.predictions | dev.predict(test_splits(prepared))
+        measured |= _scores(prepared, training.evaluations, predictions, splits)
+        states = _stored_states(dev)
+    measured |= {
+        "eval_tokens_per_s": round(dev.tokens / dev.time_s, 1) if dev.time_s else None,
         "wall_time_s": round(time.perf_counter() - clock, 3),
-        "peak_memory_bytes": memory.peak_memory_bytes(prepared.numerics.device)
-        if can_measure
-        else None,
-        "energy_j": scores.meter.joules(),
-        "majority": majority_scores(prepared.task, splits),
-        **_training_facts(result, scores),
-        **reported,
+        "peak_memory_bytes": memory.peak_memory_bytes(device) if can_measure else None,
+        "energy_j": meter.joules(),
+        "majority": majority_scores(task, splits),
     }
-    if status == "done" and distributed.rank() == 0:  # whose record is kept
-        measured |= _distances(scores)
+    if training.diverged is None and distributed.rank() == 0:  # only its record is stored
+        measured |= _distances(dev)
+    status: Status = "done" if training.diverged is None else "diverged"
     return Outcome(
         record=blank_record(prepared, started_at, status).model_copy(update=measured),
         predictions=predictions,
@@ -205,66 +216,77 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
     )
 
 
-def _distances(scores: _DevScores) -> dict[str, Any]:
-    """Measure how far training went; a finished run is not lost over this."""
-    prepared, adapted = scores.prepared, scores.adapted
+def make_graphs(prepared: PreparedRun) -> Graphs | None:
+    """Return what records and replays CUDA graphs, if the user asked for them."""
+    wanted = prepared.config.cuda_graphs
+    return Graphs(CudaRecorder(prepared.numerics.device)) if wanted else None
+
+
+def _training_facts(training: Training) -> dict[str, Any]:
+    time_s, graph_time_s = training.train_time_s, training.graph_time_s
+    trained = training.adapted.trainable().values()
+    return {
+        "reason": training.diverged,
+        "evaluations": tuple(training.evaluations),
+        "train_time_s": round(time_s, 3),
+        "train_tokens": training.train_tokens,
+        "micro_batch_size": training.micro_batch_size,
+        "graph_time_s": None if graph_time_s is None else round(graph_time_s, 3),
+        "train_tokens_per_s": round(training.train_tokens / time_s, 1),
+        "stored_bytes": sum(t.numel() * t.element_size() for t in trained),
+    }
+
+
+def _scores(
+    prepared: PreparedRun,
+    evaluations: Sequence[Evaluation],
+    predictions: Mapping[str, Predictions],
+    splits: Mapping[str, EncodedSplit],
+) -> dict[str, Any]:
+    """Return the last and the best evaluation, and the scores of the one that `select` names."""
+    task = prepared.task
+
+    def score(evaluation: Evaluation) -> float:
+        return task.score(evaluation.metrics) or 0.0
+
+    last, best = evaluations[-1], max(evaluations, key=score)
+    chosen = best if prepared.config.select == "best" else last
+    return {
+        "last": last,
+        "best": best,
+        "metrics": chosen.metrics | score_splits(task, predictions, splits),
+        "score": score(chosen),
+        "confusion": confusion_matrices(task, predictions, splits),
+        "collapsed": is_collapsed(task, predictions, splits),
+    }
+
+
+def _stored_states(dev: _DevEvaluation) -> dict[str, State]:
+    """Return what `save_weights` keeps, by file name."""
+    save_weights = dev.prepared.config.save_weights
+    if save_weights == "none":
+        return {}
+    states = {"adapter.safetensors": dev.adapted.trained_state()}
+    every = dev.every_state if save_weights == "all" else {}  # a snapshot may have brought some
+    for number, state in every.items():
+        states[f"adapter-evaluation-{number}.safetensors"] = state
+    return {
+        file: {name: tensor.numpy() for name, tensor in state.items()}
+        for file, state in states.items()
+    }
+
+
+def _distances(dev: _DevEvaluation) -> dict[str, Any]:
+    """Measure how far training moved the model. A failure here does not fail a finished run."""
+    prepared, adapted = dev.prepared, dev.adapted
     found: dict[str, Any] = {"movement": measure_movement(adapted, prepared.checkpoint)}
     if prepared.config.measure_forgetting:
-        held_out = scores.splits[prepared.task.dev_splits[0]]
+        held_out = dev.splits[prepared.task.dev_splits[0]]
         try:
             found["forgetting"] = measure_forgetting(build_model(prepared), adapted, held_out)
         except torch.OutOfMemoryError:
             log.warning("out of memory with a second model: forgetting is not measured")
     return found
-
-
-def _train(session: Session, scores: _DevScores, clock: float, started_at: str) -> TrainResult:
-    """Train, keeping the state of the training and of the evaluations together."""
-
-    def keep(training: Snapshot) -> None:
-        so_far = {"wall_time_s": time.perf_counter() - clock, "started_at": started_at}
-        tensors, facts = scores.snapshot()
-        session.keep(
-            Snapshot({**training.tensors, **tensors}, {**training.facts, **facts, **so_far})
-        )
-
-    return train(
-        scores.adapted,
-        scores.splits["train"],
-        scores.prepared.config.train,
-        seed=scores.prepared.config.seed,
-        hooks=Hooks(
-            evaluate=scores,
-            observer=session.observer,
-            keep=keep,
-            keep_every_s=session.keep_every_s,
-            stop=session.stop,
-        ),
-        resume=session.resume,
-        graphs=make_graphs(scores.prepared),
-    )
-
-
-def make_graphs(prepared: PreparedRun) -> Graphs | None:
-    """Return what replays launches, if that was asked for."""
-    wanted, device = prepared.config.cuda_graphs, prepared.numerics.device
-    return Graphs(CudaRecorder(device)) if wanted else None
-
-
-def _finish(
-    scores: _DevScores, result: TrainResult
-) -> tuple[dict[str, Predictions], dict[str, State], dict[str, Any]]:
-    """Go to the evaluation to report; return predictions, what is stored, and its scores."""
-    prepared, adapted = scores.prepared, scores.adapted
-    if scores.best_state is not None:
-        adapted.restore(scores.best_state)
-    predictions = scores.predictions | _test_predictions(scores)
-    reported = _chosen(prepared, result.evaluations)
-    tested = score_splits(prepared.task, predictions, scores.splits)
-    reported["metrics"] = reported["metrics"] | tested
-    reported["confusion"] = confusion_matrices(prepared.task, predictions, scores.splits)
-    reported["collapsed"] = is_collapsed(prepared.task, predictions, scores.splits)
-    return predictions, _states(prepared, adapted, scores), reported
 
 
 def utc_now() -> str:
@@ -273,7 +295,7 @@ def utc_now() -> str:
 
 
 def build_model(prepared: PreparedRun) -> AdaptedModel:
-    """Load the weights and carry out the plan; afterwards every generator is freshly seeded."""
+    """Load the weights, apply the plan and seed every random generator."""
     config, numerics = prepared.config, prepared.numerics
     model, fresh = load_model(
         prepared.checkpoint,
@@ -298,58 +320,10 @@ def build_model(prepared: PreparedRun) -> AdaptedModel:
     return adapted
 
 
-def _test_predictions(scores: _DevScores) -> dict[str, Predictions]:
-    size = scores.prepared.config.train.eval_batch_size
-    return {
-        name: predict(scores.adapted, scores.splits[name], batch_size=size, stop=scores.stop)
-        for name in test_splits(scores.prepared)
-    }
-
-
-def _chosen(prepared: PreparedRun, evaluations: tuple[Evaluation, ...]) -> dict[str, Any]:
-    """Report the last and the best evaluation, and the one that `select` asks for."""
-
-    def score(evaluation: Evaluation) -> float:
-        return prepared.task.score(evaluation.metrics) or 0.0
-
-    last, best = evaluations[-1], max(evaluations, key=score)
-    chosen = best if prepared.config.select == "best" else last
-    return {"last": last, "best": best, "metrics": chosen.metrics, "score": score(chosen)}
-
-
-def _training_facts(result: TrainResult, scores: _DevScores) -> dict[str, Any]:
-    stored = sum(t.numel() * t.element_size() for t in scores.adapted.trainable().values())
-    return {
-        "reason": result.diverged,
-        "evaluations": result.evaluations,
-        "train_time_s": round(result.train_time_s, 3),
-        "train_tokens": result.train_tokens,
-        "micro_batch_size": result.micro_batch_size,
-        "graph_time_s": None if result.graph_time_s is None else round(result.graph_time_s, 3),
-        "train_tokens_per_s": round(result.train_tokens / result.train_time_s, 1),
-        "eval_tokens_per_s": round(scores.tokens / scores.time_s, 1) if scores.time_s else None,
-        "stored_bytes": stored,
-    }
-
-
-def _states(prepared: PreparedRun, adapted: AdaptedModel, scores: _DevScores) -> dict[str, State]:
-    """Return what `save_weights` keeps, by file name."""
-    if prepared.config.save_weights == "none":
-        return {}
-    states = {"adapter.safetensors": adapted.trained_state()}
-    kept = scores.every_state if prepared.config.save_weights == "all" else {}
-    for number, state in kept.items():
-        states[f"adapter-evaluation-{number}.safetensors"] = state
-    return {
-        file: {name: tensor.numpy() for name, tensor in state.items()}
-        for file, state in states.items()
-    }
-
-
 def blank_record(
     prepared: PreparedRun, started_at: str, status: Status, reason: str | None = None
 ) -> RunRecord:
-    """Return a record of everything that is known without training."""
+    """Return a record of everything that is known before training."""
     config, plan = prepared.config, prepared.plan
     settings = config.model_dump(mode="json")
     settings["method"]["spec"] = plan.method.spec

@@ -22,7 +22,7 @@ from spafit_bench.models.fused.dropout import Dropout, keep
 from spafit_bench.models.fused.packing import can_pack
 from spafit_bench.training.evaluation import predict
 from spafit_bench.training.gradients import loss_sum
-from spafit_bench.training.loop import Hooks, TrainResult, train
+from spafit_bench.training.loop import Session, Training, train
 from tests.support.models import (
     SPECIAL,
     VOCABULARY,
@@ -403,11 +403,11 @@ def settings() -> TrainSettings:
     )
 
 
-def trained(adapted: AdaptedModel) -> TrainResult:
+def trained(adapted: AdaptedModel) -> Training:
     """Train on twenty-four examples."""
     split = split_of([3 + number % 9 for number in range(24)])
-    hooks = Hooks(evaluate=dict, observer=Silent())
-    return train(adapted, split, settings(), seed=0, hooks=hooks)
+    session = Session(observer=Silent())
+    return train(adapted, split, settings(), seed=0, session=session)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_keeps_the_batch(

@@ -21,7 +21,7 @@ from spafit_bench.methods.method import method_names
 from spafit_bench.models.adapt import AdaptedModel
 from spafit_bench.models.checkpoint import find_checkpoint, load_model
 from spafit_bench.models.encoding import EncodedSplit, training_batches
-from spafit_bench.training.loop import Hooks, learning_rate_factor, make_optimizer, train
+from spafit_bench.training.loop import Session, learning_rate_factor, make_optimizer, train
 from tests.support.models import (
     MODEL_TYPES,
     SPECIAL,
@@ -216,7 +216,7 @@ def random_split(num_examples: int, *, longest: int = 14) -> EncodedSplit:
 
 def run_training(adapted: AdaptedModel, split: EncodedSplit, given: TrainSettings) -> list[float]:
     """Train without evaluation; return the loss of every step."""
-    result = train(adapted, split, given, seed=4, hooks=Hooks(evaluate=dict, observer=Silent()))
+    result = train(adapted, split, given, seed=4, session=Session(observer=Silent()))
     assert result.diverged is None
     return list(result.losses)
 

@@ -22,7 +22,7 @@ from benchmarks.peers import build_model
 from spafit_bench.config.selection import RunRequest, run_configs
 from spafit_bench.models.encoding import training_batches
 from spafit_bench.training import run as execute
-from spafit_bench.training.loop import Hooks, train
+from spafit_bench.training.loop import Session, train
 from spafit_bench.training.prepare import Preparer
 from spafit_bench.training.token_cache import encode_task
 from tests.conftest import REPOSITORY, task_rows, write_data
@@ -101,8 +101,8 @@ def test_without_dropout_every_loss_is_trainers(method: str, tmp_path: Path) -> 
     split = encode_task(prepared)["train"]
     adapted = execute.build_model(prepared)
     fresh = {name: tensor.clone() for name, tensor in adapted.model.state_dict().items()}
-    hooks = Hooks(evaluate=dict, observer=Silent())
-    ours = train(adapted, split, config.train, seed=0, hooks=hooks).losses
+    session = Session(observer=Silent())
+    ours = train(adapted, split, config.train, seed=0, session=session).losses
 
     peer = build_model(Case(str(model), str(data), "mrpc", method, BATCH, 0, pooler=True))
     copy_trained(fresh, peer)

@@ -19,9 +19,9 @@ import torch
 from spafit_bench.config.selection import RunRequest, run_configs
 from spafit_bench.results.record import Evaluation
 from spafit_bench.results.store import Store
-from spafit_bench.training.loop import Progress
+from spafit_bench.training.loop import Progress, Session
 from spafit_bench.training.prepare import PreparedRun, Preparer
-from spafit_bench.training.run import Outcome, Session, execute
+from spafit_bench.training.run import Outcome, execute
 from spafit_bench.training.snapshot import DamagedSnapshot, Snapshot
 from tests.conftest import MAIN, Cli, clean_environment
 
@@ -325,7 +325,7 @@ def test_a_resumed_run_that_fails_later_keeps_its_state(
 
     command = (*NINE_STEPS, "--model", checkpoint, "--data", data)
     with monkeypatch.context() as patch:
-        patch.setattr("spafit_bench.training.run._finish", broken)
+        patch.setattr("spafit_bench.training.run._scores", broken)
         answer = call(*command)
     assert answer.code == 1, answer.err
     assert "fell off the bus" in answer.out

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,6 +220,56 @@ def test_many_processes_at_once(cache: ArrayCache) -> None:
     assert [(errors, code) for _, errors, code in answers] == [("", 0)] * 3
     assert all(int(found) > 0 for found, _, _ in answers)
     assert {path.suffix for path in cache.folder.iterdir()} == {".arrays"}
+
+
+def _as_user(uid: int, work: Callable[[], None]) -> int:
+    """Do some work as another member of group 4321, with umask 002; return the exit code."""
+
+    def child() -> None:
+        os.setgroups([])
+        os.setgid(4321)
+        os.setuid(uid)
+        os.umask(0o002)
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(30)
+    return process.exitcode if process.exitcode is not None else -1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be two users")
+def test_a_group_shares_a_cache(caplog: pytest.LogCaptureFixture) -> None:
+    """What one user keeps, another reads, refreshes, locks and makes room of, without a warning."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o711)
+        shared = root / "shared"
+        shared.mkdir()
+        os.chown(shared, 0, 4321)
+        shared.chmod(0o2770)
+        cache = ArrayCache(shared / "tokens", max_bytes=10_000)
+
+        def first() -> None:
+            for number in range(3):
+                cache.save(f"a{number}", some_arrays(number, size=500))
+            with cache.alone("a0"):
+                pass
+
+        def second() -> None:
+            with caplog.at_level(logging.DEBUG, "spafit_bench"):
+                with cache.alone("a0"):
+                    assert_equal(cache.load("a0"), some_arrays(0, size=500))
+                cache.save("b", some_arrays(4, size=500))  # which only fits instead of another
+                assert cache.load("b") is not None
+            assert not [r for r in caplog.records if r.name.startswith("spafit_bench")]
+
+        assert _as_user(4001, first) == 0
+        for path in cache.folder.iterdir():
+            os.utime(path, (1_000, 1_000))
+        assert _as_user(4002, second) == 0
+        assert (cache.folder / "a0.arrays").stat().st_mtime > 1_000
+        assert len(list(cache.folder.glob("*.arrays"))) == 3
 
 
 def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

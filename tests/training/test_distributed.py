@@ -24,8 +24,9 @@ from spafit_bench.base import distributed
 from spafit_bench.base.errors import UserError
 from spafit_bench.config.selection import RunRequest, run_configs
 from spafit_bench.models import numerics
+from spafit_bench.training.loop import Session
 from spafit_bench.training.prepare import PreparedRun, Preparer
-from spafit_bench.training.run import Outcome, Session, execute
+from spafit_bench.training.run import Outcome, execute
 from tests.conftest import Answer, Cli, call_main, clean_environment, write_checkpoint
 from tests.support.models import Silent
 
