@@ -228,9 +228,12 @@ def test_no_step_waits_for_the_device(method: str, dropout: float, tmp_path: Pat
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--method", "spafit"), "needs a CUDA GPU, and this run's device is cpu"),
-        (("--method", "spafit", "--engine", "plain"), "--engine plain was asked for"),
-        (("--method", "0:frozen;1-3:lora(query,r=2,alpha=4,dora)"), "it has no DoRA"),
+        (("--method", "spafit"), "needs a CUDA GPU, but this run uses cpu"),
+        (("--method", "spafit", "--engine", "plain"), "this run uses --engine plain"),
+        (
+            ("--method", "0:frozen;1-3:lora(query,r=2,alpha=4,dora)"),
+            "the fast engine does not support DoRA",
+        ),
     ],
 )
 def test_graphs_are_refused_where_there_can_be_none(
