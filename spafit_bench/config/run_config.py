@@ -132,6 +132,16 @@ WITHOUT_EFFECT = frozenset(
 content is hashed), where it computes, and what is kept of it. They are not part of a run's name, do
 not part rows of tables, and may differ between two attempts at one result."""
 
+_ALWAYS_IN_NAMES = frozenset(
+    {
+        *("seed", "precision", "engine", "limit", "holdout", "select"),
+        *("train.micro_batch_size", "train.eval_batch_size", "train.schedule"),
+        *("train.adam_beta1", "train.adam_beta2", "head.pooler_init"),
+    }
+)
+"""Settings that runs' names contain even at their defaults, as they always have. This list does
+not grow: any other setting, and so each new one, enters only where it differs from its default."""
+
 
 class RunConfig(Frozen):
     """Everything that one run needs to know."""
@@ -179,6 +189,28 @@ class RunConfig(Frozen):
         settings = {key: getattr(self.method, key) for key in keys}
         method = get_method(self.method.name)
         return method.overridden({k: v for k, v in settings.items() if v is not None}, chosen)
+
+    def settings_in_name(self) -> dict[str, Any]:
+        """Return the settings that a run's name is computed from, as JSON.
+
+        Those of `method`, and `head.pooler`, are left out: the resolved method states them.
+        """
+        hidden = {*WITHOUT_EFFECT, "method"}
+        changed = self.model_dump(mode="json", exclude=hidden, exclude_defaults=True)
+        named: dict[str, Any] = {}
+        for key, value in self.model_dump(mode="json", exclude=hidden).items():
+            if not isinstance(value, dict):
+                if key in changed or key in _ALWAYS_IN_NAMES:
+                    named[key] = value
+                continue
+            kept = changed.get(key, {})
+            named[key] = {
+                k: v for k, v in value.items() if k in kept or f"{key}.{k}" in _ALWAYS_IN_NAMES
+            }
+        named["head"].pop("pooler", None)
+        if named["head"].keys() == {"pooler_init"}:  # as names have always been written
+            named["head"] = self.head.pooler_init
+        return named
 
 
 @dataclass(frozen=True)

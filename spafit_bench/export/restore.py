@@ -116,6 +116,7 @@ def restore(found: FoundRun, base: Base) -> RestoredRun:
         engine=record.environment.engine,
         kernels=record.environment.kernels,
         warnings=record.warnings,
+        run_id=record.run_id,
     )
     adapted = build_model(prepared)
     adapted.restore(state)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -62,6 +62,8 @@ class PreparedRun:
     warnings: tuple[str, ...]
     definition: TaskDefinition | None = None
     """Of a task beyond GLUE."""
+    run_id: str = ""
+    """Computed once, by `Preparer.prepare`: threads and processes are those of that moment."""
 
     @property
     def method(self) -> str:
@@ -78,34 +80,29 @@ class PreparedRun:
         """Layers whose output is kept, and in which nothing is dropped then."""
         return self.plan.frozen_layers if self.config.cache_prefix else 0
 
-    @property
-    def run_id(self) -> str:
-        """A readable name that ends in a hash of everything that changes the result."""
-        settings = self.config.model_dump(mode="json", exclude=set(WITHOUT_EFFECT))
-        if self.config.train.batch_tokens is None:  # as in runs from before there was this setting
-            del settings["train"]["batch_tokens"]
-        if not self.config.cache_prefix:
-            del settings["cache_prefix"]
-        identity = settings | {
-            "task": self.task.name,
-            "method": self.plan.method.spec,
-            "head": self.config.head.pooler_init,
-            "weights": self.weights_sha256,
-            "files": self.files_sha256,
-            "data": self.data.fingerprint,
-            "precision": self.numerics.precision,
-            "engine": self.engine,
-            "device": self.numerics.device.type,
-            "threads": torch.get_num_threads() if self.numerics.device.type == "cpu" else None,
-        }
-        if self.kernels == "native":
-            identity["kernels"] = self.kernels  # which drop other elements
-        if distributed.size() > 1:
-            identity["processes"] = distributed.size()
-        canonical = json.dumps(identity, sort_keys=True).encode()
-        digest = hashlib.sha256(canonical).hexdigest()[:10]
-        parts = (self.task.name, _slug(self.method), _slug(self.model.rpartition("/")[2]))
-        return f"{'-'.join(parts)}-s{self.config.seed}-{digest}"
+
+def _name(run: PreparedRun) -> str:
+    """Return a readable name that ends in a hash of everything that changes the result."""
+    on_cpu = run.numerics.device.type == "cpu"
+    identity = run.config.settings_in_name() | {
+        "task": run.task.name,
+        "method": run.plan.method.spec,
+        "weights": run.weights_sha256,
+        "files": run.files_sha256,
+        "data": run.data.fingerprint,
+        "precision": run.numerics.precision,
+        "engine": run.engine,
+        "device": run.numerics.device.type,
+        "threads": torch.get_num_threads() if on_cpu else None,
+    }
+    if run.kernels == "native":
+        identity["kernels"] = run.kernels  # which drop other elements
+    if distributed.size() > 1:
+        identity["processes"] = distributed.size()
+    canonical = json.dumps(identity, sort_keys=True).encode()
+    digest = hashlib.sha256(canonical).hexdigest()[:10]
+    parts = (run.task.name, _slug(run.method), _slug(run.model.rpartition("/")[2]))
+    return f"{'-'.join(parts)}-s{run.config.seed}-{digest}"
 
 
 def _slug(text: str) -> str:
@@ -155,7 +152,7 @@ class Preparer:
         data = self._data(config, task)
         weights_sha256, files_sha256 = fingerprint(checkpoint)
         engine = engine_name(config.engine, checkpoint.config, plan)
-        return PreparedRun(
+        run = PreparedRun(
             config=config,
             task=data.task,
             data=data,
@@ -169,6 +166,7 @@ class Preparer:
             warnings=(*data.notes, *self._tokenizer_warnings(checkpoint, data), *warnings),
             definition=found.definition,
         )
+        return replace(run, run_id=_name(run))
 
     def _tokenizer_warnings(self, checkpoint: Checkpoint, data: TaskData) -> tuple[str, ...]:
         """Try the tokenizer on the first training texts.
