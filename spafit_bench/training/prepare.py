@@ -13,7 +13,7 @@ import torch
 
 from spafit_bench.base import distributed
 from spafit_bench.base.errors import UserError
-from spafit_bench.config.run_config import WITHOUT_EFFECT, HeadSettings, RunConfig
+from spafit_bench.config.run_config import HeadSettings, RunConfig
 from spafit_bench.data.custom_tasks import TaskDefinition, find_task
 from spafit_bench.data.load import TaskData, hold_out, limited, load_task_data
 from spafit_bench.data.tasks import Task
