@@ -22,16 +22,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
 )
 
 from spafit_bench.base.errors import UserError, nearest
-from spafit_bench.base.frozen import first_problem
+from spafit_bench.base.frozen import Frozen, first_problem
 from spafit_bench.base.yaml_files import config_folder, read_mapping
 from spafit_bench.data.tasks import TASKS, HubFiles, SplitFile, Task, TestSet
 
@@ -87,11 +85,7 @@ Name = Annotated[
 ]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SplitDefinition(_Part):
+class SplitDefinition(Frozen):
     """A split whose columns have other names than the task's."""
 
     file: DataFile
@@ -100,7 +94,7 @@ class SplitDefinition(_Part):
     label: str | None = None
 
 
-class HubDefinition(_Part):
+class HubDefinition(Frozen):
     """Where the task is on the Hugging Face hub."""
 
     repository: str
@@ -108,7 +102,7 @@ class HubDefinition(_Part):
     """Split -> its parquet files, with `*` for the numbers of shards."""
 
 
-class TaskDefinition(_Part):
+class TaskDefinition(Frozen):
     """A task as its YAML file states it."""
 
     name: Name
@@ -118,16 +112,16 @@ class TaskDefinition(_Part):
     text: Annotated[Names, Field(min_length=1, max_length=2)]
     label: str = "label"
     labels: ClassNames = ()
-    range: Annotated[tuple[float, float], Field(strict=False)] | None = None
+    range: tuple[float, float] | None = None
     """Of a regression's scores, both ends included; None: any finite number."""
     metrics: Annotated[tuple[Metric, ...], BeforeValidator(_listed), Field(min_length=1)]
-    splits: dict[SplitName, DataFile | SplitDefinition] = {}
+    splits: dict[SplitName, DataFile | SplitDefinition] = Field(default_factory=dict)
     """Without it: `train`, `validation` and `test`, each `.csv`, `.jsonl` or `.parquet`."""
     hub: HubDefinition | None = None
-    rows: dict[SplitName, Annotated[int, Field(ge=1)]] = {}
+    rows: dict[SplitName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
     """Rows of the original data, if these are known."""
     empty_texts: bool = False
-    train: dict[str, Any] = {}
+    train: dict[str, Any] = Field(default_factory=dict)
     """Training defaults of this task, as `train:` of a configuration file."""
     note: Line = ""
 

@@ -99,38 +99,27 @@ def load_task_data(
     splits = {key: validated_split(task, key, shards) for key, shards in tables.items()}
     if split is not None:
         held_out = _stratified(task, splits["train"], split)
-        splits |= {
-            "train": splits["train"].take(np.flatnonzero(~held_out)),
-            task.dev_splits[0]: splits["train"].take(np.flatnonzero(held_out)),
-        }
+        divided = _divided(splits["train"], held_out, task.dev_splits[0], f"--split {split:g}")
+        splits = divided | {key: rows for key, rows in splits.items() if key != "train"}
     fingerprints = {
         key: split_fingerprint(rows, exact_scores=not task.in_glue) for key, rows in splits.items()
     }
     official_split, official_basis = _officialness(task, splits, fingerprints)
     if split is not None:
         official_split, official_basis = False, f"validation is {split:g} of train (--split)"
+    identity: dict[str, object] = {"task": task.name, "splits": fingerprints}
+    if not task.in_glue:  # whose name does not say what it is
+        identity |= {"labels": task.labels, "metrics": task.metrics, "range": task.label_range}
     return _noted(
         TaskData(
             task=task,
             source=origin,
             splits=MappingProxyType(splits),
-            fingerprint=_digest_of_json(_identity(task) | {"splits": fingerprints}),
+            fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
             official_split=official_split,
             official_basis=official_basis,
         )
     )
-
-
-def _identity(task: Task) -> dict[str, object]:
-    """Return what a task is besides its data: in GLUE, its name says it all."""
-    if task.in_glue:
-        return {"task": task.name}
-    return {
-        "task": task.name,
-        "labels": task.labels,
-        "metrics": task.metrics,
-        "range": task.label_range,
-    }
 
 
 def limited(data: TaskData, num_rows: int | None) -> TaskData:
@@ -154,21 +143,14 @@ def hold_out(data: TaskData, share: float) -> TaskData:
         UserError: the slice would be empty, or all there is.
     """
     train = data.splits["train"]
-    size = round(share * train.num_rows)
-    if not 0 < size < train.num_rows:
-        raise UserError(
-            f"holdout = {share:g}: train of {data.task.name} has {train.num_rows} rows, which "
-            f"leaves {size} to hold out"
-        )
+    held_out = np.zeros(train.num_rows, dtype=bool)
     order = np.random.default_rng(0).permutation(train.num_rows)
+    held_out[order[: round(share * train.num_rows)]] = True
     return _noted(
         replace(
             data,
             task=replace(data.task, dev_splits=(HOLDOUT,), test_sets=()),
-            splits={
-                "train": train.take(np.sort(order[size:])),
-                HOLDOUT: train.take(np.sort(order[:size])),
-            },
+            splits=_divided(train, held_out, HOLDOUT, f"holdout = {share:g}"),
             official_split=False,
             official_basis="a held-out slice of train",
         )
@@ -176,11 +158,7 @@ def hold_out(data: TaskData, share: float) -> TaskData:
 
 
 def _stratified(task: Task, train: Split, share: float) -> NDArray[np.bool_]:
-    """Draw a share of the rows, of each class alike; the draw depends on the labels alone.
-
-    Raises:
-        UserError: no row would be held out, or none would be left.
-    """
+    """Draw a share of the rows, of each class alike; the draw depends on the labels alone."""
     assert train.labels is not None
     rng = np.random.default_rng(0)
     groups = np.zeros_like(train.labels) if task.is_regression else train.labels
@@ -188,12 +166,17 @@ def _stratified(task: Task, train: Split, share: float) -> NDArray[np.bool_]:
     for group in np.unique(groups):
         rows = rng.permutation(np.flatnonzero(groups == group))
         held_out[rows[: round(share * len(rows))]] = True
+    return held_out
+
+
+def _divided(train: Split, held_out: NDArray[np.bool_], key: str, setting: str) -> dict[str, Split]:
+    """Return the rows of train that stay, and as another split those that are held out."""
     if not held_out.any() or held_out.all():
         raise UserError(
-            f"--split {share:g}: train of {task.name} has {train.num_rows} rows, which leaves "
-            f"{held_out.sum()} for validation"
+            f"{setting}: train has {train.num_rows} rows, which leaves {held_out.sum()} to hold out"
         )
-    return held_out
+    rows = {"train": np.flatnonzero(~held_out), key: np.flatnonzero(held_out)}
+    return {name: train.take(numbers) for name, numbers in rows.items()}
 
 
 def _noted(data: TaskData) -> TaskData:
@@ -254,10 +237,6 @@ def official_fingerprints() -> Mapping[str, Mapping[str, str]]:
     """Return the known fingerprints: task -> split -> SHA-256; not every split has one."""
     known: dict[str, dict[str, str]] = json.loads(OFFICIAL_FINGERPRINTS.read_text("utf-8"))
     return known
-
-
-def _digest_of_json(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _officialness(

@@ -102,8 +102,7 @@ def read_parquet(path: Path, columns: Columns) -> Table:
     """Read a parquet file.
 
     Raises:
-        UserError: the file cannot be read, lacks a column, or has one of another type or with
-            its classes in another order.
+        UserError: the file cannot be read, lacks a column, or has classes in another order.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -113,7 +112,11 @@ def read_parquet(path: Path, columns: Columns) -> Table:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
             columns = columns.present(schema.names)
-            _check_types(path, schema, columns)
+            for name in columns.wanted:
+                if name not in schema.names:
+                    raise no_column(str(path), name, schema.names)
+                if schema.names.count(name) > 1:
+                    raise UserError(f"{path}: column {name!r} is there more than once")
             _check_class_order(path, schema.metadata or {}, columns)
             table = file.read(columns=list(columns.wanted))
         cells = tuple(table.column(name).to_pylist() for name in columns.wanted)
@@ -125,39 +128,6 @@ def read_parquet(path: Path, columns: Columns) -> Table:
     return Table(
         path=str(path), columns=columns, cells=cells, positions=range(len(cells[0])), unit="row"
     )
-
-
-def _check_types(path: Path, schema: Any, columns: Columns) -> None:
-    from pyarrow import types
-
-    def is_text(kind: Any) -> bool:
-        plain = kind.value_type if types.is_dictionary(kind) else kind
-        checks = (types.is_string, types.is_large_string, types.is_string_view, types.is_null)
-        return any(check(plain) for check in checks)
-
-    def is_class(kind: Any) -> bool:
-        truth = {"False", "True"} <= set(columns.class_names) and types.is_boolean(kind)
-        return bool(types.is_integer(kind) or truth) or is_text(kind)
-
-    def is_number(kind: Any) -> bool:
-        return any(c(kind) for c in (types.is_floating, types.is_integer, types.is_null))
-
-    for name in columns.wanted:
-        if name not in schema.names:
-            raise no_column(str(path), name, schema.names)
-        if schema.names.count(name) > 1:
-            raise UserError(f"{path}: column {name!r} is there more than once")
-        fits, wanted = is_text, "text"
-        if name == columns.label and columns.label_is_optional:
-            continue  # a placeholder may be of any type
-        if name == columns.label:
-            fits, wanted = is_number, "a number"
-            if columns.class_names:
-                fits, wanted = is_class, "an integer or a class name"
-        if not fits(schema.field(name).type):
-            raise UserError(
-                f"{path}: column {name!r} has type {schema.field(name).type}, but must be {wanted}"
-            )
 
 
 def _check_class_order(path: Path, metadata: dict[bytes, bytes], columns: Columns) -> None:

@@ -300,7 +300,7 @@ def test_dev_can_be_split_off_train(tmp_path: Path) -> None:
     again = load_task_data(task, str(tmp_path / "d"), split=0.1)
     assert again.fingerprint == data.fingerprint
     assert load_task_data(task, str(tmp_path / "d"), split=0.2).fingerprint != data.fingerprint
-    with pytest.raises(UserError, match="which leaves 0 for validation"):
+    with pytest.raises(UserError, match="which leaves 0 to hold out"):
         load_task_data(task, str(tmp_path / "d"), split=0.01)
     whole = find_task(str(write_task(tmp_path, REVIEWS))).task
     with pytest.raises(UserError, match=r"dev\.csv is validation, which --split would take"):
@@ -695,7 +695,7 @@ def test_booleans_in_parquet(tmp_path: Path) -> None:
     assert found.splits["train"].labels is not None
     assert found.splits["train"].labels.tolist() == [1, 0]
     other = find_task(str(write_task(tmp_path, body | {"labels": ["no", "yes"]}))).task
-    with pytest.raises(UserError, match="must be an integer or a class name"):
+    with pytest.raises(UserError, match="label 'True' is neither a class id nor a class name"):
         load_task_data(other, str(tmp_path / "d"))
 
 
