@@ -1,4 +1,4 @@
-"""The two ways to compute a model's logits: as it was written, or fused."""
+"""The two ways to compute a model's logits: its own forward pass, or the fast engine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Engine(Protocol):
     name: str
 
     def refresh(self) -> None:
-        """Notice that parameters have changed; to be called before `logits` then.
+        """Use changed parameters; call it before `logits` after every optimizer step.
 
-        (A fused optimizer leaves no trace of its writes by which it could be noticed.)
+        A fused optimizer does not mark tensors as changed, so this cannot be detected.
         """
 
     def logits(self, batch: Batch) -> Tensor:
@@ -31,26 +31,24 @@ class Engine(Protocol):
 
 
 class PlainEngine:
-    """The model's own forward pass on padded batches: the reference that the other is held to."""
+    """The model's own forward pass on padded batches, the reference for the fast engine."""
 
     name = "plain"
 
     def __init__(self, model: PreTrainedModel, numerics: Numerics) -> None:
-        """Use a model on its device."""
         self.model, self.numerics = model, numerics
 
     def refresh(self) -> None:
-        """Do nothing: the parameters are used as they are."""
+        """Do nothing: the model reads its parameters itself."""
 
     def logits(self, batch: Batch) -> Tensor:
-        """Apply the model."""
         with self.numerics.autocast():
             logits: Tensor = self.model(**batch.padded(), return_dict=True).logits
         return logits.float()
 
 
 def engine_name(wanted: str, config: Mapping[str, Any], plan: Plan) -> str:
-    """Resolve `auto`: fast where it can be.
+    """Return `fast` or `plain`; `auto` becomes `fast` where that is possible.
 
     Args:
         wanted: `fast`, `plain` or `auto`.
@@ -58,7 +56,7 @@ def engine_name(wanted: str, config: Mapping[str, Any], plan: Plan) -> str:
         plan: what trains.
 
     Raises:
-        UserError: `fast` for an encoder or a method that it does not cover.
+        UserError: `fast` for an encoder or a method that the fast engine does not support.
     """
     reason = why_not_fused(config, plan)
     if wanted == "fast" and reason is not None:
@@ -67,10 +65,10 @@ def engine_name(wanted: str, config: Mapping[str, Any], plan: Plan) -> str:
 
 
 def check_prefix(wanted: str, config: Mapping[str, Any], plan: Plan) -> None:
-    """Refuse `--cache-prefix` where nothing could be kept; see `engine_name`.
+    """Refuse `--cache-prefix` where nothing can be cached.
 
     Raises:
-        UserError: the plain engine, or something trains in the embeddings or the first layer.
+        UserError: the plain engine, or the embeddings or the first layer train.
     """
     reason = "this run uses --engine plain" if wanted == "plain" else why_not_fused(config, plan)
     if reason is not None:
@@ -78,14 +76,14 @@ def check_prefix(wanted: str, config: Mapping[str, Any], plan: Plan) -> None:
     if not plan.frozen_layers:
         names = (tensor.name for tensor in plan.tensors if tensor.num_trainable)
         raise UserError(
-            f"--cache-prefix: {plan.method.name} trains {next(names)} and whatever is above it, so "
-            "no layer's output stays the same; it is for methods that freeze the embeddings and "
-            "the first layers, such as spafit"
+            f"--cache-prefix: {plan.method.name} trains {next(names)}, so no layer's output "
+            "stays the same; use it with methods that freeze the embeddings and the first layers, "
+            "such as spafit"
         )
 
 
 def check_graphs(wanted: str, config: Mapping[str, Any], plan: Plan, numerics: Numerics) -> None:
-    """Refuse `--cuda-graphs` where there can be none; see `engine_name`.
+    """Refuse `--cuda-graphs` without the fast engine or a GPU.
 
     Raises:
         UserError: the plain engine, or no GPU.
@@ -100,13 +98,13 @@ def check_graphs(wanted: str, config: Mapping[str, Any], plan: Plan, numerics: N
 def make_engine(
     name: str, model: PreTrainedModel, numerics: Numerics, prefix_layers: int = 0
 ) -> Engine:
-    """Return the engine of a name that `engine_name` gave, for a model with its adapters.
+    """Return the engine for a model with its adapters.
 
     Args:
         name: `fast` or `plain`.
         model: on its device.
         numerics: of that device.
-        prefix_layers: layers whose output may be kept, of the fast engine.
+        prefix_layers: for the fast engine, first layers whose output may be cached.
     """
     if name == "fast":
         return FusedEncoder(model, numerics, prefix_layers)

@@ -19,7 +19,7 @@ from spafit_bench.models.encoding import Batch, EncodedSplit, Prefix, collate, e
 from spafit_bench.models.engines import engine_name
 from spafit_bench.models.fused import maps
 from spafit_bench.models.fused.dropout import Dropout, keep
-from spafit_bench.models.fused.packing import can_pack
+from spafit_bench.models.fused.maps import can_pack
 from spafit_bench.training.evaluation import predict
 from spafit_bench.training.gradients import loss_sum
 from spafit_bench.training.loop import Session, Training, train

@@ -1,15 +1,16 @@
 """One transformer block with its gradient written out (Vaswani et al. 2017, arXiv:1706.03762).
 
-A post-norm block as BERT has it (Devlin et al. 2018, arXiv:1810.04805), on tokens without padding:
+This is the post-norm block of BERT (Devlin et al. 2018, arXiv:1810.04805) on tokens without
+padding:
 
     z1 = x + dropout(W_o attention(x))     h = norm(z1)
     z2 = h + dropout(W_2 gelu(W_1 h))      y = norm(z2)
 
-DistilBERT (arXiv:1910.01108) as in transformers has no dropout in the first line.
+DistilBERT (arXiv:1910.01108), as transformers implements it, has no dropout in the first line.
 
-Matrix products and attention are in the compute precision; the stream x, z, h, y, softmax and norms
-are in fp32, as under autocast. Written out, a block is one node of autograd that keeps only what
-its trainable parts need.
+Matrix products and attention use the compute precision. The stream x, z, h, y, softmax and norms
+use fp32, as under autocast. A block is one autograd node that stores only what its trained parts
+need.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from spafit_bench.models.ragged import Ragged
 
 @dataclass(frozen=True)
 class Block:
-    """What one block computes with."""
+    """The parts of one block."""
 
     qkv: FusedMap
     attention_output: FusedMap
@@ -42,19 +43,17 @@ class Block:
     attention_output_dropout: Dropout
     output_dropout: Dropout
     attention_dropout: Dropout
-    """Of the probabilities."""
+    """Dropout of the attention probabilities."""
     kernels: Kernels
     first_token_only: bool = False
-    """Whether only each sequence's first token is wanted, as of the last block."""
+    """Whether only each sequence's first token is needed, as in the last block."""
 
     @property
     def head_size(self) -> int:
-        """Features of one head."""
         return self.attention_output.weight.shape[1] // self.num_heads
 
     @property
     def query_scale(self) -> float:
-        """Factor of the queries."""
         return 1 / math.sqrt(self.head_size)
 
     @property
@@ -64,7 +63,7 @@ class Block:
 
     @cached_property
     def parameters(self) -> list[nn.Parameter]:
-        """What trains, in the order in which `_backward` returns gradients."""
+        """Trained parameters, in the order in which `_backward` returns gradients."""
         norms = [p for n in (self.attention_norm, self.output_norm) for p in n.parameters()]
         mapped = [p for fused in self.maps for p in fused.parameters]
         return [*mapped, *(p for p in norms if p.requires_grad)]
@@ -75,13 +74,13 @@ class Block:
         """Apply the block.
 
         Args:
-            x: (num_tokens, hidden) fp32. Compiled kernels overwrite it: nobody else may need it.
-            low: the same in the compute precision; in fp32 it may be `x` itself.
+            x: (num_tokens, hidden) fp32. Compiled kernels overwrite it.
+            low: `x` in the compute precision; in fp32 it may be `x` itself.
             layout: where the sequences are.
             training: whether dropout is on.
 
         Returns:
-            (num_tokens, hidden) fp32; (size, hidden) if `first_token_only`. And the same in the
+            (num_tokens, hidden) fp32, or (size, hidden) if `first_token_only`; and the same in the
             compute precision.
         """
         parameters = self.parameters
@@ -92,7 +91,7 @@ class Block:
 
 @dataclass
 class _Attended:
-    """What attention keeps; heads are (size * num_heads, tokens, head_size)."""
+    """Values of attention that its gradient needs: (size * num_heads, tokens, head_size)."""
 
     queries: Tensor
     """Scaled by 1 / sqrt(head_size)."""
@@ -100,12 +99,12 @@ class _Attended:
     values: Tensor
     probabilities: Probabilities
     scale: float
-    """Of what dropout kept."""
+    """Factor of the elements that dropout kept."""
 
 
 @dataclass
 class _Kept:
-    """What the backward pass needs of the forward pass; inputs of products only if those train."""
+    """Values of the forward pass that the backward pass needs; None where nothing trains."""
 
     attended: _Attended
     attention_normed: Normed
@@ -156,7 +155,7 @@ def _active(dropout: Dropout, training: bool) -> Dropout | None:
 
 
 def _attend(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[Tensor, _Attended]:
-    """Return the attention's context, (num queries, hidden), and what its gradient needs."""
+    """Return attention's output, (num queries, hidden), and the values that its gradient needs."""
     kernels, heads, qkv = block.kernels, block.num_heads, block.qkv
     if block.first_token_only:
         queries = plus(*qkv.product(x[layout.starts], 0, 1)).mul_(block.query_scale)
@@ -177,7 +176,7 @@ def _attend(block: Block, x: Tensor, layout: Ragged, training: bool) -> tuple[Te
 
 
 class _BlockFunction(torch.autograd.Function):
-    """A block as one node: input and trainable parameters in, output out."""
+    """A block as one autograd node, from input and trained parameters to output."""
 
     @staticmethod
     def forward(
@@ -189,9 +188,9 @@ class _BlockFunction(torch.autograd.Function):
         training: bool,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        del parameters  # the block has them; autograd has to see them
+        del parameters  # the block uses its own; autograd needs to see them
         ctx.block, ctx.layout = block, layout
-        x = x.detach()  # it may be kept, as what is written over it
+        x = x.detach()  # it may be stored, or overwritten
         y, low, ctx.kept = _forward(block, x, low, layout, training, differentiable=True)
         low = low.detach()  # in fp32 it is y
         ctx.mark_non_differentiable(low)
@@ -210,7 +209,7 @@ class _BlockFunction(torch.autograd.Function):
 def _backward(
     block: Block, kept: _Kept, layout: Ragged, gradient: Tensor, needs_input_gradient: bool
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Return the gradients of the input and of `block.parameters`; names say of what."""
+    """Return the gradient of the input and those of `block.parameters`."""
     dtype, add_norm_backward = block.output.weight.dtype, block.kernels.add_norm_backward
     above = add_norm_backward(gradient, None, block.output_norm, kept.output_normed, dtype)
     sums = _sums(block, block.output, above.branch, above.branch_sums)
@@ -234,19 +233,19 @@ def _backward(
 
 @dataclass
 class _Part:
-    """The gradient of one product of `qkv`: the maps `first:last` on some rows of the input."""
+    """Gradient of one product in `qkv`: the maps `first:last` on some rows of the input."""
 
     gradient: Tensor
     first: int
     last: int
     rows: Tensor | None
-    """None: all."""
+    """None means all rows."""
 
 
 def _sums(
     block: Block, fused: FusedMap, gradient: Tensor, known: Tensor | None = None
 ) -> Tensor | None:
-    """Sum a gradient over its rows, if biases need that and it is not known."""
+    """Return the column sums of a gradient, if biases need them."""
     if known is not None or not fused.needs_sums:
         return known
     return block.kernels.column_sums(gradient)
@@ -284,7 +283,7 @@ def _qkv_gradients(block: Block, low_x: Tensor | None, parts: tuple[_Part, ...])
 
 
 def _input_gradient(block: Block, parts: tuple[_Part, ...], stream: Tensor) -> Tensor:
-    """Sum what comes through the products and past them; `stream` is of the rows that asked."""
+    """Add the gradient through the products to the one of the residual stream."""
     *few, whole = parts
     x = block.qkv.input_gradient(whole.gradient, whole.first, whole.last)
     if not few:

@@ -1,9 +1,9 @@
 """Dropout from raw random bits: one 16-bit number an element instead of a float each.
 
-`bernoulli_` takes a quarter of a training step on a CPU. Here 64 random bits decide four elements,
-and dropping is a bitwise AND with a mask of all ones or all zeros, which works for any float type.
-The probability is rounded to a multiple of 2^-15; the survivors are scaled by its exact inverse, so
-that the expectation is unchanged.
+`bernoulli_` takes a quarter of a training step on a CPU. Here 64 random bits decide four elements.
+Dropping is a bitwise AND with a mask of all ones or all zeros, which works for any float type. The
+probability is rounded to a multiple of 2^-15, and the remaining elements are scaled by its exact
+inverse, so that the expectation is unchanged.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ class Dropout:
     """Drops elements with a probability and scales the rest."""
 
     threshold: int
-    """Of 2^15 equally likely numbers, how many keep an element."""
+    """An element is kept if its random 15-bit number is below this."""
 
     @classmethod
     def of(cls, probability: float) -> Dropout:
-        """Round a probability of dropping to what 15 bits can say; never to 1."""
+        """Round a dropout probability to a multiple of 2^-15, never to 1."""
         return cls(max(1, round((1 - probability) * _STEPS)))
 
     @property
     def is_active(self) -> bool:
-        """Whether anything is ever dropped."""
+        """Whether any element is ever dropped."""
         return self.threshold < _STEPS
 
     @property
     def scale(self) -> float:
-        """Factor of the elements that stay."""
+        """Factor of the remaining elements."""
         return _STEPS / self.threshold
 
     def draw(self, like: Tensor) -> Tensor | None:
         """Draw a mask from torch's global generator of the device: -1 keeps, 0 drops.
 
         Returns:
-            int16 in the shape of `like`, or None if nothing is ever dropped.
+            int16 in the shape of `like`, or None if `is_active` is False.
         """
         if not self.is_active:
             return None
@@ -62,8 +62,8 @@ class Dropout:
 def _random_words(count: int, device: torch.device) -> Tensor:
     """Draw 64-bit words, (count,) int64.
 
-    On a CPU from a fast generator that torch's seeds anew each time, so that torch's state, which a
-    snapshot keeps, decides all of them.
+    On a CPU a fast generator draws them. torch's generator seeds it each time, so the state that a
+    snapshot stores determines all of them.
     """
     if device.type != "cpu":
         words = torch.empty(count, dtype=torch.int64, device=device)
@@ -77,7 +77,7 @@ def draw_seed() -> int:
 
 
 def keep(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero what the mask drops; the rest is not scaled."""
+    """Set dropped elements to zero, without scaling the others."""
     if mask is None:
         return x
     integers = _INTEGER[x.element_size()]
@@ -85,7 +85,7 @@ def keep(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def keep_(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Do what `keep` does, in place."""
+    """`keep` in place."""
     if mask is not None:
         integers = _INTEGER[x.element_size()]
         x.view(integers).bitwise_and_(mask.to(integers))

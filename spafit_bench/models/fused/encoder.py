@@ -21,7 +21,7 @@ from spafit_bench.models.fused.native import choose_kernels
 from spafit_bench.models.numerics import Numerics
 
 Head = Callable[[Any, Tensor], Tensor]
-"""A model and its first tokens, (size, hidden) -> (size, num_outputs)."""
+"""A model and its first tokens, (size, hidden), to logits, (size, num_outputs)."""
 
 
 def _bert_head(model: Any, first: Tensor) -> Tensor:
@@ -110,11 +110,11 @@ def why_not_fused(config: Mapping[str, Any], plan: Plan) -> str | None:
 
 
 class FusedEncoder:
-    """Computes a model's logits from its parameters, which stay the model's.
+    """Computes a model's logits from the model's own parameters.
 
-    It differs from the model's own forward pass in what is computed, not in the result: no padding;
-    query, key and value in one product; adapters merged into their matrices; in the last block
-    nothing but what the first tokens need; dropout from cheap bits.
+    The result is that of the model's own forward pass, but the computation differs: there is no
+    padding; query, key and value are one product; adapters are merged into their matrices; the last
+    block computes only the first tokens; and dropout uses cheap random bits.
     """
 
     name = "fast"
@@ -125,8 +125,7 @@ class FusedEncoder:
         Args:
             model: on its device, for which `why_not_fused` is None.
             numerics: device and compute precision.
-            prefix_layers: frozen layers in which nothing is ever dropped; a batch may bring their
-                output along.
+            prefix_layers: first layers without dropout, whose output a batch may already contain.
         """
         self.model, self.numerics, self.prefix_layers = model, numerics, prefix_layers
         config = model.config
@@ -157,7 +156,7 @@ class FusedEncoder:
         probability = getattr(config, "attention_probs_dropout_prob", None)
         if probability is None:
             probability = config.attention_dropout
-        drops_both = config.model_type != "distilbert"  # which adds attention's output whole
+        drops_both = config.model_type != "distilbert"  # has no dropout after attention
         return Block(
             qkv=fuse("query", "key", "value"),
             attention_output=fuse("attention_output"),
@@ -174,13 +173,13 @@ class FusedEncoder:
         )
 
     def refresh(self) -> None:
-        """Form merged weights and the like anew from the parameters."""
+        """Merge the adapters again, because parameters have changed."""
         for block in self.blocks:
             for fused in block.maps:
                 fused.refresh(training=self.model.training)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Apply the model: (size, num_outputs) fp32; dropout as the model's mode says."""
+        """Return logits, (size, num_outputs) fp32, with dropout in training mode."""
         training = self.model.training
         if self.prefix_layers:
             x = (self.prefix(batch) if batch.prefix is None else batch.prefix).float()
@@ -197,8 +196,7 @@ class FusedEncoder:
         """Apply the embeddings and the first `prefix_layers` blocks without dropout.
 
         Returns:
-            (num_rows, hidden) in the compute precision, whether it is to be kept or used at once:
-            results do not depend on which.
+            (num_rows, hidden) in the compute precision, so that results do not depend on caching.
         """
         x = self._embed(batch, training=False)
         low = x.to(self.numerics.dtype)
@@ -211,7 +209,7 @@ class FusedEncoder:
         inputs["position_ids"] = batch.position_ids[None] + self.first_position
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids[None]
-        self.embeddings.eval()  # its own dropout is the slow kind
+        self.embeddings.eval()  # its own dropout is slow
         x: Tensor = self.embeddings(**inputs)[0]
         if training:
             x = self.dropout(x)

@@ -1,7 +1,7 @@
-"""What a block computes between its matrix products.
+"""Everything that a block computes between its matrix products.
 
-`Kernels` is written with PyTorch's operations, for every device and precision; `native.py` has the
-same for bf16 on a CPU, each in one pass over memory.
+`Kernels` uses PyTorch's operations and works on every device and in every precision. `native.py`
+has the same in C for bf16 on a CPU.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from spafit_bench.models.ragged import Ragged
 
 @dataclass(frozen=True)
 class Normed:
-    """What the gradient of `norm(stream + dropout(branch))` needs."""
+    """Values that the gradient of `norm(stream + dropout(branch))` needs."""
 
     z: Tensor
-    """(num_rows, hidden) fp32: what was normalised, if there will be gradients; the first reader
-    may write over it."""
+    """(num_rows, hidden) fp32: the input of the norm, if there will be gradients. The first reader
+    may overwrite it."""
     mean: Tensor
     inverse_deviation: Tensor
     dropout: Dropout | None
     dropped: Tensor | int | None
-    """Which elements: a mask, or the seed that gives it again."""
+    """The dropout mask, or the seed that draws it again."""
 
 
 @dataclass(frozen=True)
 class Probabilities:
-    """What the gradient of softmax with dropout needs; each like the scores."""
+    """Values that the gradient of softmax with dropout needs; each has the shape of the scores."""
 
     before: Tensor
-    """Before dropout."""
+    """Probabilities before dropout."""
     after: Tensor | None = None
-    """After it, not scaled, where that is kept,"""
+    """Probabilities after dropout, unscaled, if they are stored."""
     mask: Tensor | None = None
-    """or what drops it again. With neither nothing was dropped."""
+    """The dropout mask, if that is stored instead. Without both, nothing was dropped."""
 
 
 @dataclass(frozen=True)
 class Activation:
-    """What gradients around GELU need."""
+    """Values that the gradient of GELU needs."""
 
     output: Tensor | None
-    """(num_rows, width), where it is kept instead of computed again."""
+    """(num_rows, width), if it is stored instead of being computed again."""
     kept: Tensor | None
-    """(num_rows, width): the slope, or the input; None where there will be no gradients."""
+    """(num_rows, width): the slope or the input; None without gradients."""
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,22 @@ class NormGradients:
     branch: Tensor
     """(num_rows, hidden) in the compute precision."""
     norm: list[Tensor]
-    """Of the norm's weight and bias, those of them that train."""
+    """Gradients of the norm's weight and bias, if they train."""
     branch_sums: Tensor | None
-    """Of the branch over its rows, (hidden,), where that costs nothing."""
+    """(hidden,): the branch's gradient summed over rows, if the kernel has it for free."""
 
 
 def plus(x: Tensor, bias: Tensor | None) -> Tensor:
-    """Add what a product left out: (num_rows, width) + (width,), in the precision of `x`."""
+    """Add a bias that a product left out: (num_rows, width) + (width,), in the precision of `x`."""
     return x if bias is None else (x + bias).to(x.dtype)
 
 
 class Kernels:
-    """PyTorch's operations."""
+    """The computations in PyTorch."""
 
     name = "torch"
     takes_bias = False
-    """Whether a product should leave its bias, fp32, to what comes next, where adding it costs
-    nothing."""
+    """Whether products leave their fp32 bias to the next kernel, which adds it for free."""
 
     def split(
         self,
@@ -89,13 +88,13 @@ class Kernels:
         *,
         scale: float = 1.0,
     ) -> Tensor:
-        """Set sequences and heads apart.
+        """Separate sequences and heads.
 
         Args:
             x: (num_rows, count * hidden), sequences end to end, parts side by side; may be
                 overwritten.
-            bias: what the product left out.
-            layout: where the sequences are; past their ends there is something finite.
+            bias: the bias that the product left out.
+            layout: where the sequences are; padding gets any finite values.
             num_heads: heads of a part.
             count: parts.
             scale: factor of the first part.
@@ -107,7 +106,7 @@ class Kernels:
         return self._split(spread, layout, num_heads, count, scale)
 
     def split_gradient(self, x: Tensor, layout: Ragged, num_heads: int, *, scale: float) -> Tensor:
-        """Do `split` with one part, with zero past the end of a sequence."""
+        """`split` with one part, padded with zeros."""
         return self._split(layout.spread(x, zeros=True), layout, num_heads, 1, scale)[0]
 
     def _split(self, x: Tensor, layout: Ragged, num_heads: int, count: int, scale: float) -> Tensor:
@@ -118,9 +117,9 @@ class Kernels:
         return heads.view(count, layout.size * num_heads, -1, heads.shape[-1])
 
     def join(self, heads: Tensor, layout: Ragged, *, scale: float = 1.0) -> Tensor:
-        """Undo `split`, or the other way round; `heads` may be overwritten.
+        """Undo `split`; `heads` may be overwritten.
 
-        Rows of no sequence get something finite, and zero if there is zero past sequences' ends.
+        Padding rows get finite values, and zeros if the padding of `heads` is zero.
         """
         if scale != 1:
             heads[0].mul_(scale)
@@ -150,7 +149,7 @@ class Kernels:
         return keep(probabilities, mask), Probabilities(probabilities, mask=mask)
 
     def dropped(self, kept: Probabilities) -> Tensor:
-        """Return the first result of `softmax` again."""
+        """Return the first result of `softmax` once more."""
         return keep(kept.before, kept.mask)
 
     def softmax_backward(self, gradient: Tensor, layout: Ragged, kept: Probabilities) -> Tensor:
@@ -161,18 +160,18 @@ class Kernels:
             layout: where the sequences are.
             kept: of `softmax`.
         """
-        del layout  # where there is no probability there is no gradient
+        del layout  # padding has probability 0, so its gradient is 0
         gradient = keep_(gradient, kept.mask)
         return torch.ops.aten._softmax_backward_data(gradient, kept.before, -1, gradient.dtype)
 
     def gelu(
         self, u: Tensor, bias: Tensor | None, *, differentiable: bool, output_needed: bool
     ) -> tuple[Tensor, Activation]:
-        """Return GELU of `u` (num_rows, width), and what gradients need.
+        """Return GELU of `u` (num_rows, width), and the values that its gradient needs.
 
         Args:
             u: the input; may be overwritten.
-            bias: what the product left out of it.
+            bias: the bias that the product left out.
             differentiable: whether there will be gradients.
             output_needed: whether one of them needs the output.
         """
@@ -181,12 +180,12 @@ class Kernels:
         return F.gelu(u), Activation(None, u)
 
     def activated(self, kept: Activation) -> Tensor:
-        """Return the first result of `gelu` again."""
+        """Return the first result of `gelu` once more."""
         assert kept.kept is not None
         return F.gelu(kept.kept)
 
     def gelu_backward(self, gradient: Tensor, kept: Activation) -> tuple[Tensor, Tensor | None]:
-        """Return the gradient of `u`, and that summed over its rows where that costs nothing.
+        """Return the gradient of `u`, and its column sums if the kernel has them for free.
 
         Args:
             gradient: of GELU of `u`; overwritten.
@@ -205,15 +204,15 @@ class Kernels:
         *,
         differentiable: bool,
     ) -> tuple[Tensor, Tensor, Normed]:
-        """Return `norm(stream + dropout(branch))` in fp32, in the compute precision, and the rest.
+        """Return `norm(stream + dropout(branch))`, in fp32 and in the compute precision.
 
         Args:
             stream: (num_rows, hidden) fp32; may be overwritten, so may `branch`.
             branch: (num_rows, hidden) in the compute precision.
-            bias: what the product left out of the branch.
+            bias: the bias that the product left out of the branch.
             norm: in fp32.
             dropout: of the branch.
-            differentiable: whether the rest will be used.
+            differentiable: whether the `Normed` will be used.
         """
         del differentiable
         branch = plus(branch, bias)
@@ -235,8 +234,8 @@ class Kernels:
 
         Args:
             gradient: (num_rows, hidden) fp32, of its output.
-            more: what is to be added to it, in the compute precision.
-            norm: the same.
+            more: a second gradient to add, in the compute precision.
+            norm: as in `add_norm`.
             kept: of `add_norm`; may be overwritten.
             dtype: the compute precision.
         """
@@ -263,5 +262,5 @@ class Kernels:
         return x.sum(0)
 
     def add_(self, x: Tensor, more: Tensor) -> Tensor:
-        """Add to `x` in place, fp32, what is in the compute precision."""
+        """Add `more`, in the compute precision, to `x`, fp32, in place."""
         return x.add_(more)

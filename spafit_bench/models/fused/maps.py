@@ -1,27 +1,61 @@
-"""Linear maps of a block as the fast engine computes them: merged weights, explicit gradients."""
+"""Linear maps of a block in the fast engine: merged weights and explicit gradients."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor, nn
 
 from spafit_bench.models.adapters import LoraLinear
-from spafit_bench.models.fused.packing import PACKING_ROWS, pack, packed_product
+
+PACKING_ROWS = 1024
+"""Packing a matrix costs about as much time as it saves on one product with 2,048 rows, so a few
+short texts would wait longer."""
+
+
+@cache
+def can_pack() -> bool:
+    """Whether this PyTorch and this processor support packed matrices."""
+    return (
+        torch.backends.mkldnn.is_available()
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def pack(weight: Tensor) -> Tensor | None:
+    """Copy a matrix (out, in) into oneDNN's own layout; None where that is impossible or useless.
+
+    Otherwise oneDNN converts the matrix in every product, which takes up to a seventh of the time
+    with 1,024 rows. Results are the same to the bit. The copy doubles the memory of the matrix, so
+    it pays in evaluation but not in training (LOG.md).
+    """
+    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or not can_pack():
+        return None
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return packed
+
+
+def packed_product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x W^T + bias, (num_rows, out), for x (num_rows, in) and W from `pack`."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return product
 
 
 class FusedMap:
     """One matrix product for linear maps that read the same input (query, key and value).
 
-    `weight` (out, in), in the compute precision, and `bias` (out,) hold what the product uses, the
-    maps' rows below one another. A frozen weight lives here only: the model's own parameter becomes
-    a view of it. An adapted weight is formed as W + s B A by `refresh`: with more tokens than the
-    rank, that is cheaper than two more products for each token. It is rounded to the compute
-    precision, so an update below half a step of W has no effect until it has grown.
+    The product uses `weight` (out, in), in the compute precision, and `bias` (out,). They hold the
+    rows of all maps, one map below the other. A frozen weight is stored only here: the model's own
+    parameter becomes a view of it. `refresh` merges an adapter into its weight as W + s B A. With
+    more tokens than the rank, this is cheaper than two more products for each token. The sum is
+    rounded to the compute precision, so an update below half a rounding step of W has no effect
+    until it has grown.
     """
 
     def __init__(
@@ -30,9 +64,9 @@ class FusedMap:
         """Prepare the product.
 
         Args:
-            linears: on one device; they share their input.
+            linears: maps with the same input, on one device.
             dtype: the compute precision.
-            adds_bias: whether `product` does, in that precision.
+            adds_bias: whether `product` adds the bias, in that precision.
         """
         self.linears, self.adds_bias = tuple(linears), adds_bias
         self.rows = _stacked([linear.out_features for linear in linears])
@@ -43,7 +77,7 @@ class FusedMap:
         with torch.no_grad():
             for linear, rows in zip(self.linears, self.rows, strict=True):
                 self.weight[rows], self.bias[rows] = linear.weight, linear.bias
-                is_adapted = isinstance(linear, LoraLinear)  # then its own weight is still needed
+                is_adapted = isinstance(linear, LoraLinear)  # then merging needs its own weight
                 if linear.weight.dtype == dtype and not is_adapted:
                     linear.weight.data = self.weight[rows]
         own = [parameter for linear in linears for parameter in linear.parameters()]
@@ -61,22 +95,21 @@ class FusedMap:
 
         self.is_training = True
         self.packed: dict[tuple[int, int], Tensor | None] = {}
-        """Rows of `weight`, first and past the last, as `packed_product` takes them; kept until
-        training goes on, which has better uses for the memory."""
+        """First and past-the-last row of `weight` -> packed copy, cleared when training resumes."""
 
     @cached_property
     def needs_input(self) -> bool:
-        """Whether gradients need the input: a matrix or an adapter trains."""
+        """Whether gradients need the input, because a matrix or an adapter trains."""
         return any(parameter.dim() > 1 for parameter in self.parameters)
 
     @cached_property
     def needs_sums(self) -> bool:
-        """Whether gradients need that of the output summed over rows: a bias trains."""
+        """Whether gradients need column sums of the output's gradient, because a bias trains."""
         return any(parameter.dim() == 1 for parameter in self.parameters)
 
     @torch.no_grad()
     def refresh(self, *, training: bool) -> None:
-        """Bring `weight` and `bias` up to date with what has trained, for a step or to evaluate."""
+        """Copy trained weights and biases, and merge the adapters, before a step or evaluation."""
         self.is_training = training
         self.packed.clear()
         for number, (linear, rows) in enumerate(zip(self.linears, self.rows, strict=True)):
@@ -91,7 +124,7 @@ class FusedMap:
     def product(
         self, x: Tensor, first: int = 0, last: int | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Apply the maps `first:last` at once.
+        """Apply the maps `first:last` in one product.
 
         Args:
             x: (num_tokens, in).
@@ -99,8 +132,8 @@ class FusedMap:
             last: one past the last of them; None for the end.
 
         Returns:
-            (num_tokens, their rows), and what is still to be added to it, (their rows,) fp32, if
-            anything.
+            (num_tokens, rows of these maps), and the bias that is still to be added, (rows of these
+            maps,) fp32, or None.
         """
         rows = self._span(first, last)
         bias, late = (self.bias[rows], None) if self.adds_bias else (None, self.bias[rows])
@@ -111,7 +144,7 @@ class FusedMap:
         return x @ weight if bias is None else torch.addmm(bias, x, weight), late
 
     def input_gradient(self, gradient: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Pull a gradient of `product` back to its input."""
+        """Return the gradient of the input, given the gradient of `product`."""
         return gradient @ self.weight[self._span(first, last)]
 
     def _packed(self, rows: slice) -> Tensor | None:
@@ -131,13 +164,12 @@ class FusedMap:
         first: int = 0,
         last: int | None = None,
     ) -> list[Tensor]:
-        """Gradients of what trains in the maps `first:last`, in the order of `parameters`.
+        """Return the gradients of trained parameters in `first:last`, in `parameters`' order.
 
         Args:
-            x: (num_tokens, in) the input of `product`; not looked at unless `needs_input`.
+            x: (num_tokens, in) the input of `product`; only used if `needs_input`.
             gradient: (num_tokens, rows of these maps) of its output.
-            sums: (rows of these maps,) the same summed over tokens; not looked at unless
-                `needs_sums`.
+            sums: (rows of these maps,) the gradient summed over tokens; only used if `needs_sums`.
             first: the first of these maps.
             last: one past the last of them; None for the end.
         """
@@ -161,11 +193,11 @@ class FusedMap:
     def _factor_gradients(
         self, x: Tensor | None, parts: dict[int, Tensor]
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Gradients of A and B of adapters; those of A, which read the same input, in one product.
+        """Return gradients of A and B of each adapter; all of A come from one product.
 
         Args:
             x: (num_tokens, in) their input.
-            parts: map -> (num_tokens, out) the gradient of its output; maps in a row.
+            parts: consecutive maps -> (num_tokens, out) the gradient of the output.
         """
         adapters = {number: self.adapters[number] for number in parts if number in self.adapters}
         if not adapters:
@@ -185,22 +217,22 @@ class FusedMap:
 
 @dataclass(frozen=True)
 class _Adapter:
-    """A map with a low-rank update, and the factors in the compute precision."""
+    """A map with a low-rank update, and its factors in the compute precision."""
 
     linear: LoraLinear
     a: Tensor
-    """(rank, in), a part of the map's `factors_a`."""
+    """(rank, in), a view into `factors_a` of the `FusedMap`."""
     b: Tensor
     """(out, rank)."""
 
     def merge(self, out: Tensor) -> None:
-        """Write W + s B A to `out`, (out, in), and the factors as they are now to `a` and `b`."""
+        """Write W + s B A to `out`, (out, in), and the present factors to `a` and `b`."""
         linear = self.linear
         a, b = self.a.copy_(linear.lora_A), self.b.copy_(linear.lora_B)
         torch.addmm(linear.weight.to(out.dtype), b, a, alpha=linear.scaling, out=out)
 
 
 def _stacked(sizes: Sequence[int]) -> list[slice]:
-    """Return the rows of parts that lie below one another."""
+    """Return the row range of each part when parts of these sizes are stacked."""
     ends = list(itertools.accumulate(sizes))
     return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]

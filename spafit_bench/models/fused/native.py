@@ -1,8 +1,8 @@
 """`Kernels` in C for bf16 on a CPU, compiled when the package is installed (`kernels.c`).
 
-A pass over memory instead of three to six, and dropout bits drawn on all threads and drawn again
-for the gradient instead of kept. Without a C compiler at installation, and on other processors,
-PyTorch's operations do the same, slower.
+Each kernel makes one pass over memory where PyTorch's operations make three to six. Dropout bits
+are drawn on all threads, and drawn again for the gradient instead of being stored. Without a C
+compiler at installation, and on other processors, PyTorch's operations compute the same, slower.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from spafit_bench.models.numerics import Numerics, has_bf16_instructions
 from spafit_bench.models.ragged import LENGTH_MULTIPLE, Ragged
 
 SWITCH = "SPAFIT_BENCH_KERNELS"
-"""`torch` in this environment variable does without."""
+"""Environment variable; `torch` switches the compiled kernels off."""
 
 _ALL = 1 << 15
-"""The threshold that keeps everything; see `Dropout`."""
+"""The dropout threshold that keeps every element."""
 _POINTERS = {"b": torch.bfloat16, "s": torch.float32, "i": torch.int64}
 _KINDS = {"n": ctypes.c_int64, "f": ctypes.c_float} | dict.fromkeys(_POINTERS, ctypes.c_void_p)
 _SIGNATURES = {
@@ -48,7 +48,7 @@ _SIGNATURES = {
     "column_sums": "bsnnn",
     "add": "sbnn",
 }
-"""Arguments of the kernels: tensors of bf16, fp32 and int64 (or None), integers, and floats."""
+"""Kernel -> argument types: bf16, fp32 and int64 tensors (b, s, i; or None), integers, floats."""
 
 
 def choose_kernels(numerics: Numerics) -> Kernels:
@@ -57,7 +57,7 @@ def choose_kernels(numerics: Numerics) -> Kernels:
 
 
 def kernels_name(numerics: Numerics) -> str:
-    """Name those kernels: `native` or `torch`."""
+    """Return `native` or `torch`."""
     return choose_kernels(numerics).name
 
 
@@ -91,7 +91,7 @@ def _library() -> ctypes.CDLL:
     """Load the compiled kernels.
 
     Raises:
-        OSError: they cannot be, or were compiled from another `kernels.c` than lies here.
+        OSError: they cannot be loaded, or were compiled from another version of `kernels.c`.
     """
     for openmp in _openmp_of_torch():  # one pool of threads for both
         ctypes.CDLL(str(openmp), mode=ctypes.RTLD_GLOBAL)
@@ -117,7 +117,7 @@ def _openmp_of_torch() -> list[Path]:
 
 
 class NativeKernels(Kernels):
-    """The compiled ones."""
+    """The compiled kernels; methods are documented in `Kernels`."""
 
     name = "native"
     takes_bias = True
@@ -142,7 +142,7 @@ class NativeKernels(Kernels):
         *,
         scale: float = 1.0,
     ) -> Tensor:
-        """Do `Kernels.split`, with zero past the end of a sequence."""
+        """Pads with zeros."""
         size = x.shape[1] // count // num_heads
         apart = x.new_empty(count, layout.size * num_heads, layout.length, size)
         places = (layout.starts, layout.lengths, layout.size, layout.length)
@@ -151,11 +151,10 @@ class NativeKernels(Kernels):
         return apart
 
     def split_gradient(self, x: Tensor, layout: Ragged, num_heads: int, *, scale: float) -> Tensor:
-        """Do `Kernels.split_gradient`."""
         return self.split(x, None, layout, num_heads, 1, scale=scale)[0]
 
     def join(self, heads: Tensor, layout: Ragged, *, scale: float = 1.0) -> Tensor:
-        """Do `Kernels.join`, with zero in rows of no sequence."""
+        """Fills padding rows with zeros."""
         count, pairs, length, size = heads.shape
         num_heads = pairs // layout.size
         x = heads.new_empty(layout.num_rows, count * num_heads * size)
@@ -168,7 +167,7 @@ class NativeKernels(Kernels):
     def softmax(
         self, scores: Tensor, layout: Ragged, dropout: Dropout | None
     ) -> tuple[Tensor, Probabilities]:
-        """Do `Kernels.softmax`; probabilities take the place of the scores."""
+        """Overwrites the scores with the probabilities."""
         after = torch.empty_like(scores) if dropout else None
         draw = (draw_seed(), dropout.threshold) if dropout else (0, _ALL)
         shape, threads = _attention(scores, layout), torch.get_num_threads()
@@ -176,11 +175,9 @@ class NativeKernels(Kernels):
         return scores if after is None else after, Probabilities(scores, after)
 
     def dropped(self, kept: Probabilities) -> Tensor:
-        """Do `Kernels.dropped`."""
         return kept.before if kept.after is None else kept.after
 
     def softmax_backward(self, gradient: Tensor, layout: Ragged, kept: Probabilities) -> Tensor:
-        """Do `Kernels.softmax_backward`, in place."""
         given = (gradient, kept.before, self.dropped(kept), layout.lengths)
         shape = _attention(gradient, layout)
         self._call("softmax_backward", *given, *shape, torch.get_num_threads())
@@ -189,18 +186,16 @@ class NativeKernels(Kernels):
     def gelu(
         self, u: Tensor, bias: Tensor | None, *, differentiable: bool, output_needed: bool
     ) -> tuple[Tensor, Activation]:
-        """Do `Kernels.gelu`, in place; its slope is computed along with it, rounded to bf16."""
+        """Works in place; computes the slope in the same pass, rounded to bf16."""
         slope = torch.empty_like(u) if differentiable else None
         self._call("gelu", u, bias, slope, *u.shape, torch.get_num_threads())
         return u, Activation(u if output_needed else None, slope)
 
     def activated(self, kept: Activation) -> Tensor:
-        """Do `Kernels.activated`."""
         assert kept.output is not None
         return kept.output
 
     def gelu_backward(self, gradient: Tensor, kept: Activation) -> tuple[Tensor, Tensor | None]:
-        """Do `Kernels.gelu_backward`, in place."""
         (rows, width), threads = gradient.shape, torch.get_num_threads()
         sums = torch.zeros(threads, width, dtype=torch.float32)
         self._call("gelu_backward", gradient, kept.kept, sums, rows, width, threads)
@@ -216,9 +211,9 @@ class NativeKernels(Kernels):
         *,
         differentiable: bool,
     ) -> tuple[Tensor, Tensor, Normed]:
-        """Do `Kernels.add_norm`: the sum in place of `stream`, or, with no need of it, the result.
+        """Writes the sum (or, without gradients, the result) over `stream`.
 
-        What is dropped is drawn again for the gradient.
+        The gradient draws the same dropout bits again.
         """
         z, low = stream.contiguous(), torch.empty_like(branch)
         y = torch.empty_like(z) if differentiable else z
@@ -238,7 +233,7 @@ class NativeKernels(Kernels):
         kept: Normed,
         dtype: torch.dtype,
     ) -> NormGradients:
-        """Do `Kernels.add_norm_backward`, in place of what is kept."""
+        """Overwrites the tensors in `kept`."""
         assert isinstance(kept.dropped, int)
         stream, threads = kept.z, torch.get_num_threads()
         branch = torch.empty_like(stream, dtype=dtype)
@@ -252,32 +247,31 @@ class NativeKernels(Kernels):
         return NormGradients(stream, branch, trained, of_branch)
 
     def column_sums(self, x: Tensor) -> Tensor:
-        """Do `Kernels.column_sums` in fp32."""
+        """Sums in fp32."""
         threads = torch.get_num_threads()
         sums = torch.zeros(threads, x.shape[1], dtype=torch.float32)
         self._call("column_sums", x.contiguous(), sums, *x.shape, threads)
         return sums[0]
 
     def add_(self, x: Tensor, more: Tensor) -> Tensor:
-        """Do `Kernels.add_`."""
         self._call("add", x, more.contiguous(), x.numel(), torch.get_num_threads())
         return x
 
 
 def _address(tensor: Tensor, kind: str) -> int:
-    """Return where a tensor's numbers are: that is all that a kernel sees of it."""
+    """Return the address of a tensor's data, which is all that a kernel gets."""
     assert tensor.dtype == _POINTERS[kind], (kind, tensor.dtype)
     assert tensor.is_contiguous(), (kind, tensor.shape, tensor.stride())
     return tensor.data_ptr()
 
 
 def _attention(scores: Tensor, layout: Ragged) -> tuple[int, int, int, int]:
-    """Sequences, heads, queries and keys."""
+    """Return the numbers of sequences, heads, queries and keys."""
     pairs, queries, length = scores.shape
     assert length % LENGTH_MULTIPLE == 0, length
     return layout.size, pairs // layout.size, queries, length
 
 
 def _draw(dropout: Dropout | None, seed: int) -> tuple[float, int, int]:
-    """Scale, seed and threshold."""
+    """Return scale, seed and threshold."""
     return (dropout.scale, seed, dropout.threshold) if dropout else (1.0, 0, _ALL)
