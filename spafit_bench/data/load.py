@@ -194,14 +194,15 @@ def _noted(data: TaskData) -> TaskData:
         only = f": every label is {task.labels[present[0]]}" if len(present) == 1 else ""
         if absent:
             notes.append(f"{key} has no example of {', '.join(absent)}{only}")
-    if not task.in_glue and task.label_column in task.text_columns:
-        notes.append(f"the label's column {task.label_column!r} is also a column of the texts")
-    train = None if data.official_split else set(zip(*data.splits["train"].texts, strict=True))
-    for key in task.dev_splits:
-        if train and key != HOLDOUT:
+    for key, file in task.files.items():
+        if key in data.splits and file.label_column in file.text_columns:
+            notes.append(f"the label of {key}, {file.label_column!r}, is also one of its texts")
+    evaluated = [key for key in data.splits if key not in ("train", HOLDOUT)]
+    if evaluated and not data.official_split:  # GLUE's own rows are as they are
+        train = set(zip(*data.splits["train"].texts, strict=True))
+        for key in evaluated:
             rows = list(zip(*data.splits[key].texts, strict=True))
-            repeated = sum(row in train for row in rows)
-            if repeated:
+            if repeated := sum(row in train for row in rows):
                 notes.append(f"{repeated:,} of {len(rows):,} rows of {key} are also in train")
     return replace(data, notes=tuple(notes))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from scripts.derive_glue import derive
 from spafit_bench.data.load import load_task_data
 from spafit_bench.data.tasks import TASKS
 from spafit_bench.results.store import Store
@@ -21,12 +20,6 @@ LARGE = {
     "qnli": (["question", "sentence"], ["validation"]),
     "qqp": (["question1", "question2"], ["validation"]),
 }
-
-
-def derive(glue: Path, out: Path) -> None:
-    """Carry the script out."""
-    script = REPOSITORY / "scripts" / "derive_glue.py"
-    subprocess.run([sys.executable, str(script), str(glue), str(out)], check=True)
 
 
 @pytest.fixture

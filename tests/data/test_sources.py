@@ -283,10 +283,10 @@ def test_damaged_files_never_crash(
 
 
 def test_the_largest_tasks_load_in_seconds(tmp_path: Path) -> None:
-    """100,000 pairs, a quarter of MNLI, from parquet and TSV; wide margin for slow machines."""
-    task, rows = TASKS["qnli"], rows_of(TASKS["qnli"], 100_000)
+    """30,000 pairs from parquet and TSV; MNLI has 13 times as many. The margin is wide."""
+    task, rows = TASKS["qnli"], rows_of(TASKS["qnli"], 30_000)
     for layout in ("hub", "tsv"):
         WRITERS[layout](tmp_path / layout, task, rows)
         start = time.perf_counter()
         load_task_data(task, str(tmp_path / layout))
-        assert time.perf_counter() - start < 15
+        assert time.perf_counter() - start < 5

@@ -314,7 +314,7 @@ def test_dev_can_be_split_off_train(tmp_path: Path) -> None:
     [
         ({}, [{"body": "x", "stars": "fair"}] * 2, "validation has no example of bad, good: every"),
         ({"label": "body", "text": "body", "labels": ["x", "y"]}, [{"body": "x"}, {"body": "y"}],
-         "the label's column 'body' is also a column of the texts"),
+         "the label of train, 'body', is also one of its texts"),
     ],
 )  # fmt: skip
 def test_what_is_unusual_is_noted(
