@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from typing import Self
 from filelock import FileLock, Timeout
 
 from spafit_bench.base.errors import UserError
-from spafit_bench.results.record import RUN_ID
+from spafit_bench.results.record import checked_run_id
 
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of `flock` on a file system without locks."""
@@ -91,9 +90,8 @@ class RunLocks:
 
         Raises:
             UserError: the run cannot be locked; the message names the path and says why.
-            ValueError: `run_id` is not a file name.
         """
-        path = self._path(run_id)
+        path = self.folder / checked_run_id(run_id)
         lock = FileLock(path, thread_local=False, fallback_to_soft=False, on_acquired=_write_holder)
         try:
             lock.acquire(blocking=False)
@@ -108,11 +106,10 @@ class RunLocks:
 
     def holder(self, run_id: str) -> str:
         """Say which process holds a run that could not be acquired."""
+        path, text = self.folder / checked_run_id(run_id), ""
         with suppress(OSError):
-            text = self._path(run_id).read_text(encoding="utf-8", errors="replace")
-            if words := " ".join(text.split()):
-                return words[:200]
-        return "another process"
+            text = path.read_text(encoding="utf-8", errors="replace")
+        return " ".join(text.split())[:200] or "another process"
 
     def held(self) -> set[str]:
         """Return the runs that processes hold, and remove the lock files of dead processes."""
@@ -137,11 +134,6 @@ class RunLocks:
                 "so two processes could do the same run; use a results folder on another file "
                 "system, or give every process runs of its own: spafit-bench sweep --shard i/n"
             ) from None
-
-    def _path(self, run_id: str) -> Path:
-        if not re.match(RUN_ID, run_id):
-            raise ValueError(f"not a run id: {run_id!r}")
-        return self.folder / run_id
 
 
 def _write_holder(descriptor: int) -> None:

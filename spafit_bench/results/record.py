@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,13 +28,20 @@ from spafit_bench.data.tasks import Task, get_task
 
 SCHEMA_VERSION = 2
 RUN_ID = r"^[^./\x00][^/\x00]{0,250}$"
-"""Pattern of run ids: a run is also the name of its folder, so it must be a plain file name."""
+"""Pattern of run ids: a run id is also the name of a folder, so it must be a plain file name."""
 
 Status = Literal["done", "diverged", "failed", "interrupted"]
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 """A number that may be NaN, which is null in JSON."""
 SplitMetrics = dict[str, dict[str, Number]]
 """Split -> metric -> value in native scale."""
+
+
+def checked_run_id(run_id: str) -> str:
+    """Return the run id; raise a UserError if it is not a plain file name."""
+    if not re.match(RUN_ID, run_id):
+        raise UserError(f"not a run id: {run_id!r:.300}")
+    return run_id
 
 
 class Evaluation(Frozen):

@@ -30,7 +30,7 @@ from spafit_bench.base.durable import (
 )
 from spafit_bench.base.errors import BadFileError, DamagedError, UserError
 from spafit_bench.results.locks import UNSUPPORTED
-from spafit_bench.results.record import RUN_ID, RunRecord
+from spafit_bench.results.record import RUN_ID, RunRecord, checked_run_id
 from spafit_bench.results.run_folder import read_run, write_files
 
 log = logging.getLogger(__name__)
@@ -314,9 +314,7 @@ class Store:
 
     def snapshot_path(self, run_id: str) -> Path:
         """Return the path of an unfinished run's saved state."""
-        if not re.match(RUN_ID, run_id):
-            raise ValueError(f"not a run id: {run_id!r}")
-        return self.root / "unfinished" / f"{run_id}.snapshot"
+        return self.root / "unfinished" / f"{checked_run_id(run_id)}.snapshot"
 
     def remove_litter(self, run_id: str) -> None:
         """Remove the half-written files that killed processes left of a run.

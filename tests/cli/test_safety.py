@@ -140,9 +140,9 @@ def test_names_in_records_lead_nowhere(call: Cli, tmp_path: Path, name: str) -> 
     store = Store(tmp_path / "results")
     store.save(make_record(), {})
     assert store.find(name) is None
-    with pytest.raises(ValueError, match="not a run id"):
+    with pytest.raises(UserError, match="not a run id"):
         store.snapshot_path(name)
-    with pytest.raises(ValueError, match="not a run id"):
+    with pytest.raises(UserError, match="not a run id"):
         RunLocks(tmp_path).acquire(name)
     if "\0" not in name:
         assert call("show", name or "x").code == 2

@@ -250,5 +250,5 @@ locks.close()
 @pytest.mark.parametrize("run_id", ["", ".", "..", "a/b", ".hidden"])
 def test_a_run_id_is_a_file_name(tmp_path: Path, run_id: str) -> None:
     """Nothing outside locks/ can be touched."""
-    with RunLocks(tmp_path) as locks, pytest.raises(ValueError, match="not a run id"):
+    with RunLocks(tmp_path) as locks, pytest.raises(UserError, match="not a run id"):
         locks.acquire(run_id)
