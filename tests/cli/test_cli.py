@@ -6,7 +6,6 @@ import csv
 import json
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -279,39 +278,6 @@ def test_a_run_that_the_machine_broke_is_tried_again(
     assert [answer.code for answer in answers] == [1, 1, 0]
     assert [answer.json["status"] for answer in answers] == ["failed", "failed", "done"]
     assert [answer.json["retry"] for answer in answers] == [True, True, False]
-
-
-def test_ctrl_c_and_again(run: Run, tmp_path: Path, checkpoint: Path, data: Path) -> None:
-    """Exit code 130, an honest record, nothing half-written; the same command then finishes."""
-    inputs = ("--task", "mrpc", "--model", checkpoint, "--data", data, "--method", "lora")
-    args = ("run", *inputs, *SMALL, "--epochs", 60, "--save-weights", "none")
-    process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, *map(str, args)],
-        env=clean_environment(HF_HUB_OFFLINE="1"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.strip().startswith("epoch"):
-            process.send_signal(signal.SIGINT)
-            break
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
-    assert "Traceback" not in err
-    assert "interrupted" in err
-    assert out == ""
-    (folder,) = (tmp_path / "results" / "runs").iterdir()
-    assert {path.name for path in folder.iterdir()} == {"record.json", "SHA256SUMS"}
-    assert json.loads((folder / "record.json").read_text())["status"] == "interrupted"
-    again = call_main(*args, "--json")
-    assert again.code == 0, again.err
-    assert again.json["run_id"] == folder.name
-    assert len(again.json["evaluations"]) == 60
-    whole = call_main(*args, "--json", "--results", "whole")
-    assert again.json["evaluations"] == whole.json["evaluations"]
 
 
 def test_an_interrupted_repeat_keeps_the_finished_run(

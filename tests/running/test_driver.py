@@ -326,28 +326,6 @@ def test_a_mistake_that_one_run_finds_lets_the_others_keep_their_state(world: Wo
     assert Store(world.folder / "results").records() == []
 
 
-def listen(workers: Workers, kind: type[Lost] | type[Started]) -> list[Event]:
-    """Hear workers until something of a kind has happened."""
-    heard: list[Event] = []
-    until = time.monotonic() + 60
-    while not any(isinstance(event, kind) for event in heard) and time.monotonic() < until:
-        workers.poll(heard.append, 0.1)
-    return heard
-
-
-def test_a_worker_refuses_a_run_that_would_be_another(world: World) -> None:
-    """Were its threads other ones, it would report a run that nobody knows."""
-    run, store = world.agenda().expected()[0], Store(world.folder / "results")
-    workers = Workers(store, Options(), worker_environments(1, [], torch.get_num_threads() + 1))
-    workers.submit(run)
-    refused, lost = listen(workers, Lost)
-    workers.close()
-    assert isinstance(refused, Refused)
-    assert f"not {run.run_id}" in refused.message
-    assert isinstance(lost, Lost)
-    assert lost.run_id == run.run_id
-
-
 def test_a_worker_of_another_version_is_not_waited_for(world: World, tmp_path: Path) -> None:
     """The package was upgraded after the sweep had started: it hung, as no event could be read."""
     package = tmp_path / "newer" / "spafit_bench"
@@ -363,21 +341,39 @@ def test_a_worker_of_another_version_is_not_waited_for(world: World, tmp_path: P
         world.run(workers, world.agenda())
 
 
-def test_a_signal_to_every_process_lets_each_run_keep_its_state(world: World) -> None:
-    """As schedulers send it: a worker has it already when the sweep tells it to stop."""
-    run, store = world.agenda().expected()[0], Store(world.folder / "results")
-    workers = Workers(store, Options(), worker_environments(1, [], torch.get_num_threads()))
-    workers.submit(run)
-    listen(workers, Started)
-    holder = (store.root / "locks" / run.run_id).read_text()
-    os.kill(int(holder.split()[1]), signal.SIGTERM)
+def listen(workers: Workers, *kinds: type[Lost] | type[Started]) -> list[Event]:
+    """Hear workers until something of each kind has happened."""
+    heard: list[Event] = []
+    until = time.monotonic() + 60
+    while {*kinds} - {type(event) for event in heard} and time.monotonic() < until:
+        workers.poll(heard.append, 0.1)
+    return heard
+
+
+def test_workers_refuse_other_runs_and_keep_the_state_of_theirs(world: World) -> None:
+    """One has more threads: it would report a run that nobody knows.
+
+    The other is told to stop twice, as by a scheduler that signals all processes.
+    """
+    first, second = world.agenda().expected()
+    store, threads = Store(world.folder / "results"), torch.get_num_threads()
+    environments = [worker_environments(1, [], n)[0] for n in (threads + 1, threads)]
+    workers = Workers(store, Options(), environments)
+    workers.submit(first)
+    workers.submit(second)
+    heard = listen(workers, Lost, Started)
+    [refused] = [event for event in heard if isinstance(event, Refused)]
+    assert f"not {first.run_id}" in refused.message
+    assert [event.run_id for event in heard if isinstance(event, Lost)] == [first.run_id]
+    assert [event.run_id for event in heard if isinstance(event, Started)] == [second.run_id]
+    os.kill(int((store.root / "locks" / second.run_id).read_text().split()[1]), signal.SIGTERM)
     time.sleep(0.2)  # what comes at once counts as one
     workers.stop()
     lost = listen(workers, Lost)[-1]
     workers.close()
     assert isinstance(lost, Lost)
     assert lost.reason == "its process was told to stop"
-    assert store.snapshot_path(run.run_id).exists()
+    assert store.snapshot_path(second.run_id).exists()
 
 
 @pytest.mark.parametrize(

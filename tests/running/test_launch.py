@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from spafit_bench.base.distributed import RENDEZVOUS
 from spafit_bench.running.launch import launch
 from tests.conftest import clean_environment
 
@@ -89,6 +90,8 @@ def test_the_cores_that_may_be_used_are_divided(monkeypatch: pytest.MonkeyPatch)
 
         def __init__(self, command: list[str], env: dict[str, str], **_: object) -> None:
             threads.append(env["OMP_NUM_THREADS"])
+            assert "MASTER_PORT" not in env, "they meet through a file: no port to be taken"
+            assert env[RENDEZVOUS].startswith("file:///")
 
         def poll(self) -> int:
             return 0

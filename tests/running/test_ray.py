@@ -171,7 +171,7 @@ def test_ray_that_is_not_there_is_one_message(
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"tasks": ["mrpc"], "methods": ["lora"]}))
     assert "did you mean 'ray'" in call("sweep", "s.yaml", "--executor", "rya").error
     assert "add --executor ray" in call("sweep", "s.yaml", "--address", "box:6379").error
-    flags = ("sweep", "s.yaml", "--executor", "ray")
+    flags = ("sweep", "smoke", "--executor", "ray")
     if importlib.util.find_spec("ray"):
         assert "nothing answers there" in call(*flags, "--address", "127.0.0.1:1").error
         assert "nothing answers there" in call(*flags, "--address", "127.0.0.1:x").error

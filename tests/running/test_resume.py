@@ -6,8 +6,6 @@ import hashlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from scripts import stress
 from spafit_bench.config.selection import RunRequest, run_configs
 from spafit_bench.results.record import Evaluation
 from spafit_bench.results.store import Store
@@ -23,7 +22,7 @@ from spafit_bench.training.loop import Progress, Session
 from spafit_bench.training.prepare import PreparedRun, Preparer
 from spafit_bench.training.run import Outcome, execute
 from spafit_bench.training.snapshot import DamagedSnapshot, Snapshot
-from tests.conftest import MAIN, Cli, clean_environment
+from tests.conftest import Cli
 
 
 @pytest.fixture(autouse=True)
@@ -91,8 +90,7 @@ def essence(outcome: Outcome) -> tuple[Any, ...]:
     )
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("select", ["last", "best"])
+@pytest.mark.parametrize(("precision", "select"), [("fp32", "last"), ("bf16", "best")])
 def test_a_stopped_run_ends_bit_identical(
     checkpoint: Path, data: Path, precision: str, select: str
 ) -> None:
@@ -235,51 +233,49 @@ ARGUMENTS = (
 
 
 def run_files(folder: Path) -> dict[str, bytes]:
-    """Return the files of the one run that do not hold times."""
-    [run] = (folder / "results" / "runs").glob("[!.]*")
+    """Return the files of the one run of a results folder that do not hold times."""
+    [run] = (folder / "runs").glob("[!.]*")
     return {
         name: (run / name).read_bytes() for name in ("predictions.parquet", "adapter.safetensors")
     }
 
 
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """Do not ignore SIGHUP, as under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
 def test_a_killed_run_goes_on(
-    cli: Cli, tmp_path: Path, checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+    call: Cli, tmp_path: Path, checkpoint: Path, data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Kill -9, SIGTERM and SIGHUP at odd moments; the same command ends as an undisturbed one."""
-    arguments = [*ARGUMENTS, "--model", str(checkpoint), "--data", str(data)]
-    assert cli(*arguments).code == 0
-    expected = run_files(tmp_path)
-    folder = tmp_path_factory.mktemp("killed")
-    unignored = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # as under nohup
-    command = [sys.executable, "-c", unignored + MAIN, *arguments]
+    """Kill -9, SIGTERM, SIGHUP and Ctrl-C; the same command ends as an undisturbed one."""
+    arguments = [*ARGUMENTS, "--model", str(checkpoint), "--data", str(data), "--results"]
+    assert call(*arguments, "whole").code == 0
+    snapshots = tmp_path / "killed" / "unfinished"
     codes = []
-    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP):
-        process = subprocess.Popen(
-            command, cwd=folder, env=clean_environment(HF_HUB_OFFLINE="1"), stderr=subprocess.PIPE
-        )
-        snapshots = folder / "results" / "unfinished"
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         before = {p.stat().st_mtime_ns for p in snapshots.glob("*.snapshot")}
+        pid = stress.fork([*arguments, "killed"], 2)
         until = time.monotonic() + 60
-        while time.monotonic() < until and process.poll() is None:
-            if {p.stat().st_mtime_ns for p in snapshots.glob("*.snapshot")} - before:
-                break
+        while {p.stat().st_mtime_ns for p in snapshots.glob("*.snapshot")} <= before:
+            assert time.monotonic() < until
             time.sleep(0.01)
-        os.kill(process.pid, number)
-        process.communicate(timeout=60)
-        codes.append(process.returncode)
-    assert codes == [-signal.SIGKILL, 130, 130]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env=clean_environment(HF_HUB_OFFLINE="1"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert run_files(folder) == expected
-    assert not list((folder / "results" / "unfinished").iterdir())
+        os.kill(pid, number)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    assert codes == [-signal.SIGKILL, 130, 130, 130]
+    said = capfd.readouterr().err
+    assert said.count("interrupted; the same command resumes where it stopped") == 3
+    assert "Traceback" not in said
+    [run] = (tmp_path / "killed" / "runs").glob("[!.]*")
+    assert {path.name for path in run.iterdir()} == {"record.json", "SHA256SUMS"}
+    assert Store(tmp_path / "killed").records()[0].status == "interrupted"
+    assert call(*arguments, "killed").code == 0
+    assert run_files(tmp_path / "killed") == run_files(tmp_path / "whole")
+    assert not list(snapshots.iterdir())
 
 
 def test_a_damaged_snapshot_is_set_aside(
@@ -288,7 +284,7 @@ def test_a_damaged_snapshot_is_set_aside(
     """It is named, kept, and the run starts anew."""
     arguments = [*ARGUMENTS[:-8], "--model", checkpoint, "--data", data, "--epochs", "1"]
     assert call(*arguments).code == 0
-    expected = run_files(tmp_path)
+    expected = run_files(tmp_path / "results")
     [run] = (tmp_path / "results" / "runs").glob("[!.]*")
     (tmp_path / "results" / "unfinished").mkdir(exist_ok=True)
     snapshot = tmp_path / "results" / "unfinished" / f"{run.name}.snapshot"
@@ -303,7 +299,7 @@ def test_a_damaged_snapshot_is_set_aside(
     assert str(place.relative_to(tmp_path)) in answer.err
     assert (place / snapshot.name).read_bytes() == b"not a snapshot"
     assert "its checksum does not match" in (place / "reason.txt").read_text()
-    assert run_files(tmp_path) == expected
+    assert run_files(tmp_path / "results") == expected
 
 
 NINE_STEPS = (

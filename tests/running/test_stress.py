@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 import yaml
 
-from tests.conftest import REPOSITORY
+from scripts import stress
 
 KILLS = 6
 
 
-@pytest.fixture
-def stress() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("stress", REPOSITORY / "scripts" / "stress.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["stress"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_killed_writers_lose_nothing(
-    stress: ModuleType, tmp_path: Path, checkpoint: Path, data: Path
-) -> None:
+def test_killed_writers_lose_nothing(tmp_path: Path, checkpoint: Path, data: Path) -> None:
     """Two processes on one folder, each killed and replaced; the rest is asserted by the script."""
     if torch.get_num_threads() > 1:
         pytest.skip("forks of a process with several threads of OpenMP may hang")

@@ -269,15 +269,14 @@ class ProgressView:
         for width in (_BAR_WIDTH, 6, 10, 8):
             table.add_column(no_wrap=True, justify="right", min_width=width)
         for run in list(self._running.values()):
-            left = run.left_s()
-            table.add_row(
-                f" {run.where}",
-                run.label,
-                ProgressBar(total=1.0, completed=run.share, width=_BAR_WIDTH),
-                f"{100 * run.share:.0f} %" if run.latest else "starts",
-                f"loss {run.latest.loss:.3f}" if run.latest else "",
-                duration(left) if left is not None else "",
-            )
+            left, now = run.left_s(), run.latest
+            cells = [f"{100 * run.share:.0f} %", f"loss {now.loss:.3f}"] if now else ["starts", ""]
+            if now and self.title is None:
+                cells[0] = f"{now.step}/{now.total_steps} steps"
+                cells[1] += f"  {now.tokens_per_s:,.0f} tokens/s"
+            bar = ProgressBar(total=1.0, completed=run.share, width=_BAR_WIDTH)
+            time_left = f"{duration(left)} left" if left is not None else ""
+            table.add_row(f" {run.where}", run.label, bar, *cells, time_left)
         return Lines(Text(self.summary(), style="bold", no_wrap=True, overflow="ellipsis"), table)
 
 
