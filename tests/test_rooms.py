@@ -23,3 +23,10 @@ def test_reading_results_needs_no_deep_learning_library() -> None:
         "sys.exit(bool({'torch', 'transformers', 'datasets'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_picture_of_the_rooms_is_current() -> None:
+    """ARCHITECTURE.md shows what the script draws."""
+    script = [sys.executable, REPOSITORY / "scripts" / "rooms.py", "--mermaid"]
+    drawn = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert f"```mermaid\n{drawn}```" in (REPOSITORY / "ARCHITECTURE.md").read_text(encoding="utf-8")

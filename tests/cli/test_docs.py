@@ -7,7 +7,7 @@ Fences of README.md, ARCHITECTURE.md, docs/*.md and what explains benchmarks and
 - `bash`, with `<!-- not run: why -->` above: flags and commands must exist.
 - `yaml`, `csv`, `python`: must parse; with `<!-- file: NAME -->` above, it is a file of the page's
   folder.
-- `text`: anything else.
+- `mermaid`: a diagram; `text`: anything else.
 
 `<!-- shortened: FLAGS -->` above a console block: the test adds these flags to `run`.
 `<!-- output not compared: why -->`: only the exit code must be 0.
@@ -123,7 +123,7 @@ def parse(words: list[str]) -> None:
 def test_every_block_says_what_it_is(page: Path) -> None:
     """Runnable, parsed, a file, or not run with a reason; flags exist."""
     for block in blocks(page):
-        assert block.kind in ("console", "bash", "yaml", "csv", "python", "text"), block
+        assert block.kind in ("console", "bash", "yaml", "csv", "python", "text", "mermaid"), block
         if block.kind == "bash":
             assert block.marked("not run"), f"{page.name}: why is this not run?\n{block.body}"
             for words in commands_of(block.body):
