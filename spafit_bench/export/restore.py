@@ -102,6 +102,7 @@ def restore(found: FoundRun, base: Base) -> RestoredRun:
     task, config = record.task_facts, recorded_config(record)
     checkpoint = _find_base(record, config, base)
     warnings = _check_base(record, checkpoint, other_weights=base.other_weights)
+    weights_sha256, files_sha256 = fingerprint(checkpoint)
     plan = recorded_plan(record, checkpoint, task)
     _check_state(found, plan, state)
     prepared = PreparedRun(
@@ -109,8 +110,8 @@ def restore(found: FoundRun, base: Base) -> RestoredRun:
         task=task,
         data=_no_data(record, task),
         checkpoint=checkpoint,
-        weights_sha256=record.weights.weights_sha256,
-        files_sha256=record.weights.files_sha256,
+        weights_sha256=weights_sha256,
+        files_sha256=files_sha256,
         plan=plan,
         numerics=choose_numerics(base.device, base.precision or record.environment.precision),
         engine=record.environment.engine,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -236,27 +237,43 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     return tuple(path / name for name in names)
 
 
+Identity = tuple[int, int, int, int]
+"""Size, time of modification, inode and time of change: what tells that a file may have changed."""
+
+
+def _identity(path: Path) -> Identity:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns
+
+
 @cache  # a sweep over checkpoints asks for each again and again
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    del size, mtime_ns  # part of the cache key only
+def _sha256(path: Path, identity: Identity) -> str:
+    del identity  # part of the cache key only
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _other_files(checkpoint: Checkpoint) -> list[Path]:
+    names = ("config.json", *_TOKENIZER_FILES)
+    return [path for name in names if (path := checkpoint.path / name).is_file()]
 
 
 def fingerprint(checkpoint: Checkpoint) -> tuple[str, str]:
     """Return SHA-256 of the weights, and of configuration and tokenizer together."""
 
-    def digest(paths: list[Path]) -> str:
+    def digest(paths: Iterable[Path]) -> str:
         total = hashlib.sha256()
         for path in paths:
-            stat = path.stat()
-            total.update(f"{path.name} {_sha256(path, stat.st_size, stat.st_mtime_ns)}\n".encode())
+            total.update(f"{path.name} {_sha256(path, _identity(path))}\n".encode())
         return total.hexdigest()
 
-    weights = list(weight_files(checkpoint.path))
-    names = ("config.json", *_TOKENIZER_FILES)
-    rest = [path for name in names if (path := checkpoint.path / name).is_file()]
-    return digest(weights), digest(rest)
+    return digest(weight_files(checkpoint.path)), digest(_other_files(checkpoint))
+
+
+def identities(checkpoint: Checkpoint) -> dict[Path, Identity]:
+    """Return the identity of every file that `fingerprint` reads."""
+    paths = (*weight_files(checkpoint.path), *_other_files(checkpoint))
+    return {path: _identity(path) for path in paths}
 
 
 def model_config(checkpoint: Checkpoint, task: Task) -> PretrainedConfig:

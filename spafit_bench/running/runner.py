@@ -22,7 +22,7 @@ from spafit_bench.results.store import Store
 from spafit_bench.running.events import Busy, Ended, Evaluated, Hear, Started, Stepped, Warned
 from spafit_bench.running.tensorboard_log import TensorBoardLog
 from spafit_bench.training.loop import Observer, Progress, Session
-from spafit_bench.training.prepare import PreparedRun
+from spafit_bench.training.prepare import InputChanged, PreparedRun
 from spafit_bench.training.run import Outcome, blank_record, execute, utc_now
 from spafit_bench.training.snapshot import DamagedSnapshot, Snapshot
 
@@ -187,8 +187,8 @@ class Runner:
 
 
 def _is_outside(error: BaseException) -> bool:
-    """Return whether permissions, disk, memory or network broke a run, which may work later."""
-    if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
+    """Return whether permissions, disk, memory, network or a file that changed broke a run."""
+    if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError | InputChanged):
         return True
     if "can't allocate memory" in str(error):  # a RuntimeError of torch's allocator for CPUs
         return True

@@ -56,7 +56,7 @@ def with_prefixes(
         return splits
     cache = user_cache("prefixes") if prepared.config.cache else None
     hashes = (prepared.weights_sha256, prepared.files_sha256)
-    return PrefixCache(adapted, *hashes, cache, stop).attach(splits)
+    return PrefixCache(adapted, *hashes, cache, stop, prepared.check_inputs).attach(splits)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class PrefixCache:
     """None keeps nothing."""
     stop: Callable[[], bool] = lambda: False
     """Asked before every batch."""
+    check: Callable[[], None] = lambda: None
+    """Raises if the weights are no longer those of the hash; called before an entry is complete."""
 
     def attach(self, splits: Mapping[str, EncodedSplit]) -> dict[str, EncodedSplit]:
         """Return the splits with their prefixes, memory-mapped; what is missing is computed.
@@ -146,6 +148,7 @@ class PrefixCache:
                 continue
             is_bf16 = values.dtype == torch.bfloat16  # which NumPy does not know
             yield (values.view(torch.int16) if is_bf16 else values).numpy()
+        self.check()
 
     def _key(self, split: EncodedSplit) -> str:
         """Digest everything that decides the values: tokens, weights, layers, arithmetic."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from spafit_bench.models.checkpoint import (
     Checkpoint,
     find_checkpoint,
     fingerprint,
+    identities,
     parameter_shapes,
     unreadable_weights,
     weight_files,
@@ -41,6 +43,10 @@ from spafit_bench.models.stored_weights import fresh_parameters, untrained_poole
 TRIED_ROWS = 200
 """Training rows that a tokenizer is tried on."""
 _AS_THE_METHOD_SAYS = HeadSettings()
+
+
+class InputChanged(Exception):  # noqa: N818 (the run fails; it is no error of ours)
+    """A file of the checkpoint changed after the run was prepared."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,38 @@ class PreparedRun:
         """Layers whose output is kept, and in which nothing is dropped then."""
         return self.plan.frozen_layers if self.config.cache_prefix else 0
 
+    def check_inputs(self) -> None:
+        """Make sure that the checkpoint's files still are those that gave the run its name.
+
+        Data needs no such check: it was hashed as it was read, and is not read again.
+
+        Raises:
+            InputChanged: they are not, or cannot be read.
+        """
+        what = "changed after this run was prepared; give the run files that nobody changes"
+        try:
+            weights, files = fingerprint(self.checkpoint)
+        except (OSError, UserError) as error:
+            raise InputChanged(f"{self.checkpoint.path}: the files {what} ({error})") from None
+        if weights != self.weights_sha256:
+            raise InputChanged(f"{self.checkpoint.path}: the weights {what}")
+        if files != self.files_sha256:
+            raise InputChanged(f"{self.checkpoint.path}: configuration or tokenizer {what}")
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Check the inputs before and after the block, which reads them.
+
+        Raises:
+            InputChanged: a file is not as it was, or changed while it was read.
+        """
+        self.check_inputs()
+        before = identities(self.checkpoint)
+        yield
+        self.check_inputs()
+        if identities(self.checkpoint) != before:
+            raise InputChanged(f"{self.checkpoint.path}: a file changed while it was read")
+
 
 def _name(run: PreparedRun) -> str:
     """Return a readable name that ends in a hash of everything that changes the result."""
@@ -117,6 +155,8 @@ class Preparer:
     data: dict[tuple[object, ...], TaskData] = field(default_factory=dict)
     """Task, source, split, limit and held-out share -> rows."""
     checkpoints: dict[tuple[str, str | None], Checkpoint] = field(default_factory=dict)
+    hashes: dict[Path, tuple[str, str]] = field(default_factory=dict)
+    """Checkpoint folder -> `fingerprint` when the checkpoint was found."""
     tokenizers: dict[Path, tuple[str, ...]] = field(default_factory=dict)
     """Checkpoint folder -> warnings about its tokenizer."""
     tried: dict[tuple[Path, str], tuple[str, ...]] = field(default_factory=dict)
@@ -150,7 +190,7 @@ class Preparer:
         if config.limit is not None and config.limit >= rows:
             config = config.model_copy(update={"limit": None})  # nothing is cut
         data = self._data(config, task)
-        weights_sha256, files_sha256 = fingerprint(checkpoint)
+        weights_sha256, files_sha256 = self.hashes[checkpoint.path]
         engine = engine_name(config.engine, checkpoint.config, plan)
         run = PreparedRun(
             config=config,
@@ -188,6 +228,7 @@ class Preparer:
         key = (config.model, config.revision)
         if key not in self.checkpoints:
             found = find_checkpoint(config.model, revision=config.revision, offline=config.offline)
+            self.hashes[found.path] = fingerprint(found)
             self.tokenizers[found.path] = _check_tokenizer(found)
             self.checkpoints[key] = found
         return self.checkpoints[key]

@@ -153,6 +153,7 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
 
     Raises:
         UserError: the weights or the tokenizer cannot be loaded.
+        InputChanged: a file of the checkpoint is no longer the one that gave the run its name.
         KeyboardInterrupt: `session.stop` returned true; the state has been kept.
     """
     clock, started_at = time.perf_counter(), utc_now()
@@ -207,6 +208,7 @@ def execute(prepared: PreparedRun, session: Session) -> Outcome:
     }
     if training.diverged is None and distributed.rank() == 0:  # only its record is stored
         measured |= _distances(dev)
+    prepared.check_inputs()  # weights are mapped, so a file changed in place changes the model
     status: Status = "done" if training.diverged is None else "diverged"
     return Outcome(
         record=blank_record(prepared, started_at, status).model_copy(update=measured),
@@ -297,17 +299,18 @@ def utc_now() -> str:
 def build_model(prepared: PreparedRun) -> AdaptedModel:
     """Load the weights, apply the plan and seed every random generator."""
     config, numerics = prepared.config, prepared.numerics
-    model, fresh = load_model(
-        prepared.checkpoint,
-        prepared.task,
-        seed=config.seed,
-        fresh_pooler=config.head.pooler_init == "fresh",
-        attention="sdpa" if numerics.device.type == "cuda" else "eager",
-    )
-    assert fresh == prepared.plan.fresh, (fresh, prepared.plan.fresh)
-    frozen = [name for name in frozen_matrices(model, prepared.plan) if name not in fresh]
-    if numerics.dtype != torch.float32:
-        read_again(model, prepared.checkpoint, frozen, numerics.dtype)
+    with prepared.opening():
+        model, fresh = load_model(
+            prepared.checkpoint,
+            prepared.task,
+            seed=config.seed,
+            fresh_pooler=config.head.pooler_init == "fresh",
+            attention="sdpa" if numerics.device.type == "cuda" else "eager",
+        )
+        assert fresh == prepared.plan.fresh, (fresh, prepared.plan.fresh)
+        frozen = [name for name in frozen_matrices(model, prepared.plan) if name not in fresh]
+        if numerics.dtype != torch.float32:
+            read_again(model, prepared.checkpoint, frozen, numerics.dtype)
     adapted = adapt(
         model,
         prepared.plan,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -28,7 +30,7 @@ _LIBRARIES = ("transformers", "tokenizers")
 
 @dataclass(frozen=True)
 class SplitEncoder:
-    """Tokenises splits as `encode` does, unless the result is already there."""
+    """Tokenises splits as `encode` does, unless the result is in the cache."""
 
     checkpoint: Checkpoint
     files_sha256: str
@@ -36,13 +38,16 @@ class SplitEncoder:
     max_length: int
     cache: ArrayCache | None
     """None tokenises every time."""
+    opening: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Guards the reading of the tokenizer's files; raises if they are not those of the hash."""
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.checkpoint)
+        with self.opening():
+            return load_tokenizer(self.checkpoint)
 
     def encode(self, split: Split) -> EncodedSplit:
-        """Return the tokens of a split, memory-mapped where they come from the cache."""
+        """Return the tokens of a split, memory-mapped if they come from the cache."""
         key = self._key(split)
         kept = self.cache.load(key) if self.cache else None
         if kept is not None:
@@ -104,6 +109,7 @@ def encode_task(prepared: PreparedRun) -> dict[str, EncodedSplit]:
             prepared.files_sha256,
             config.train.max_length,
             user_cache("tokens") if config.cache else None,
+            prepared.opening,
         )
         wanted = ["train", *prepared.task.dev_splits, *test_splits(prepared)]
         _ENCODED[key] = {name: encoder.encode(prepared.data.splits[name]) for name in wanted}
