@@ -55,7 +55,23 @@ def cannot_read(path: Path, error: OSError) -> BadFileError:
 def nearest(name: str, choices: Iterable[str]) -> str:
     """Say what `name` may have been meant to be: the nearest match, else every choice."""
     known = sorted(choices)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    lower = {choice.lower(): choice for choice in known}
+    close = difflib.get_close_matches(name[:100].lower(), lower, n=1, cutoff=0.5)
     if close:
-        return f"did you mean {close[0]!r}? (choices: {', '.join(known)})"
+        return f"did you mean {lower[close[0]]!r}? (choices: {', '.join(known)})"
     return f"choices: {', '.join(known)}"
+
+
+def known_name(name: str, choices: Iterable[str]) -> str:
+    """Return the choice that differs from `name` only in case, hyphens and underscores.
+
+    If there is none, return `name` itself: whoever looks it up reports that it is unknown.
+    """
+
+    def letters(text: str) -> str:
+        return text.lower().replace("-", "").replace("_", "")
+
+    choices = list(choices)
+    if name in choices:
+        return name
+    return next((choice for choice in choices if letters(choice) == letters(name)), name)

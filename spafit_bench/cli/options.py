@@ -113,6 +113,13 @@ Set = Annotated[
         metavar="KEY=VALUE",
     ),
 ]
+AllowEmpty = Annotated[
+    bool,
+    how(
+        "--allow-empty",
+        help="Accept a method of which nothing in the layers trains (BitFit without biases).",
+    ),
+]
 Offline = Annotated[bool, where("--offline", help="Never ask the hub.")]
 Device = Annotated[str | None, where(help="Device.", metavar="auto|cpu|cuda:i")]
 Jobs = Annotated[

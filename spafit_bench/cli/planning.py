@@ -9,6 +9,7 @@ import typer
 from spafit_bench.base.errors import UserError
 from spafit_bench.cli.app import app
 from spafit_bench.cli.options import (
+    AllowEmpty,
     Json,
     Model,
     Offline,
@@ -40,12 +41,20 @@ def plan(
     revision: Revision = None,
     offline: Offline = False,
     assignments: Set = None,
+    allow_empty: AllowEmpty = False,
     as_json: Json = False,
 ) -> None:
     """Show layer by layer what a method trains, without loading weights."""
     from spafit_bench.config.selection import RunRequest, run_configs
 
-    flags = given({"model": model, "revision": revision, "offline": offline or None})
+    flags = given(
+        {
+            "model": model,
+            "revision": revision,
+            "offline": offline or None,
+            "allow_empty": allow_empty or None,
+        }
+    )
     request = RunRequest(
         task=task or "mrpc", method=method, flags=flags, assignments=tuple(assignments or ())
     )
@@ -56,6 +65,7 @@ def plan(
 
     from spafit_bench.cli.views.plan import plan_json, plan_picture
     from spafit_bench.data.custom_tasks import find_task
+    from spafit_bench.methods.plan import check_layers_train
     from spafit_bench.models.checkpoint import find_checkpoint
     from spafit_bench.training.prepare import model_shapes, plan_method
 
@@ -65,6 +75,8 @@ def plan(
     )
     shapes = model_shapes(checkpoint, found)
     made, warnings = plan_method(config.resolved_method(), checkpoint, shapes, head=config.head)
+    if not config.allow_empty:
+        check_layers_train(made)
     if as_json:
         body = plan_json(made, checkpoint, found.num_labels) | {"warnings": list(warnings)}
         print_json(body if task is None else body | {"task": found.name})

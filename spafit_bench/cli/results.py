@@ -87,7 +87,7 @@ def table(
     from spafit_bench.analysis.references import read_references
     from spafit_bench.analysis.tables.render import FORMATS, render
 
-    form = "json" if as_json else format_
+    form = "json" if as_json else {"markdown": "md", "tex": "latex"}.get(format_, format_)
     if form not in FORMATS:
         raise UserError(f"--format {form}: {nearest(form, FORMATS)}")
     references = None if reference is None else read_references(reference)

@@ -17,6 +17,7 @@ import typer
 from spafit_bench.base.errors import DamagedError, UserError, nearest
 from spafit_bench.cli.app import app
 from spafit_bench.cli.options import (
+    AllowEmpty,
     ConfigFile,
     Data,
     Device,
@@ -88,6 +89,7 @@ def run(
     max_length: Annotated[int | None, how(help="Tokens per example at most.")] = None,
     warmup: Annotated[float | None, how(help="Fraction of steps if below 1, else steps.")] = None,
     weight_decay: Annotated[float | None, how(help="Decoupled weight decay.")] = None,
+    allow_empty: AllowEmpty = False,
     select: Annotated[
         str | None,
         how(help="Report the last evaluation or the best (optimistic).", metavar="last|best"),
@@ -173,6 +175,7 @@ def run(
         "select": select,
         "precision": precision,
         "engine": engine,
+        "allow_empty": allow_empty or None,
         "cache_prefix": cache_prefix or None,
         "cuda_graphs": cuda_graphs or None,
         "device": device,
@@ -254,6 +257,7 @@ def sweep(
     model: Model = None,
     data: Data = None,
     assignments: Set = None,
+    allow_empty: AllowEmpty = False,
     device: Device = None,
     offline: Offline = False,
     jobs: Jobs = 1,
@@ -283,6 +287,7 @@ def sweep(
     """Carry out a matrix of runs; the same command resumes after a stop."""
     cluster = _cluster(executor, jobs, address, cpus_per_run, gpus_per_run)
     flags = {"model": model, "data": data, "device": device, "offline": offline or None}
+    flags["allow_empty"] = allow_empty or None
     matrix = _read_sweep(
         config,
         given(flags),

@@ -22,6 +22,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from spafit_bench.base.errors import UserError, nearest
@@ -30,7 +31,7 @@ from spafit_bench.base.yaml_files import config_folder, parse_yaml, read_mapping
 from spafit_bench.data.custom_tasks import find_task, shipped_tasks
 from spafit_bench.data.tasks import TASKS
 from spafit_bench.methods.method import Method, get_method, method_names
-from spafit_bench.methods.treatments import parse_treatment
+from spafit_bench.methods.treatments import multiple_of_rank, parse_treatment
 
 
 def _no_truth_value(value: Any) -> Any:
@@ -58,12 +59,21 @@ def known_device(name: str) -> str:
     return name
 
 
+_PRECISIONS = {
+    **{"float32": "fp32", "float": "fp32", "32": "fp32"},
+    **{"float16": "fp16", "half": "fp16", "16": "fp16"},
+    "bfloat16": "bf16",
+}
+"""Other names of precisions that users know from other tools."""
+
+
 class MethodSettings(Frozen):
     """A method by name, with overrides that apply to each of its LoRA treatments."""
 
     name: str = "spafit"
     rank: Count | None = None
     alpha: Positive | None = None
+    """A number, or a multiple of the rank such as `2x`."""
     dropout: Share | None = None
     rslora: bool | None = None
     dora: bool | None = None
@@ -72,6 +82,16 @@ class MethodSettings(Frozen):
     shuffle: Annotated[int, Field(ge=0), Number] | None = None
     """Seed of a permutation of the treatments over the layers."""
     embeddings: HeadTreatment | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alpha_as_multiple(cls, body: Any) -> Any:
+        """Read `alpha: 2x` as `alpha_per_rank: 2`."""
+        if isinstance(body, dict) and isinstance(body.get("alpha"), str):
+            multiple = multiple_of_rank(body["alpha"])
+            if multiple is not None:
+                return body | {"alpha": None, "alpha_per_rank": multiple}
+        return body
 
 
 class HeadSettings(Frozen):
@@ -126,6 +146,7 @@ WITHOUT_EFFECT = frozenset(
     {
         *("model", "revision", "data", "split", "offline", "device"),
         *("predict_test", "save_weights", "measure_forgetting", "cache", "cuda_graphs"),
+        "allow_empty",
     }
 )
 """Settings of `RunConfig` that do not change what a run computes: where its inputs are (their
@@ -161,7 +182,10 @@ class RunConfig(Frozen):
     cuda_graphs: bool = False
     """Replay the launches of shapes that come again; see `graphs`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        BeforeValidator(lambda name: _PRECISIONS.get(str(name).lower(), name)),
+    ] = "auto"
     device: Annotated[str, AfterValidator(known_device)] = "auto"
     engine: Literal["auto", "fast", "plain"] = "auto"
     """How logits are computed: fused and without padding, or by the model as it was written."""
@@ -174,6 +198,8 @@ class RunConfig(Frozen):
     """Adapters kept: of every evaluation, of the chosen one, or none."""
     measure_forgetting: bool = False
     """Record how far the encoder moved from the pretrained one; changes nothing else."""
+    allow_empty: bool = False
+    """Run a method of which nothing in the layers trains, such as BitFit without biases."""
     head: HeadSettings = HeadSettings()
     train: TrainSettings
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spafit_bench.base.errors import UserError
+from spafit_bench.base.errors import UserError, known_name
 from spafit_bench.config.run_config import (
     Layer,
     RunConfig,
@@ -16,8 +16,9 @@ from spafit_bench.config.run_config import (
     load_layers,
     resolve,
 )
+from spafit_bench.data.custom_tasks import shipped_tasks
 from spafit_bench.data.tasks import TASKS
-from spafit_bench.methods.method import method_names
+from spafit_bench.methods.method import known_method, method_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,12 @@ def _names(kind: str, text: str | None, every: Sequence[str]) -> list[str]:
     names = list(every) if text == "all" else split_list(text)
     if not names:
         raise UserError(f"--{kind} {text!r} names nothing")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(known(kind, name) for name in names))
+
+
+def known(kind: str, name: str) -> str:
+    """Return the name of a task or method as the package writes it: `SST-2` means `sst2`."""
+    return known_method(name) if kind == "method" else known_name(name, (*TASKS, *shipped_tasks()))
 
 
 def split_list(text: str) -> list[str]:

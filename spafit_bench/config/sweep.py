@@ -40,7 +40,7 @@ from spafit_bench.config.run_config import (
     load_layers,
     resolve,
 )
-from spafit_bench.config.selection import check_lora_settings, parse_seeds, split_list
+from spafit_bench.config.selection import check_lora_settings, known, parse_seeds, split_list
 from spafit_bench.config.sweep_values import Cells, Values
 from spafit_bench.data.custom_tasks import find_task
 from spafit_bench.data.tasks import TASKS
@@ -188,6 +188,7 @@ def narrowed(sweep: Sweep, tasks: str | None, methods: str | None, seeds: str | 
 
     def part(given: str | None, every: tuple[str, ...], flag: str) -> tuple[str, ...]:
         names = every if given in (None, "all") else tuple(split_list(str(given)))
+        names = tuple(known(flag.removeprefix("--"), name) for name in names)
         for name in names:
             if name not in every:
                 raise UserError(f"{flag} {name}: not in this sweep: {nearest(name, every)}")
@@ -244,7 +245,7 @@ def _names(value: Any, key: str, every: Sequence[str], path: Path) -> tuple[str,
         return tuple(every)
     if not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: {key!r} must be a list of names, not {value!r}")
-    return tuple(dict.fromkeys(names))
+    return tuple(dict.fromkeys(known(key.removesuffix("s"), name) for name in names))
 
 
 def _seeds(value: Any, where: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from spafit_bench.base.errors import UserError, nearest
+from spafit_bench.base.errors import UserError, known_name, nearest
 from spafit_bench.base.yaml_files import config_folder, read_mapping
 from spafit_bench.methods.layer_groups import parse_layers, range_text
 from spafit_bench.methods.treatments import BIAS, FROZEN, FULL, Lora, Treatment, parse_treatment
@@ -60,6 +60,8 @@ class Method:
     """Seed of a permutation of the treatments over the layers; None keeps the groups together."""
     matches: Method | None = None
     """A method whose trainable parameters this one is to have; its rank is solved for that."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about settings that changed the method."""
     is_preset: bool = False
     """A pattern of a preset may match nothing in some encoder; one written by hand may not."""
 
@@ -126,6 +128,8 @@ class Method:
         """
         fields = {k: v for k, v in settings.items() if k not in ("alpha_per_rank", "shuffle")}
         method = self.with_lora(**fields) if fields else self
+        if not {"alpha", "alpha_per_rank"} & settings.keys():
+            method = replace(method, notes=_scale_notes(self.loras, method.loras))
         if "alpha_per_rank" in settings:
             if "alpha" in settings:
                 raise UserError("method.alpha and method.alpha_per_rank: give one of the two")
@@ -166,6 +170,18 @@ class Method:
             for stratum in self.strata
         ]
         return body | {part: str(getattr(self, part)) for part in PARTS}
+
+
+def _scale_notes(before: Sequence[Lora], after: Sequence[Lora]) -> tuple[str, ...]:
+    """Say how another rank changes the scale of adapters whose alpha stays."""
+    notes = [
+        f"method.rank = {new.rank} leaves alpha at {new.alpha:g}: the adapters' scale becomes "
+        f"{new.scaling:.3g} instead of {old.scaling:.3g}; to keep alpha / rank add "
+        f"--set method.alpha={old.alpha / old.rank:g}x"
+        for old, new in zip(before, after, strict=True)
+        if new.rank != old.rank
+    ]
+    return tuple(dict.fromkeys(notes))
 
 
 def _shuffled(treatments: Sequence[Treatment], seed: int) -> list[Stratum]:
@@ -234,6 +250,16 @@ def ablation_names() -> tuple[str, ...]:
 def _names_in(folder: Path) -> tuple[str, ...]:
     names = (path.stem for path in folder.glob("*.yaml"))
     return tuple(sorted(names, key=lambda name: (_body(name)["order"], name)))
+
+
+def known_method(text: str) -> str:
+    """Return a shipped method's name as the package writes it; `LoRA` means `lora`.
+
+    One-line forms and the names of files are returned as they are.
+    """
+    if ":" in text or text.endswith((".yaml", ".yml")):
+        return text
+    return known_name(text, (*method_names(), *ablation_names())).lower()
 
 
 def get_method(text: str) -> Method:

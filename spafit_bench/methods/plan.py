@@ -131,6 +131,7 @@ def make_plan(
     fresh = tuple(fresh)
     _check_fresh(fresh, places)
     owners, warnings = _layer_rules(method, architecture, shapes, places)
+    warnings[:0] = method.notes
     warnings += _idle_parts(method, places)
     tensors = []
     for name, shape in shapes.items():
@@ -143,6 +144,20 @@ def make_plan(
             trains = treatment.full or (bool(treatment.biases) and place.is_bias)
         tensors.append(PlannedTensor(name, tuple(shape), place, stratum, trains, lora))
     return Plan(method, num_layers, tuple(tensors), fresh, tuple(warnings))
+
+
+def check_layers_train(plan: Plan) -> None:
+    """Refuse a method that is meant to train something in the layers, and trains nothing there.
+
+    Raises:
+        UserError: so it is, e.g. BitFit on an encoder without biases.
+    """
+    wanted = [row for row in plan.method.strata if not row.treatment.is_frozen]
+    if wanted and not any(t.num_trainable for t in plan.tensors if t.place.layer is not None):
+        raise UserError(
+            f"method {plan.method.name!r}: {wanted[0]} matches nothing in this encoder, so only "
+            "what is around the layers would train; choose another method, or give --allow-empty"
+        )
 
 
 def _check_fresh(fresh: Iterable[str], places: Mapping[str, Place]) -> None:

@@ -7,6 +7,8 @@ The grammar, used on the command line, in YAML and in printed plans alike:
     bias       = "bias" [ "(" name { "+" name } ")" ]
     lora       = "lora(" name { "+" name } { "," option } ")"
     option     = "r=INT" | "alpha=NUMBER" | "dropout=NUMBER" | "rslora" | "dora"
+
+`alpha=2x` is twice the rank.
 """
 
 from __future__ import annotations
@@ -129,6 +131,11 @@ def parse_treatment(text: str) -> Treatment:
 
 
 def _bad_part(part: str, kind: str, text: str) -> UserError:
+    if kind in ("frozen", "full") and part != kind:
+        return UserError(
+            f"treatment {text!r}: {kind!r} takes no names, it is about everything in these layers; "
+            "to train biases by name write e.g. bias(layernorm)"
+        )
     if kind in ("frozen", "full"):
         return UserError(f"treatment {text!r}: {kind!r} stands alone, it cannot be combined")
     return UserError(
@@ -136,6 +143,12 @@ def _bad_part(part: str, kind: str, text: str) -> UserError:
         f"{nearest(kind, ('frozen', 'bias', 'lora', 'full'))}, "
         "e.g. lora(query+key+value,r=64,alpha=128)+bias(ffn)"
     )
+
+
+def multiple_of_rank(alpha: str) -> float | None:
+    """Return the number in an alpha such as `2x`, which is twice the rank; else None."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?)\s*x", alpha.strip())
+    return float(match[1]) if match else None
 
 
 def _names(inside: str, part: str) -> tuple[str, ...]:
@@ -162,10 +175,11 @@ def _parse_lora(inside: str, part: str) -> Lora:
     if "r" not in values or "alpha" not in values:
         raise UserError(f"{part!r}: give both r= and alpha=, e.g. lora({names},r=8,alpha=16)")
     try:
+        rank, multiple = int(values["r"]), multiple_of_rank(values["alpha"])
         return Lora(
             matrices=_names(names, part),
-            rank=int(values["r"]),
-            alpha=float(values["alpha"]),
+            rank=rank,
+            alpha=float(values["alpha"]) if multiple is None else multiple * rank,
             dropout=float(values.get("dropout", "0")),
             rslora="rslora" in values,
             dora="dora" in values,

@@ -20,7 +20,7 @@ from spafit_bench.data.load import TaskData, hold_out, limited, load_task_data
 from spafit_bench.data.tasks import Task
 from spafit_bench.methods.budget import match_budget
 from spafit_bench.methods.method import Method
-from spafit_bench.methods.plan import Plan, make_plan
+from spafit_bench.methods.plan import Plan, check_layers_train, make_plan
 from spafit_bench.models.checkpoint import (
     Checkpoint,
     find_checkpoint,
@@ -182,6 +182,8 @@ class Preparer:
         checkpoint = self._checkpoint(config)
         _check_length(config, checkpoint)
         plan, warnings = self._plan(config, task, method, checkpoint)
+        if not config.allow_empty:
+            check_layers_train(plan)
         if config.cache_prefix:
             check_prefix(config.engine, checkpoint.config, plan)
         if config.cuda_graphs:

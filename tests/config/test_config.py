@@ -208,3 +208,27 @@ def test_defaults_name_every_method_family() -> None:
 
     families = {get_method(name).defaults for name in method_names()}
     assert families == set(read_mapping(config_folder() / "defaults.yaml")["methods"])
+
+
+def test_names_in_another_spelling(tmp_path: Path) -> None:
+    """Names of methods and tasks, and well-known names of precisions."""
+    config = one(tmp_path, "", "precision=float32", method="LoRA_II", task="SST-2")
+    assert (config.method.name, config.task) == ("lora-ii", "sst2")
+    assert config.precision == "fp32"
+    assert one(tmp_path, "", "precision=32", method="SPAFIT-0-1-II").precision == "fp32"
+    assert one(tmp_path, "", "precision=16").precision == "fp16"
+    with pytest.raises(UserError, match="did you mean 'lora'"):
+        one(tmp_path, method="LORRA")
+
+
+def test_a_rank_alone_says_what_the_scale_becomes(tmp_path: Path) -> None:
+    """Alpha stays at 128, which nobody expects; `alpha=2x` ties it to the rank."""
+    [note] = one(tmp_path, "", "method.rank=8").resolved_method().notes
+    assert "scale becomes 16 instead of 2" in note
+    assert "--set method.alpha=2x" in note
+    tied = one(tmp_path, "", "method.rank=8", "method.alpha=2x").resolved_method()
+    assert (tied.loras[0].rank, tied.loras[0].alpha, tied.notes) == (8, 16, ())
+    assert not one(tmp_path, "", "method.rank=8", "method.alpha=16").resolved_method().notes
+    assert not one(tmp_path, "", "method.rank=64").resolved_method().notes
+    with pytest.raises(UserError, match=r"method.alpha = 'x2'"):
+        one(tmp_path, "", "method.alpha=x2")

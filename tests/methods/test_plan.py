@@ -496,3 +496,17 @@ def test_a_pooler_drawn_anew_cannot_be_frozen(call: Cli) -> None:
     settings = ("--set", "head.pooler=frozen", "--set", "head.pooler_init=fresh")
     error = call("run", "--preset", "smoke", "--task", "rte", "--method", "lora", *settings).error
     assert "a pooler drawn anew trains in full" in error
+
+
+def test_a_method_that_trains_nothing_in_the_layers(call: Cli, tmp_path: Path) -> None:
+    """BitFit on an encoder without biases is an error, unless --allow-empty accepts it."""
+    save_checkpoint(tmp_path / "model", "modernbert")
+    command = ("plan", "--model", "model", "--method")
+    error = call(*command, "bitfit").error
+    assert "'bitfit': 0-1:bias matches nothing in this encoder" in error
+    assert "--allow-empty" in error
+    assert call(*command, "bitfit", "--allow-empty", "--json").json["trainable_parameters"] > 0
+    for method in ("lora", "spafit", "all:frozen"):
+        assert call(*command, method, "--json").json["trainable_parameters"] > 0
+    warnings = call(*command, "lora", "--set", "method.rank=8", "--json").json["warnings"]
+    assert any("scale becomes 16 instead of 2" in warning for warning in warnings)

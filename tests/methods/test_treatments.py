@@ -124,3 +124,17 @@ def test_an_adapter_counts_its_two_factors_and_the_magnitude() -> None:
     dora = Lora(matrices=("intermediate",), rank=64, alpha=128, dora=True)
     assert lora.num_parameters(1024, 4096) == 64 * 1024 + 4096 * 64
     assert dora.num_parameters(1024, 4096) == 64 * 1024 + 4096 * 64 + 4096
+
+
+def test_alpha_as_a_multiple_of_the_rank() -> None:
+    """`2x` is twice the rank, and is printed as the number that it is."""
+    assert str(parse_treatment("lora(query,r=8,alpha=2x)")) == "lora(query,r=8,alpha=16)"
+    assert parse_treatment("lora(query,r=8,alpha=0.5x)").loras[0].alpha == 4
+
+
+def test_full_takes_no_names() -> None:
+    """The message says what to write instead."""
+    with pytest.raises(UserError, match=r"'full' takes no names.*bias\(layernorm\)"):
+        parse_treatment("full(layernorm)")
+    with pytest.raises(UserError, match="'full' stands alone"):
+        parse_treatment("full+bias")
