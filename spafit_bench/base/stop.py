@@ -64,9 +64,10 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 def interrupt_on_signals() -> None:
     """Let SIGTERM and SIGHUP end this process as Ctrl-C does, unless they are ignored."""
-    for number in SIGNALS:
-        if signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, interrupt)
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, interrupt)
 
 
 def parent_environment() -> dict[str, str]:

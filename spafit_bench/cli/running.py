@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -285,7 +285,10 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Carry out a matrix of runs; the same command resumes after a stop."""
-    cluster = _cluster(executor, jobs, address, cpus_per_run, gpus_per_run)
+    cluster = (address, cpus_per_run, gpus_per_run)
+    on_cluster = executor == "ray"
+    _check_executor(executor, jobs, cluster)
+    _check_log(log, on_cluster=on_cluster)
     flags = {"model": model, "data": data, "device": device, "offline": offline or None}
     flags["allow_empty"] = allow_empty or None
     matrix = _read_sweep(
@@ -297,14 +300,13 @@ def sweep(
         seed=joined(seed),
         shard=shard,
     )
-    _check_log(log, on_cluster=cluster is not None)
     from spafit_bench.running.runner import Options
 
     options = Options(
         force=force, retry_failed=retry_failed, sharded=matrix.shard != (1, 1), log=log
     )
     if dry_run:
-        if cluster is not None:
+        if on_cluster:
             sys.stderr.write(
                 "note: nodes may have another device, precision or number of threads than this "
                 "machine, which are part of a run's name; then this plan counts runs that they "
@@ -312,7 +314,9 @@ def sweep(
             )
         _print_sweep_forecast(matrix, Store(results), options, jobs, as_json=as_json)
         return
-    agenda = _carry_out_sweep(config, matrix, results, options, jobs, cluster)
+    agenda = _carry_out_sweep(
+        config, matrix, results, options, jobs, cluster if on_cluster else None
+    )
     if as_json:
         _print_records(agenda)
     else:
@@ -379,31 +383,23 @@ def _check_log(log: str | None, *, on_cluster: bool = False) -> None:
     check_log(log)
 
 
-@dataclass(frozen=True)
-class _Cluster:
-    """The flags of `sweep` about a Ray cluster."""
-
-    address: str | None
-    cpus_per_run: float
-    gpus_per_run: float
+Cluster = tuple[str | None, float | None, float | None]
+"""The flags of `sweep` about a Ray cluster: address, CPUs and GPUs of a run."""
 
 
-def _cluster(
-    executor: str, jobs: int, address: str | None, cpus: float | None, gpus: float | None
-) -> _Cluster | None:
-    """Check the flags about a cluster; return None if the runs are carried out here."""
-    flags = {"--address": address, "--cpus-per-run": cpus, "--gpus-per-run": gpus}
+def _check_executor(executor: str, jobs: int, cluster: Cluster) -> None:
+    """Refuse flags that would have no effect."""
     if executor == "ray":
         if jobs > 1:
             raise UserError(
                 "--jobs only applies to local runs; with --executor ray, use --cpus-per-run"
             )
-        return _Cluster(address, 1.0 if cpus is None else cpus, 0.0 if gpus is None else gpus)
-    if executor != "local":
+    elif executor != "local":
         raise UserError(f"--executor {executor}: {nearest(executor, ('local', 'ray'))}")
-    for flag in given(flags):
-        raise UserError(f"{flag} only applies to a Ray cluster: add --executor ray")
-    return None
+    else:
+        for flag, value in zip(("address", "cpus-per-run", "gpus-per-run"), cluster, strict=True):
+            if value is not None:
+                raise UserError(f"--{flag} only applies to a Ray cluster: add --executor ray")
 
 
 def _read_sweep(
@@ -446,7 +442,7 @@ def _carry_out_sweep(
     results: Path,
     options: Options,
     jobs: int,
-    cluster: _Cluster | None = None,
+    cluster: Cluster | None = None,
 ) -> Agenda:
     """Carry out a sweep, or the rest of it; every input is checked before the first run starts."""
     from spafit_bench.base.stop import StopSignal
@@ -464,7 +460,8 @@ def _carry_out_sweep(
     else:
         from spafit_bench.running.ray_executor import RayExecutor, Resources, connect
 
-        ray = connect(cluster.address, Resources(cluster.cpus_per_run, cluster.gpus_per_run))
+        address, cpus, gpus = cluster
+        ray = connect(address, Resources(1.0 if cpus is None else cpus, gpus or 0.0))
         agenda = Agenda.of_sweep(matrix, ray.preparer())
         executor = RayExecutor(ray, store, options)
     with ProgressView(name, matrix.keys, options.force) as view, stop:  # after Ray's own handlers

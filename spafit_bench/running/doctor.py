@@ -1,4 +1,4 @@
-"""Whether this machine can run benchmarks, and what to mend where it cannot."""
+"""Checks whether this machine can run benchmarks, and says what to fix."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _EXTRAS = {"ray": "sweep --executor ray", "tensorboard": "--log tensorboard"}
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     verdict: Verdict
-    """`broken` keeps every run from working; a `note` only some."""
+    """`broken`: no run can work. `note`: some runs cannot."""
     found: str
     fix: str = ""
 
 
 def examine_machine(results: Path, *, offline: bool) -> list[Check]:
-    """Look at everything that a run needs.
+    """Check everything that a run needs.
 
     Args:
-        results: where results would go.
+        results: the results folder.
         offline: do not ask the hub.
     """
     looks: dict[str, Callable[[], Check | list[Check]]] = {
@@ -59,7 +59,7 @@ def examine_machine(results: Path, *, offline: bool) -> list[Check]:
             found = look()
         except Exception as error:  # a check that fails is a finding, whatever broke
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            found = Check(name, "broken", reason, "reinstall the package in a new environment")
+            found = Check(name, "broken", reason, "install the package in a new environment")
         checks += found if isinstance(found, list) else [found]
     return checks
 
@@ -72,7 +72,7 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    """Compare what is installed with what the package asks for."""
+    """Compare the installed packages with the requirements."""
     from packaging.requirements import Requirement
 
     requirements = [Requirement(line) for line in importlib.metadata.requires("spafit-bench") or ()]
@@ -88,11 +88,11 @@ def _packages() -> Check:
             wrong.append(f"{requirement.name} {version} is not {requirement.specifier}")
     if wrong:
         return Check("packages", "broken", "; ".join(wrong), "install spafit-bench again")
-    return Check("packages", "ok", f"{len(needed)} needed, all there")
+    return Check("packages", "ok", f"all {len(needed)} are installed")
 
 
 def _torch() -> list[Check]:
-    """Compute a product where runs would compute."""
+    """Compute a product on the device of a run."""
     import torch
 
     from spafit_bench.models.numerics import choose_numerics, device_name, has_bf16_instructions
@@ -106,7 +106,7 @@ def _torch() -> list[Check]:
         Check("torch", "ok", torch.__version__),
         Check("device", "ok", device)
         if numerics.device.type == "cuda"
-        else Check("device", "note", device, "BERT-large wants a CUDA GPU; small models do not"),
+        else Check("device", "note", device, "BERT-large needs a CUDA GPU; small models do not"),
         Check("precision", "ok", f"{numerics.precision} (--precision auto)"),
     ]
     if has_bf16_instructions():
@@ -121,7 +121,7 @@ def _torch() -> list[Check]:
 
 
 def _kernels() -> Check:
-    """Tell whether the fast engine's kernels for this processor were compiled."""
+    """Check whether the fast engine's kernels for this processor were compiled."""
     import torch
 
     from spafit_bench.models.fused import why_not_native
@@ -135,7 +135,7 @@ def _kernels() -> Check:
 
 
 def cores() -> int:
-    """Count the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -145,7 +145,12 @@ def _memory() -> Check:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        return Check("memory", "note", "this system does not tell", "look for yourself")
+        return Check(
+            "memory",
+            "note",
+            "could not be read on this system",
+            "check the available memory yourself",
+        )
     sizes = {
         name: int(rest.split()[0]) * 1024 for name, _, rest in (x.partition(":") for x in lines)
     }
@@ -158,7 +163,7 @@ def _memory() -> Check:
 
 
 def _folder(name: str, folder: Path, if_not: Verdict, way_out: str) -> Check:
-    """Tell whether files can be made in a folder, or where it would be made."""
+    """Check whether a folder, or the one in which it would be made, can be written."""
     there = folder
     while not there.exists():
         there = there.parent
@@ -167,11 +172,13 @@ def _folder(name: str, folder: Path, if_not: Verdict, way_out: str) -> Check:
             pass
     except OSError as error:
         found = f"{folder}: cannot be written ({error.strerror})"
-        return Check(name, if_not, found, f"make it writable, or another one with {way_out}")
+        return Check(name, if_not, found, f"make it writable, or choose another with {way_out}")
     free = shutil.disk_usage(there).free
     found = f"{folder}: writable, {human_bytes(free)} free"
     if free < _LITTLE_DISK:
-        return Check(name, "note", found, f"make room, or another folder with {way_out}")
+        return Check(
+            name, "note", found, f"free some space, or choose another folder with {way_out}"
+        )
     return Check(name, "ok", found)
 
 
@@ -202,7 +209,7 @@ def _hub(*, offline: bool) -> Check:
         "hub",
         "note",
         f"{constants.ENDPOINT}: {reason}",
-        "go without: --data PATH, --model PATH, or --preset smoke",
+        "without the hub, use --data PATH, --model PATH, or --preset smoke",
     )
 
 

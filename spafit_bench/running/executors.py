@@ -106,12 +106,8 @@ def divide_threads(jobs: int) -> int:
     The number of threads is part of the name of a run on a CPU.
     """
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(_threads_per_worker(jobs, num_threads))
+    torch.set_num_threads(max(1, num_threads // jobs))
     return num_threads
-
-
-def _threads_per_worker(jobs: int, num_threads: int) -> int:
-    return max(1, num_threads // jobs)
 
 
 def worker_environments(
@@ -128,7 +124,7 @@ def worker_environments(
     Returns:
         For each worker its name, and changes to its environment.
     """
-    each = str(_threads_per_worker(jobs, num_threads))
+    each = str(max(1, num_threads // jobs))
     threads = {"OMP_NUM_THREADS": each, "MKL_NUM_THREADS": each}  # torch follows MKL's if it is set
     if not gpus:
         return [(f"cpu {n + 1}", threads) for n in range(jobs)]

@@ -40,8 +40,6 @@ class Options:
     """Repeat finished runs."""
     retry_failed: bool = False
     """Repeat runs that failed or diverged."""
-    keep_every_s: float = 300.0
-    """Seconds between snapshots within an epoch."""
     sharded: bool = False
     """No other process does these runs (`--shard`): they may be on a file system without locks."""
     log: str | None = None
@@ -117,13 +115,7 @@ class Runner:
 
         try:
             with self._observer(run.run_id) as observer:
-                session = Session(
-                    observer=observer,
-                    resume=resume,
-                    keep=keep,
-                    keep_every_s=self.options.keep_every_s,
-                    stop=self.stop,
-                )
+                session = Session(observer=observer, resume=resume, keep=keep, stop=self.stop)
                 outcome = distributed.lead((run.run_id, resume), partial(execute, run, session))
         except UserError:
             raise

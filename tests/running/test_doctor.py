@@ -37,7 +37,7 @@ def test_what_is_broken_is_mended_by_the_user(call: Cli, tmp_path: Path) -> None
     answer = call("doctor", "--offline", "--results", tmp_path / "file")
     assert answer.code == 2
     assert answer.err == ""
-    assert "broken: results: make it writable, or another one with --results DIR" in answer.out
+    assert "broken: results: make it writable, or choose another with --results DIR" in answer.out
     assert answer.out.rstrip().endswith("fix what is broken first")
 
 
