@@ -58,7 +58,7 @@ def message(task_name: str, root: Path) -> str:
 def test_a_bad_cell_is_named(
     task_name: str, column: str, value: object, said: str, kind: str, tmp_path: Path
 ) -> None:
-    """File, line (the header is line 1), column, what is wrong and what would be right."""
+    """The message has file, line (the header is line 1), column, the fault and what is valid."""
     rows = rows_of(TASKS[task_name])
     rows["train"][2][column] = value
     write_plain(tmp_path, TASKS[task_name], rows, kind)
@@ -81,7 +81,7 @@ def test_a_bad_cell_is_named(
 def test_a_bad_parquet_cell_is_named_by_row(
     column: str, value: object, said: str, tmp_path: Path
 ) -> None:
-    """Parquet has rows, not lines."""
+    """Parquet has no lines, so the message counts rows."""
     rows = rows_of(TASKS["rte"])
     rows["validation"][3][column] = value
     write_hub(tmp_path, TASKS["rte"], rows)
@@ -111,7 +111,7 @@ def test_a_bad_tsv_line_is_named(line: str | bytes, said: str, tmp_path: Path) -
 
 
 def test_a_missing_column_gets_the_nearest_present(tmp_path: Path) -> None:
-    """A misnamed column is found again, in every format."""
+    """Every format suggests the nearest column that is there."""
     for kind in ("csv", "jsonl", "hub"):
         rows = rows_of(TASKS["rte"])
         renamed = [{"sentence_1": r.pop("sentence1")} | r for r in rows["train"]]
@@ -136,7 +136,7 @@ def test_a_missing_column_gets_the_nearest_present(tmp_path: Path) -> None:
 def test_a_parquet_column_of_the_wrong_type_is_named(
     column: str, values: list[Any], said: str, tmp_path: Path
 ) -> None:
-    """By its first cell."""
+    """The message names the first cell of the column."""
     rows = rows_of(TASKS["rte"], 2)
     for row, value in zip(rows["train"], values, strict=True):
         row[column] = value
@@ -153,7 +153,7 @@ def with_names(rows: list[dict[str, Any]], names: list[str]) -> pa.Table:
 
 
 def test_ids_in_another_class_order_are_refused(tmp_path: Path) -> None:
-    """MNLI copies disagree on what 0 means; the metadata says, so it is believed."""
+    """Copies of MNLI disagree on what 0 means; the file's metadata decides."""
     task, rows = TASKS["mnli"], rows_of(TASKS["mnli"])
     swapped = with_names(rows["train"], ["contradiction", "entailment", "neutral"])
     write_hub(tmp_path, task, rows | {"train": swapped})
@@ -165,7 +165,7 @@ def test_ids_in_another_class_order_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dictionary", [False, True])
 def test_class_names_are_labels_too(dictionary: bool, tmp_path: Path) -> None:
-    """As strings in parquet, plain or dictionary-encoded."""
+    """Parquet may hold them as strings, plain or dictionary-encoded."""
     task, rows = TASKS["mnli"], rows_of(TASKS["mnli"])
     expected = [row["label"] for row in rows["train"]]
     table = pa.Table.from_pylist(
@@ -195,7 +195,7 @@ def test_no_rows_and_empty_files_are_said(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_truncated_parquet_file_is_said(tmp_path: Path) -> None:
-    """An interrupted download."""
+    """A download that was interrupted leaves such a file."""
     write_hub(tmp_path, TASKS["rte"], rows_of(TASKS["rte"]))
     path = tmp_path / "rte/train-00000-of-00001.parquet"
     path.write_bytes(path.read_bytes()[:-20])
@@ -216,6 +216,15 @@ def test_a_wrong_csv_header_is_said(content: str, said: str, tmp_path: Path) -> 
     write_plain(tmp_path, TASKS["cola"], rows_of(TASKS["cola"]), "csv")
     (tmp_path / "cola" / "train.csv").write_text(content)
     assert said in message("cola", tmp_path)
+
+
+def test_csv_of_old_spreadsheets_is_read(tmp_path: Path) -> None:
+    """A carriage return alone ends their lines."""
+    write_plain(tmp_path, TASKS["cola"], rows_of(TASKS["cola"]), "csv")
+    path = tmp_path / "cola" / "train.csv"
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r"))
+    data = load_task_data(TASKS["cola"], str(tmp_path))
+    assert data.splits["train"].texts[0][:2] == ("train sentence 0", "train sentence 1")
 
 
 def test_a_key_twice_in_a_json_line_is_said(tmp_path: Path) -> None:
@@ -266,7 +275,7 @@ BASE = Split(texts=(("a", "bc"), ("d", "e")), labels=np.array([0, 1]))
     ],
 )
 def test_the_fingerprint_sees_every_difference(other: Split) -> None:
-    """Where one text ends, the order of rows and columns, labels, blanks."""
+    """It depends on text boundaries, the order of rows and columns, labels and blanks."""
     assert split_fingerprint(other) != split_fingerprint(BASE)
 
 
@@ -285,7 +294,7 @@ def test_a_score_counts_as_it_is_trained_on() -> None:
 
 
 def test_scores_beyond_glue_count_to_the_last_digit() -> None:
-    """Whatever holds the number."""
+    """The number counts, not the type that holds it."""
     narrow = scores(0.00034)
     wide = Split(texts=(("a",),), labels=np.array([np.float32(0.00034)], dtype=np.float64))
     found = split_fingerprint(narrow, exact_scores=True)
@@ -303,7 +312,7 @@ def test_loaded_labels_cannot_be_changed(tmp_path: Path) -> None:
 
 
 def test_officialness_by_row_count_where_no_fingerprint_is_known(tmp_path: Path) -> None:
-    """The basis is said; one row fewer is not official."""
+    """The basis is reported; data with one row fewer is not official."""
     counts = {"train": 5, "validation": 5}
     unknown = dataclasses.replace(TASKS["rte"], name="newtask", rows=MappingProxyType(counts))
     write_hub(tmp_path, unknown, rows_of(unknown))
@@ -327,7 +336,7 @@ def test_official_glue_is_recognised_in_both_layouts(name: str) -> None:
 
 @needs_glue
 def test_one_changed_label_or_text_is_not_official(tmp_path: Path) -> None:
-    """The row count stays, the fingerprint does not."""
+    """The row count is the same, but the fingerprint is another."""
     shutil.copytree(SHARED / "glue/rte", tmp_path / "rte")
     path = tmp_path / "rte/validation-00000-of-00001.parquet"
     rows = pq.read_table(path).to_pylist()
@@ -340,7 +349,7 @@ def test_one_changed_label_or_text_is_not_official(tmp_path: Path) -> None:
 
 @needs_glue
 def test_idx_and_test_labels_do_not_matter(tmp_path: Path) -> None:
-    """Copies of GLUE differ there."""
+    """Copies of GLUE differ in these, so the fingerprint leaves them out."""
     official = load_task_data(TASKS["mrpc"], str(SHARED / "glue"))
     for path in (SHARED / "glue/mrpc").iterdir():
         rows = pq.read_table(path).to_pylist()
@@ -355,7 +364,7 @@ def test_idx_and_test_labels_do_not_matter(tmp_path: Path) -> None:
 @needs_glue
 @pytest.mark.parametrize("name", ["mnli", "qnli", "qqp"])
 def test_splits_carved_out_of_dev_are_not_official(name: str) -> None:
-    """Real text in the wrong split."""
+    """Their text is GLUE's, but in another split."""
     data = load_task_data(TASKS[name], str(SHARED / "glue-derived"))
     assert not data.official_split
     assert f"official has {data.task.rows['train']}" in data.official_basis
@@ -363,7 +372,7 @@ def test_splits_carved_out_of_dev_are_not_official(name: str) -> None:
 
 @needs_glue
 def test_dev_by_fingerprint_and_train_by_row_count(tmp_path: Path) -> None:
-    """Where only dev's fingerprint is known, the basis says both."""
+    """If only the fingerprint of dev is known, the basis names both."""
     shutil.copytree(SHARED / "glue/qnli", tmp_path / "qnli")
     num_rows = TASKS["qnli"].rows["train"]
     row = {"question": "q", "sentence": "s", "label": 0}

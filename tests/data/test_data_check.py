@@ -14,7 +14,7 @@ from tests.conftest import Cli, write_data
 
 
 def test_a_folder_of_several_tasks(call: Cli, data: Path) -> None:
-    """What is there is read whole and not official; other tasks are missing, which is no damage."""
+    """Tasks with files are sound but not official; missing tasks are no damage."""
     answer = call("data", "verify", "--data", data, "--json")
     assert answer.code == 0, answer.err
     found = {each["task"]: each for each in answer.json["tasks"]}
@@ -32,7 +32,7 @@ def test_a_folder_of_several_tasks(call: Cli, data: Path) -> None:
 
 
 def test_damage_is_named_and_stops_nothing(call: Cli, tmp_path: Path) -> None:
-    """A bad label: file, row and column in the answer, exit code 2, other tasks still read."""
+    """A bad label is reported with file, row and column; other tasks are still read."""
     root = write_data(tmp_path / "glue", "mrpc", "cola")
     path = root / "mrpc" / "validation.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -50,7 +50,7 @@ def test_damage_is_named_and_stops_nothing(call: Cli, tmp_path: Path) -> None:
 
 
 def test_a_lost_split_is_said(call: Cli, tmp_path: Path) -> None:
-    """Train without dev is incomplete, and no damage; a lost test set is only said."""
+    """Train without dev is incomplete, not damaged; a missing test set is a note."""
     root = write_data(tmp_path / "glue", "mrpc", "cola")
     (root / "mrpc" / "validation.jsonl").unlink()
     (root / "cola" / "test.jsonl").unlink()
@@ -62,7 +62,7 @@ def test_a_lost_split_is_said(call: Cli, tmp_path: Path) -> None:
 
 
 def test_named_tasks_must_be_there(call: Cli, data: Path) -> None:
-    """Asked for by name, a missing task is a failure; if nothing is found, it is a mistake."""
+    """A missing task fails if it was named; if no task is there, it is an error."""
     answer = call("data", "verify", "--data", data, "--task", "mrpc,rte")
     assert answer.code == 2
     assert "missing" in answer.out
@@ -73,7 +73,7 @@ def test_named_tasks_must_be_there(call: Cli, data: Path) -> None:
 def test_a_hub_that_does_not_answer_is_no_damage(
     call: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Said once, for it says nothing about any task's data."""
+    """The error is reported once, because it says nothing about the data."""
     asked = []
 
     def unreachable(task: Task, *_: object, **__: object) -> None:
@@ -86,7 +86,7 @@ def test_a_hub_that_does_not_answer_is_no_damage(
 
 
 def test_a_folder_of_one_task(call: Cli, data: Path, tmp_path: Path) -> None:
-    """Whose files lie in the folder itself only the user knows."""
+    """Only the user knows which task the files in the folder itself belong to."""
     shutil.copytree(data / "mrpc", tmp_path / "flat")
     message = call("data", "verify", "--data", tmp_path / "flat").error
     assert "--task" in message
@@ -96,7 +96,7 @@ def test_a_folder_of_one_task(call: Cli, data: Path, tmp_path: Path) -> None:
 
 
 def test_a_class_without_examples(call: Cli, tmp_path: Path) -> None:
-    """It is valid data that hardly anybody means to train on."""
+    """Such data is valid, but hardly anybody wants to train on it."""
     root = write_data(tmp_path / "glue", "mrpc")
     path = root / "mrpc" / "train.jsonl"
     rows = [json.loads(line) | {"label": 1} for line in path.read_text().splitlines()]
@@ -118,7 +118,7 @@ def test_rows_of_dev_that_are_also_in_train(call: Cli, tmp_path: Path) -> None:
 
 
 def test_the_official_data_is_known(call: Cli, tmp_path: Path) -> None:
-    """By its fingerprint; anything else is not called official."""
+    """Only data with the known fingerprint is called official."""
     import pytest
 
     shared = Path(__file__).resolve().parents[3] / "shared" / "glue"

@@ -50,7 +50,7 @@ def assert_same_rows(data: TaskData, rows: Rows) -> None:
 @ALL_TASKS
 @ALL_LAYOUTS
 def test_every_layout_gives_the_rows_written(name: str, layout: str, tmp_path: Path) -> None:
-    """All splits of all tasks come back alike from each layout."""
+    """Each layout gives back the same rows of every split."""
     task, rows = TASKS[name], rows_of(TASKS[name])
     WRITERS[layout](tmp_path, task, rows)
     assert_same_rows(load_task_data(task, str(tmp_path)), rows)
@@ -58,7 +58,7 @@ def test_every_layout_gives_the_rows_written(name: str, layout: str, tmp_path: P
 
 @ALL_TASKS
 def test_layouts_share_one_fingerprint(name: str, tmp_path: Path) -> None:
-    """What the rows are decides the fingerprint, not the format they came in."""
+    """The rows decide the fingerprint, not the file format."""
     task, rows = TASKS[name], rows_of(TASKS[name])
     for layout, write in WRITERS.items():
         write(tmp_path / layout, task, rows)
@@ -77,7 +77,7 @@ def test_a_task_folder_itself_is_recognised(layout: str, tmp_path: Path) -> None
 
 @ALL_LAYOUTS
 def test_test_sets_are_optional_and_their_labels_unread(layout: str, tmp_path: Path) -> None:
-    """Garbage where test labels would be does no harm, nor does a missing test set."""
+    """A missing test set and wrong test labels do no harm."""
     task, rows = TASKS["mrpc"], rows_of(TASKS["mrpc"])
     WRITERS[layout](tmp_path / "a", task, {k: v for k, v in rows.items() if k != "test"})
     assert set(load_task_data(task, str(tmp_path / "a")).splits) == {"train", "validation"}
@@ -100,7 +100,7 @@ HARD_TEXTS = ['"a', 'a "b" c', '"', "a,b", "\x85", "\u2028x", "x\x0c\x1cy", "\uf
 @example(texts=[f"{text}." for text in HARD_TEXTS])
 @SEVERAL_IN_ONE_FOLDER
 def test_any_text_survives_the_round_trip(layout: str, tmp_path: Path, texts: list[str]) -> None:
-    """Quotes and the line separators of Unicode split and change nothing."""
+    """Quotes and Unicode line separators neither split nor change a text."""
     task = TASKS["rte"]
     rows = [
         {"sentence1": t, "sentence2": t[::-1] + "!", "label": i % 2} for i, t in enumerate(texts)
@@ -112,7 +112,7 @@ def test_any_text_survives_the_round_trip(layout: str, tmp_path: Path, texts: li
 
 @pytest.mark.parametrize("layout", ["hub", "csv", "jsonl"])
 def test_quoted_formats_keep_tabs_and_line_breaks(layout: str, tmp_path: Path) -> None:
-    """Only TSV cannot hold them."""
+    """CSV, JSON lines and parquet can hold them; TSV cannot."""
     task, rows = TASKS["cola"], rows_of(TASKS["cola"])
     rows["train"][1]["sentence"] = 'a\tb\nc\r\nd\re "f"'
     WRITERS[layout](tmp_path, task, rows)
@@ -121,7 +121,7 @@ def test_quoted_formats_keep_tabs_and_line_breaks(layout: str, tmp_path: Path) -
 
 @ALL_TASKS
 def test_crlf_is_tolerated_in_tsv(name: str, tmp_path: Path) -> None:
-    """Files that passed through Windows mean the same."""
+    """Windows line endings do not change the rows."""
     task, rows = TASKS[name], rows_of(TASKS[name])
     write_tsv(tmp_path, task, rows, newline="\r\n")
     assert_same_rows(load_task_data(task, str(tmp_path)), rows)
@@ -182,7 +182,7 @@ def test_a_missing_train_or_dev_file_is_named(
 
 
 def test_a_folder_without_the_task_says_what_was_looked_for(tmp_path: Path) -> None:
-    """All three layouts are named, and what the folder has."""
+    """The message names all three layouts and the content of the folder."""
     write_hub(tmp_path, TASKS["rte"], rows_of(TASKS["rte"]))
     with pytest.raises(UserError) as caught:
         load_task_data(TASKS["mrpc"], str(tmp_path))
@@ -191,7 +191,7 @@ def test_a_folder_without_the_task_says_what_was_looked_for(tmp_path: Path) -> N
 
 
 def test_an_unknown_folder_gets_the_nearest_name(tmp_path: Path) -> None:
-    """A typing error in --data is one message with the name that is there."""
+    """A typing error in --data gives one message that suggests the right name."""
     (tmp_path / "glue-data").mkdir()
     with pytest.raises(UserError, match=r"no such data folder.*did you mean 'glue-data'"):
         load_task_data(TASKS["rte"], str(tmp_path / "gleu-data"))
@@ -200,7 +200,7 @@ def test_an_unknown_folder_gets_the_nearest_name(tmp_path: Path) -> None:
 
 
 def test_a_file_is_no_data_folder(tmp_path: Path) -> None:
-    """--data takes folders."""
+    """`--data` takes a folder, so a file is refused."""
     (tmp_path / "train.csv").write_text("sentence,label\n")
     with pytest.raises(UserError, match="is a file"):
         load_task_data(TASKS["cola"], str(tmp_path / "train.csv"))
@@ -250,7 +250,7 @@ FUZZED = [
 @example(junk=b'sentence1,sentence2,label\n"a,b,1\n')
 @SEVERAL_IN_ONE_FOLDER
 def test_random_bytes_are_a_user_error(file: str, layout: str, tmp_path: Path, junk: bytes) -> None:
-    """No file content gives anything but one message, which names the file."""
+    """Any wrong content gives one message that names the file."""
     task = TASKS["rte"]
     WRITERS[layout](tmp_path, task, rows_of(task))
     (tmp_path / file).write_bytes(junk)
@@ -269,7 +269,7 @@ def test_random_bytes_are_a_user_error(file: str, layout: str, tmp_path: Path, j
 def test_damaged_files_never_crash(
     file: str, layout: str, tmp_path: Path, cut: float, flips: list[tuple[float, int]]
 ) -> None:
-    """A cut or changed file is read or refused with a message; nothing else."""
+    """A cut or changed file is either read, or refused with a message."""
     task = TASKS["rte"]
     WRITERS[layout](tmp_path, task, rows_of(task))
     data = bytearray((tmp_path / file).read_bytes())

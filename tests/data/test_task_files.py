@@ -110,7 +110,7 @@ def reviews(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_a_file_becomes_a_task(tmp_path: Path) -> None:
-    """Classes, a score's range, columns, and the file's name where it gives none."""
+    """It has classes or a range, columns, and the file's name if the YAML gives none."""
     task = read_task(write_task(tmp_path, REVIEWS)).task()
     assert (task.name, task.title, task.text_columns) == ("reviews", "Reviews", ("body",))
     assert (task.num_labels, task.metrics) == (3, ("accuracy", "f1_macro"))
@@ -155,7 +155,7 @@ def test_a_file_becomes_a_task(tmp_path: Path) -> None:
     ids=str,
 )  # fmt: skip
 def test_a_wrong_file_is_one_message(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    """It names the file and the key."""
+    """The message names the file and the key."""
     path = write_task(tmp_path, REVIEWS, **changes)
     if "name" in changes:
         path = write_task(tmp_path, REVIEWS | changes | {"name": "x"}).parent / "x.yaml"
@@ -180,14 +180,14 @@ def test_a_wrong_file_is_one_message(changes: dict[str, Any], message: str, tmp_
     ids=str,
 )
 def test_a_wrong_regression(body: dict[str, Any], message: str, tmp_path: Path) -> None:
-    """Ranges run upwards, and scores have correlations."""
+    """A range runs upwards and is finite; a regression takes correlations only."""
     with pytest.raises(UserError) as caught:
         read_task(write_task(tmp_path, DISTANCE, **body))
     assert message in str(caught.value)
 
 
 def test_a_regression_may_have_no_range(tmp_path: Path) -> None:
-    """Then any finite number is a score, and no other."""
+    """Then every finite number is a valid score."""
     task = find_task(str(write_task(tmp_path, DISTANCE, range=None))).task
     assert (task.is_regression, task.label_range) == (True, None)
     rows = [{"left": "a", "right": "b", "gap": score} for score in (-1e6, 3.5)]
@@ -202,7 +202,7 @@ def test_a_regression_may_have_no_range(tmp_path: Path) -> None:
 
 
 def test_unknown_tasks_have_the_nearest_match() -> None:
-    """Among GLUE's and the shipped ones; a file that is not there is a file."""
+    """GLUE's and the shipped names are suggested; a missing file is said to be missing."""
     with pytest.raises(UserError, match="did you mean 'boolq'"):
         find_task("boolqq")
     with pytest.raises(UserError, match=r"mine\.yaml: no such file"):
@@ -214,7 +214,7 @@ def test_unknown_tasks_have_the_nearest_match() -> None:
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_files_named_by_convention(kind: str, tmp_path: Path) -> None:
-    """`train` and `validation` in any format, in the folder or in one of the task's name."""
+    """`train` and `validation` in any format, in the folder or a subfolder of that name."""
     task = find_task(str(write_task(tmp_path, DISTANCE))).task
     for folder in (tmp_path / "plain", tmp_path / "outer" / "distance"):
         write_distances(folder, kind)
@@ -226,7 +226,7 @@ def test_files_named_by_convention(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_same_rows_are_the_same_data(tmp_path: Path) -> None:
-    """Whatever the format; another description of the same rows is not."""
+    """The format does not matter, but another description makes other data."""
     task = find_task(str(write_task(tmp_path, DISTANCE))).task
     first = load_task_data(task, str(write_distances(tmp_path / "a", "parquet")))
     second = load_task_data(task, str(write_distances(tmp_path / "b", "jsonl")))
@@ -259,7 +259,7 @@ def test_labels_may_be_names_ids_or_truth_values(tmp_path: Path) -> None:
 
 
 def test_labels_of_ones_own_test_set_are_read(tmp_path: Path) -> None:
-    """If there are any: a placeholder in every row, or no column, means that there are none."""
+    """No label column, or one placeholder in every row, means that there are no labels."""
     task = find_task(str(write_task(tmp_path, REVIEWS))).task
     folder = write_reviews(tmp_path / "d")
     unlabelled = load_task_data(task, str(folder))
@@ -281,7 +281,7 @@ def test_labels_of_ones_own_test_set_are_read(tmp_path: Path) -> None:
 
 
 def test_dev_can_be_split_off_train(tmp_path: Path) -> None:
-    """A share of each class, the same every time, that nothing else has; and only without a dev."""
+    """A share of each class moves to validation, always the same rows; a dev set stays."""
     task = find_task(str(write_task(tmp_path, REVIEWS, splits={"train": "all.csv"}))).task
     rows = [row | {"body": f"{number} {row['body']}"} for number, row in enumerate(review_rows(60))]
     write_csv(tmp_path / "d" / "all.csv", rows)
@@ -342,7 +342,7 @@ def test_one_class_left_by_a_limit_is_noted(tmp_path: Path) -> None:
 
 
 def test_templates_put_columns_together(tmp_path: Path) -> None:
-    """Braces name columns; what they hold is never read as a template itself."""
+    """Braces name columns; braces inside a text are left as they are."""
     body = REVIEWS | {"text": ["{word}: {body}", "word"], "splits": None}
     task = find_task(str(write_task(tmp_path, body))).task
     rows = [{"word": "{body}", "body": "a dog", "stars": "bad"}]
@@ -366,7 +366,7 @@ def test_templates_put_columns_together(tmp_path: Path) -> None:
 def test_wrong_data_is_one_message(
     change: Any, message: str, call: Cli, reviews: tuple[Path, Path], checkpoint: Path
 ) -> None:
-    """On the command line, naming file, line and column."""
+    """The message of the command line names file, line and column."""
     file, folder = reviews
     change(folder)
     answer = call("run", "--task", file, "--data", folder, "--model", checkpoint, *METHOD, *FAST)
@@ -377,7 +377,7 @@ METHOD = ("--method", "bitfit")
 
 
 def test_data_that_a_task_does_not_have(call: Cli, reviews: tuple[Path, Path]) -> None:
-    """No hub, no mini-GLUE, an empty folder, two files of one split, a lost shard."""
+    """No hub, no mini-GLUE, no files, two files or a lost shard: each is one message."""
     file, folder = reviews
     run = ("run", "--task", file, "--model", "tiny-bert", *METHOD)
     assert "names no data set on the hub" in call(*run, "--data", "hub").error
@@ -410,7 +410,7 @@ def run_reviews(call: Cli, reviews: tuple[Path, Path], checkpoint: Path, *more: 
 def test_every_command_knows_the_task(
     call: Cli, reviews: tuple[Path, Path], checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Run, repeat, table, compare, list, show, predict, export: without the file after the run."""
+    """After the run, all commands work without the YAML file."""
     small = ("--method", "bitfit,full", "--seed", "0-2")
     first = run_reviews(call, reviews, checkpoint, *small)
     assert first.code == 0, first.err
@@ -473,7 +473,7 @@ def test_a_finished_run_is_found_wherever_its_file_lies(
 def test_ones_own_test_labels_are_scored(
     call: Cli, reviews: tuple[Path, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Also without --predict-test: metrics, confusion matrix and each class, in record and show."""
+    """Record and `show` have the scores of each class, even with --no-predict-test."""
     write_csv(reviews[1] / "test.csv", review_rows(6, 2))
     record = run_reviews(call, reviews, checkpoint, *METHOD, "--no-predict-test").json
     assert set(record["metrics"]) == set(record["majority"]) == {"validation", "test"}
@@ -542,7 +542,7 @@ def test_a_regression_of_pairs_runs(
 def test_training_defaults_of_the_task(
     call: Cli, reviews: tuple[Path, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Above the shipped defaults, below everything a user says; unknown ones are refused."""
+    """They override the shipped defaults; everything a user sets overrides them."""
     own = {"train": {"epochs": 7, "max_length": 32}}
     file = write_task(tmp_path, REVIEWS | own)
     flags = ("--data", reviews[1], "--model", checkpoint, *METHOD, "--epochs", 1, "--json")
@@ -557,7 +557,7 @@ def test_training_defaults_of_the_task(
 def test_a_sweep_and_a_plan_of_the_task(
     call: Cli, reviews: tuple[Path, Path], checkpoint: Path, tmp_path: Path
 ) -> None:
-    """Beside a task of GLUE, with a learning rate chosen on held-out train; settings by name."""
+    """A learning rate is chosen on held-out train; settings can name the task's file."""
     file, folder = reviews
     (tmp_path / "s.yaml").write_text(
         yaml.safe_dump(
@@ -583,7 +583,7 @@ def test_a_sweep_and_a_plan_of_the_task(
 
 
 def test_predictions_from_templates(call: Cli, tmp_path: Path, checkpoint: Path) -> None:
-    """A file gives the columns; three of them cannot come as --text."""
+    """A file gives the columns; --text cannot give three of them."""
     body = REVIEWS | {"text": ["{word}: {body}", "note"], "splits": None, "metrics": "accuracy"}
     file = write_task(tmp_path, body)
     rows = [row | {"word": "dog", "note": "not"} for row in review_rows(12)]
@@ -614,7 +614,7 @@ FOLDERS = {"boolq": "BoolQ", "cb": "CB", "wic": "WiC", "rte-superglue": "RTE"}
 
 
 def test_shipped_descriptions_are_whole() -> None:
-    """Each is named as its file, has a source, row counts and a place on the hub."""
+    """Each has its file's name, a source, row counts and a place on the hub."""
     assert shipped_tasks() == ("axb", "axg", "boolq", "cb", "multirc", "rte-superglue", "wic")
     for name in shipped_tasks():
         found = find_task(name)
@@ -628,7 +628,7 @@ def test_shipped_descriptions_are_whole() -> None:
 
 @pytest.mark.parametrize("name", list(FOLDERS))
 def test_the_download_of_superglue_is_read(name: str, tmp_path: Path) -> None:
-    """Its folder of JSON lines, whole or the task's alone; a test file without labels."""
+    """`--data` may be the whole download or one task; the test file has no labels."""
     row = SAMPLES[name]
     folder = tmp_path / FOLDERS[name]
     for split in ("train", "val", "test"):
@@ -671,7 +671,7 @@ def test_the_hubs_layout_is_read(name: str, tmp_path: Path) -> None:
 def test_diagnostics_are_scored_with_a_model_of_rte(
     name: str, columns: tuple[str, str], tmp_path: Path
 ) -> None:
-    """Train is RTE's, dev the diagnostic set's, under its own column names."""
+    """Train is RTE's; dev is the diagnostic set with its own column names."""
     task = find_task(name).task
     write_jsonl(tmp_path / "RTE" / "train.jsonl", [SAMPLES["rte-superglue"]] * 2)
     row = dict(zip(columns, ("a dog", "a cat"), strict=True)) | {"label": "not_entailment"}
@@ -684,7 +684,7 @@ def test_diagnostics_are_scored_with_a_model_of_rte(
 
 
 def test_booleans_in_parquet(tmp_path: Path) -> None:
-    """A column of truth values is read where the classes are False and True, and only there."""
+    """Truth values are labels only if the classes are False and True."""
     body = REVIEWS | {"labels": ["False", "True"], "metrics": "f1", "splits": None}
     rows = [{"body": "a dog", "stars": True}, {"body": "a cat", "stars": False}]
     for split in ("train", "validation"):
@@ -700,7 +700,7 @@ def test_booleans_in_parquet(tmp_path: Path) -> None:
 
 
 def test_a_declared_number_of_rows_makes_data_official(tmp_path: Path) -> None:
-    """Where it agrees; where it does not, scores are marked and the note says why."""
+    """Data with the declared row counts is official."""
     file = write_task(tmp_path, DISTANCE | {"rows": {"train": 16, "validation": 8}})
     data = load_task_data(find_task(str(file)).task, str(write_distances(tmp_path / "d")))
     assert (data.official_split, data.official_basis) == (True, "row count")
