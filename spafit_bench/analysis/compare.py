@@ -8,7 +8,7 @@ order hold on other tasks? The formulas are in `stats.py`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import factorial
@@ -86,10 +86,18 @@ class OnPredictions:
     """Pairs of models whose predictions were used."""
     difference: float | None = None
     interval: Interval | None = None
+    """95 %, as if it were the only one."""
+    corrected_interval: Interval | None = None
+    """At the level at which the difference was tested in its family, which `tested.alpha` is."""
     mcnemar: tuple[SeedPair, ...] = ()
     missing: tuple[str, ...] = ()
     """Predictions that could not be used, and why."""
     tested: Tested = UNTESTED
+
+    @property
+    def shown_interval(self) -> Interval | None:
+        """The corrected interval, or that of 95 % where nothing was tested."""
+        return self.corrected_interval or self.interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,8 +327,12 @@ class _Found:
 
     over_seeds: OverSeeds
     seeds: Significance | None
+    seed_interval: Callable[[float], Interval | None]
+    """Its interval over seeds at a level."""
     on_predictions: OnPredictions
     resamples: Resamples | None
+    collapsed: tuple[str, ...] = ()
+    """Of which methods some runs predict a constant."""
 
 
 def _compare(bench: _Bench) -> Comparison:
@@ -411,10 +423,21 @@ def _side(bench: _Bench, row: Setting, task: Task) -> Side:
 
 def _differ(bench: _Bench, pair: Pair, task: Task) -> _Found:
     """Compare two rows on one task: over seeds, and on predictions of as many models of each."""
-    means, seeds = over_seeds(*(bench.sample(row, task) for row in pair))
+    samples = bench.sample(pair[0], task), bench.sample(pair[1], task)
+    means, seeds = over_seeds(*samples)
     usable, missing = _usable(bench, pair, task)
+    found = _Found(
+        means,
+        seeds,
+        lambda alpha: over_seeds(*samples, alpha)[0].interval,
+        OnPredictions(pairs=0, missing=missing),
+        None,
+        tuple(
+            row.label for row in pair if any(r.collapsed for r in bench.runs(row, task).values())
+        ),
+    )
     if not usable:
-        return _Found(means, seeds, OnPredictions(pairs=0, missing=missing), None)
+        return found
     sign = 1 if pair[0].label <= pair[1].label else -1
     parts = []
     for split in task.dev_splits:
@@ -438,7 +461,7 @@ def _differ(bench: _Bench, pair: Pair, task: Task) -> _Found:
     on_predictions = replace(
         _on_predictions(resamples, len(usable)), mcnemar=_mcnemar(usable, task), missing=missing
     )
-    return _Found(means, seeds, on_predictions, resamples)
+    return replace(found, on_predictions=on_predictions, resamples=resamples)
 
 
 Usable = list[tuple[tuple[RunRecord, RunRecord], tuple[DevAnswers, DevAnswers]]]
@@ -528,32 +551,46 @@ def _mcnemar(usable: Usable, task: Task) -> tuple[SeedPair, ...]:
 
 
 def _on_predictions(resamples: Resamples, pairs: int) -> OnPredictions:
-    interval = stats.percentile_interval(resamples)
     return OnPredictions(
-        pairs=pairs,
-        difference=100 * resamples.observed,
-        interval=Interval(100 * interval.low, 100 * interval.high),
+        pairs=pairs, difference=100 * resamples.observed, interval=_in_points(resamples, ALPHA)
     )
+
+
+def _in_points(resamples: Resamples, alpha: float) -> Interval:
+    interval = stats.percentile_interval(resamples, alpha)
+    return Interval(100 * interval.low, 100 * interval.high)
 
 
 def _average(bench: _Bench, pair: Pair, tasks: Sequence[Task], found: Sequence[_Found]) -> _Found:
     """Compare averages over tasks, over the seeds that the tasks share."""
     samples = [[bench.sample(row, task) for task in tasks] for row in pair]
-    averages = [average_by_seed(side) for side in samples]
+    first, second = map(average_by_seed, samples)
     alike = len({frozenset(sample) for side in samples for sample in side}) == 1
-    if alike or min(map(len, averages)) >= stats.LEAST_SEEDS:
-        means, seeds = over_seeds(averages[0], averages[1])
-    else:
-        mean = float(np.mean([part.over_seeds.difference for part in found]))
-        means, seeds = stats.unpaired_difference(mean), None
-    known = [part.resamples for part in found if part.resamples is not None]
-    if len(known) == len(found):
-        resamples = stats.mean_resamples(known)
-        fewest = min(part.on_predictions.pairs for part in found)
-        return _Found(means, seeds, _on_predictions(resamples, fewest), resamples)
     lacking = [t.name for t, part in zip(tasks, found, strict=True) if part.resamples is None]
     missing = (f"none of {', '.join(lacking)}",)
-    return _Found(means, seeds, OnPredictions(pairs=0, missing=missing), None)
+    mean = float(np.mean([part.over_seeds.difference for part in found]))
+    average = _Found(
+        stats.unpaired_difference(mean),
+        None,
+        lambda _: None,
+        OnPredictions(pairs=0, missing=missing if lacking else ()),
+        None,
+    )
+    if alike or min(len(first), len(second)) >= stats.LEAST_SEEDS:
+        means, seeds = over_seeds(first, second)
+        average = replace(
+            average,
+            over_seeds=means,
+            seeds=seeds,
+            seed_interval=lambda alpha: over_seeds(first, second, alpha)[0].interval,
+        )
+    if not lacking:
+        resamples = stats.mean_resamples([part.resamples for part in found if part.resamples])
+        fewest = min(part.on_predictions.pairs for part in found)
+        average = replace(
+            average, on_predictions=_on_predictions(resamples, fewest), resamples=resamples
+        )
+    return average
 
 
 # Verdicts
@@ -572,35 +609,38 @@ def _judged(
     judged = {}
     for key, one in found.items():
         over = replace(one.over_seeds, tested=by_seed[key])
+        if over.tested.alpha:
+            over = replace(over, corrected_interval=one.seed_interval(over.tested.alpha))
         on = replace(one.on_predictions, tested=by_example[key])
-        names = key[0][0].label, key[0][1].label
-        shift = over.difference if on.difference is None else on.difference
-        leaders = names[over.difference < 0], names[shift < 0]
-        verdict = _verdict(leaders, over.tested.separable, on.tested.separable)
-        judged[key] = over, on, verdict
+        if one.resamples and on.tested.alpha:
+            on = replace(on, corrected_interval=_in_points(one.resamples, on.tested.alpha))
+        judged[key] = over, on, _verdict(key[0], over, on, one.collapsed)
     return judged
 
 
-def _verdict(leaders: tuple[str, str], seeds: bool | None, examples: bool | None) -> str:
-    """Sum up two tests (None: not made); `leaders` are ahead over seeds and on predictions."""
-    first, second = leaders
-    if seeds and examples:
-        same = f"{first} is better"
-        return same if first == second else f"{first} better over seeds, {second} on predictions"
-    if seeds:
-        return f"{first} better over seeds, {_missed('on predictions', examples)}"
-    if examples:
-        return f"{second} better on predictions, {_missed('over seeds', seeds)}"
-    if seeds == examples:
+def _verdict(pair: Pair, over: OverSeeds, on: OnPredictions, collapsed: Sequence[str] = ()) -> str:
+    """Sum up two tests: only what is separable in both is better.
+
+    What holds on predictions alone is about these trained models, not about the methods.
+    """
+    if collapsed:
+        return f"no verdict: {' and '.join(collapsed)} collapsed"
+    shift = over.difference if on.difference is None else on.difference
+    first, second = pair[over.difference < 0].label, pair[shift < 0].label
+    seeds, examples = over.tested.separable, on.tested.separable
+    if seeds and examples and first == second:
+        return f"{first} is better"
+    if seeds == examples and not seeds:
         return "not tested" if seeds is None else "not separable"
-    if examples is None:
-        return "not separable over seeds, predictions untested"
-    return "not separable on predictions, seeds untested"
 
+    def said(test: bool | None, leader: str, where: str) -> str:
+        if test is None:
+            return f"{where.rsplit(maxsplit=1)[-1]} untested"
+        return f"{leader} is ahead {where}" if test else f"not separable {where}"
 
-def _missed(where: str, test: bool | None) -> str:
-    """Say that a test found nothing, or was not made."""
-    return f"not {where}" if test is not None else f"{where.split()[1]} untested"
+    parts = [(seeds, first, "over seeds"), (examples, second, "on these predictions")]
+    parts.sort(key=lambda part: (not part[0], part[0] is None))  # what was found comes first
+    return ", ".join(said(*part) for part in parts)
 
 
 def _families(pairs: Sequence[PairComparison]) -> dict[str, int]:

@@ -68,6 +68,8 @@ class Tested:
     holm: float | None = None
     """Adjusted for the tests of the family."""
     separable: bool | None = None
+    alpha: float | None = None
+    """Level of the step of Holm's procedure that decides it: separable is p <= alpha."""
     needs: int | None = None
     """How many of the unit would allow a test, where there is none; None where no number would."""
 
@@ -85,11 +87,19 @@ class OverSeeds:
     difference: float
     """First minus second, in points (score times 100)."""
     interval: Interval | None
+    """95 %, as if it were the only one."""
     effect: tuple[float, Interval] | None
     """Hedges' g of the paired differences."""
     ahead: int
     """Pairs in which the first is ahead."""
     tested: Tested = UNTESTED
+    corrected_interval: Interval | None = None
+    """At the level at which the difference was tested in its family, which `tested.alpha` is."""
+
+    @property
+    def shown_interval(self) -> Interval | None:
+        """The corrected interval, or that of 95 % where nothing was tested."""
+        return self.corrected_interval or self.interval
 
 
 @dataclass(frozen=True)
@@ -118,9 +128,9 @@ def _standard_error(values: np.ndarray) -> float:
     return float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
-def t_interval(values: np.ndarray) -> Interval:
-    """Student's 95 % interval for a mean of two or more: mean +- t(n-1) * sd / sqrt(n) (1908)."""
-    half = scipy_stats.t.ppf(0.975, len(values) - 1) * _standard_error(values)
+def t_interval(values: np.ndarray, alpha: float = ALPHA) -> Interval:
+    """Student's interval for a mean of two or more: mean +- t(n-1) * sd / sqrt(n) (1908)."""
+    half = scipy_stats.t.ppf(1 - alpha / 2, len(values) - 1) * _standard_error(values)
     return Interval(float(np.mean(values) - half), float(np.mean(values) + half))
 
 
@@ -160,12 +170,14 @@ def paired_t(differences: np.ndarray) -> Significance:
     return Significance("paired t", n, float(2 * scipy_stats.t.sf(abs(t), n - 1)), 0.0)
 
 
-def welch(first: np.ndarray, second: np.ndarray) -> tuple[Significance, Interval]:
-    """Welch's t test and 95 % interval for two means (1947), each of two values or more."""
+def welch(
+    first: np.ndarray, second: np.ndarray, alpha: float = ALPHA
+) -> tuple[Significance, Interval]:
+    """Welch's t test and interval for two means (1947), each of two values or more."""
     left, right = _standard_error(first) ** 2, _standard_error(second) ** 2
     df = (left + right) ** 2 / (left**2 / (len(first) - 1) + right**2 / (len(second) - 1))
     difference, error = float(np.mean(first) - np.mean(second)), math.sqrt(left + right)
-    half = float(scipy_stats.t.ppf(0.975, df)) * error
+    half = float(scipy_stats.t.ppf(1 - alpha / 2, df)) * error
     p, n = float(2 * scipy_stats.t.sf(abs(difference) / error, df)), min(len(first), len(second))
     significance = Significance("Welch t", n, p, 0.0 if n >= LEAST_SEEDS else 1.0)
     return significance, Interval(difference - half, difference + half)
@@ -257,7 +269,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, Significan
 
 
 def over_seeds(
-    first: Mapping[int, float], second: Mapping[int, float]
+    first: Mapping[int, float], second: Mapping[int, float], alpha: float = ALPHA
 ) -> tuple[OverSeeds, Significance | None]:
     """Compare means over runs: paired where the seeds are the same, else Welch's test on all.
 
@@ -266,6 +278,7 @@ def over_seeds(
     Args:
         first: seed -> points.
         second: likewise.
+        alpha: share of such intervals that miss the difference.
     """
     if first.keys() == second.keys():
         seeds = tuple(sorted(first))
@@ -275,7 +288,7 @@ def over_seeds(
             paired=True,
             seeds=seeds,
             difference=float(d.mean()),
-            interval=t_interval(d) if testable else None,
+            interval=t_interval(d, alpha) if testable else None,
             effect=hedges_g(d),
             ahead=int(np.sum(d > 0)),
         )
@@ -285,7 +298,7 @@ def over_seeds(
     n = min(len(a), len(b))
     if n < LEAST_SEEDS or (is_constant(a) and is_constant(b)):
         return unpaired, Significance("Welch t", n, 1.0, 1.0)
-    significance, interval = welch(a, b)
+    significance, interval = welch(a, b, alpha)
     return replace(unpaired, interval=interval), significance
 
 
@@ -326,6 +339,10 @@ def family(evidence: Mapping[Key, Significance | None], unit: Unit) -> dict[Key,
         key: test.p for key, test in evidence.items() if test and lowest.get(key, 1.0) <= ALPHA
     }
     adjusted = dict(zip(shown, holm(list(shown.values())), strict=True))
+    # Holm tests at alpha / m, alpha / (m - 1), ... and stops at the first that is not separable
+    ordered = sorted(shown, key=lambda key: shown[key])
+    passed = sum(value <= ALPHA for value in adjusted.values())
+    levels = {key: ALPHA / (len(shown) - min(at, passed)) for at, key in enumerate(ordered)}
     return {
         key: Tested(
             test=test.test if test else "",
@@ -334,6 +351,7 @@ def family(evidence: Mapping[Key, Significance | None], unit: Unit) -> dict[Key,
             p=shown.get(key),
             holm=adjusted.get(key),
             separable=adjusted[key] <= ALPHA if key in shown else None,
+            alpha=levels.get(key),
             needs=None if key in shown else _needed(test, len(evidence)),
         )
         for key, test in evidence.items()
@@ -470,7 +488,7 @@ def randomization(resamples: Resamples) -> Significance:
     return Significance("randomization", k, p, max(smallest_p(k), floor))
 
 
-def percentile_interval(resamples: Resamples) -> Interval:
-    """95 % percentile interval of the paired bootstrap."""
-    low, high = np.quantile(resamples.bootstrap, [0.025, 0.975])
+def percentile_interval(resamples: Resamples, alpha: float = ALPHA) -> Interval:
+    """Percentile interval of the paired bootstrap."""
+    low, high = np.quantile(resamples.bootstrap, [alpha / 2, 1 - alpha / 2])
     return Interval(float(low), float(high))

@@ -142,7 +142,7 @@ def test_one_seed_is_tested_on_predictions_alone(store: Store) -> None:
     found = only(store, "spafit", "bitfit")
     task = first_task(found)
     assert (task.over_seeds.tested.p, task.over_seeds.tested.needs) == (None, 3)
-    assert task.verdict == "spafit better on predictions, seeds untested"
+    assert task.verdict == "spafit is ahead on these predictions, seeds untested"
     assert "no test with 1 seed pair; 3 would do" in comparison_text([found])
 
 
@@ -152,7 +152,7 @@ def test_seeds_decide_apart_from_predictions(store: Store) -> None:
         add_run(store, "rte", "spafit", seed, skill=skill)
         add_run(store, "rte", "lora", seed, skill=0.75)
     assert first_task(only(store, "spafit", "lora")).verdict == (
-        "spafit better on predictions, not over seeds"
+        "spafit is ahead on these predictions, not separable over seeds"
     )
 
 
@@ -249,6 +249,50 @@ def test_holm_is_over_the_shown_tests_of_a_family(store: Store) -> None:
     assert found.families["tasks on predictions"] == 9
     ordered = sorted(shown, key=lambda t: t.p or 0)
     assert ordered[0].holm == pytest.approx(min(1, 6 * (ordered[0].p or 0)))
+
+
+def test_intervals_are_corrected_as_the_verdicts_are(store: Store) -> None:
+    """An interval over seeds excludes zero exactly where its difference is separable."""
+    tasks = ["cola", "sst2", "mrpc", "qnli", "rte", "qqp"]
+    for number, task in enumerate(tasks):
+        for seed in range(5):
+            add_run(store, task, "lora", seed, skill=0.8)
+            add_run(store, task, "spafit", seed, skill=0.8 + 0.012 * number)
+    comparison = only(store, "spafit", "lora")
+    tasks_compared = comparison.pairs[0].tasks
+    families: list[list[Any]] = [
+        [task.over_seeds for task in tasks_compared],
+        [task.on_predictions for task in tasks_compared],
+    ]
+    for found in families:
+        separable = sum(one.tested.separable for one in found)
+        assert 0 < separable < len(tasks)
+        for step, one in enumerate(sorted(found, key=lambda one: one.tested.p)):
+            assert one.tested.alpha == pytest.approx(0.05 / (len(tasks) - min(step, separable)))
+            plain, corrected = one.interval, one.corrected_interval
+            assert corrected.low <= plain.low < plain.high <= corrected.high
+
+    def excludes_zero(interval: Any) -> bool:
+        return bool(interval.low * interval.high > 0)
+
+    over_seeds = families[0]
+    for one in over_seeds:
+        assert one.tested.separable == excludes_zero(one.corrected_interval)
+    assert any(excludes_zero(one.interval) and not one.tested.separable for one in over_seeds)
+    shown = over_seeds[-1].corrected_interval
+    assert f"[{shown.low:+.2f}, {shown.high:+.2f}]" in comparison_text([comparison])
+
+
+@pytest.mark.parametrize("task", ["wnli", "rte"])
+def test_what_collapsed_gets_no_verdict(store: Store, task: str) -> None:
+    """A constant prediction is no evidence for a method, however large the difference."""
+    add_runs(store, ["spafit"], [task], seeds=3)
+    for seed in range(3):
+        add_run(store, task, "bitfit", seed, collapsed=seed == 1)
+    found = only(store, "spafit", "bitfit")
+    assert first_task(found).over_seeds.tested.separable
+    assert first_task(found).verdict == "no verdict: bitfit collapsed"
+    assert "1 of 1 not settled" in " ".join(comparison_text([found]).split())
 
 
 def test_wilcoxon_over_tasks_needs_enough_tasks(store: Store) -> None:
@@ -368,7 +412,7 @@ def test_without_any_predictions_the_seeds_still_decide(store: Store) -> None:
     """The verdict says what it could not look at."""
     add_scores(store, {"spafit": (0.9, 0.905, 0.901), "lora": (0.8, 0.801, 0.799)})
     found = only(store, "spafit", "lora")
-    assert first_task(found).verdict == "spafit better over seeds, predictions untested"
+    assert first_task(found).verdict == "spafit is ahead over seeds, predictions untested"
     assert "no test, predictions are missing" in comparison_text([found])
 
 

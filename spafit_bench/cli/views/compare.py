@@ -106,7 +106,7 @@ def _answer(pair: PairComparison) -> str:
 
 def _head(title: str, found: TaskComparison | Overall, width: int) -> list[str]:
     over = found.over_seeds
-    start = f"{title:<{_TITLE}} {over.difference:+6.2f} {_interval(over.interval):<16}  "
+    start = f"{title:<{_TITLE}} {over.difference:+6.2f} {_interval(over.shown_interval):<16}  "
     return textwrap.wrap(
         found.verdict, width, initial_indent=start, subsequent_indent=" " * len(start)
     )
@@ -169,7 +169,7 @@ def _predictions_text(on: OnPredictions, seed_pairs: int) -> str:
         return "no test, predictions are missing"
     tested = on.tested
     pairs = f", {on.pairs} model pairs" if on.pairs != seed_pairs else ""
-    start = f"{on.difference:+.2f} {_interval(on.interval)}{pairs}"
+    start = f"{on.difference:+.2f} {_interval(on.shown_interval)}{pairs}"
     if tested.p is None:
         return f"{start}, no test: {tested.n} examples differ, {tested.needs} would do"
     return f"{start}, {_p_text(tested)}{_mcnemar_text(on)}"
@@ -239,15 +239,17 @@ def _ranking(ranking: Ranking, width: int) -> Iterator[str]:
 
 def _notes(comparison: Comparison) -> Iterator[str]:
     yield (
-        "Each line: first minus second, with its 95% interval over seeds. Over seeds: would other "
+        "Each line: first minus second, with its interval over seeds. Over seeds: would other "
         "training runs change the order? On predictions: would other dev examples, for these "
-        "models (paired bootstrap, randomisation)? 'Is better' means separable in both. McNemar "
-        "0/5: separates the accuracy of none of 5 pairs of models."
+        "models (paired bootstrap, randomisation)? 'Is better' means separable in both. 'Is ahead "
+        "on these predictions' is about these models, not about the methods. McNemar 0/5: "
+        "separates the accuracy of none of 5 pairs of models."
     )
     sizes = ", ".join(f"{name} {n}" for name, n in comparison.families.items() if n)
     yield (
         f"Separable: p at most {comparison.alpha:g} after Holm's correction within each family of "
-        f"tests ({sizes or 'none could be made'}). Intervals are without it. g: Hedges' g."
+        f"tests ({sizes or 'none could be made'}). Intervals are at the level of the same step of "
+        "the correction, at 95% where nothing was tested. g: Hedges' g."
     )
     yield (
         f"A test that its sample could not pass is not made: t needs {LEAST_SEEDS} seeds, and n "
