@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from spafit_bench.analysis import stats
-from spafit_bench.analysis.selection import Selection, select
+from spafit_bench.analysis.selection import Selection, read_runs
 from spafit_bench.analysis.stats import (
     ALPHA,
     UNTESTED,
@@ -196,7 +196,7 @@ def compare(
         raise UserError(
             "compare needs two methods or more, as in `spafit-bench compare spafit lora`"
         )
-    groups = group_runs(select(store.records(), selection or Selection()))
+    groups = group_runs(read_runs(store, selection))
     matches = [[matching_rows(group, name) for name in names] for group in groups]
     benches = [
         _Bench(store, group, [row for (row,) in rows])

@@ -22,7 +22,12 @@ from spafit_bench.analysis.tables.settings import (
 )
 from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.config.selection import split_list
-from spafit_bench.results.record import RunRecord
+from spafit_bench.results.record import Confusion, RunRecord
+from spafit_bench.results.run_folder import read_rows
+from spafit_bench.results.store import Store
+
+_NEAR_MAJORITY = 0.2
+"""Native scale. F1 of the other class is that much above what the majority class scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,43 @@ class Selection:
     status: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
     """Settings such as `train.learning_rate=1e-3`."""
+
+
+def read_runs(store: Store, selection: Selection | None = None) -> list[RunRecord]:
+    """Read the runs that pass every filter; older records are completed from their predictions.
+
+    Raises:
+        UserError: as `select`, or the results cannot be read.
+    """
+    records = select(store.records(), selection or Selection())
+    return [_with_confusion(store, record) for record in records]
+
+
+def _with_confusion(store: Store, run: RunRecord) -> RunRecord:
+    """Count the predictions of a run that may have nearly collapsed, if its record does not.
+
+    A model that predicts nearly one class scores near the majority class, so only such are read.
+    """
+    if run.confusion is not None or run.status != "done" or run.task_facts.is_regression:
+        return run
+    task = run.task_facts
+    score, majority = task.score(run.metrics), task.score(run.majority)
+    if score is None or majority is None or score > majority + _NEAR_MAJORITY:
+        return run
+    path = store.runs / run.run_id / "predictions.parquet"
+    try:
+        rows = read_rows(path, ("label", "prediction"), task.dev_splits)
+    except UserError:
+        return run  # `compare` and `show` say what is wrong with it
+    if rows is None or rows[["label", "prediction"]].isna().any(axis=None):
+        return run
+    confusion = {}
+    for split, part in rows.groupby("split"):
+        classes = range(task.num_labels)
+        counts = part.groupby(["label", "prediction"]).size()
+        table = tuple(tuple(int(counts.get((a, b), 0)) for b in classes) for a in classes)
+        confusion[str(split)] = Confusion.of(task.labels, table)
+    return run.model_copy(update={"confusion": confusion})
 
 
 def select(records: Sequence[RunRecord], selection: Selection) -> list[RunRecord]:

@@ -124,10 +124,10 @@ def _tables(
     unlike: bool = False,
     baseline: str | None = None,
 ) -> Sequence[ResultTable]:
-    from spafit_bench.analysis.selection import select
+    from spafit_bench.analysis.selection import read_runs
     from spafit_bench.analysis.tables import build_tables
 
-    records = select(Store(results).records(), chosen)
+    records = read_runs(Store(results), chosen)
     if not records:
         raise UserError(f"--results {results}: no runs here; {TRY}")
     return build_tables(records, references, unlike=unlike, baseline=baseline)
@@ -304,10 +304,10 @@ def _groups(store: Store, chosen: Selection) -> tuple[Group, ...]:
     Raises:
         UserError: there is no finished run.
     """
-    from spafit_bench.analysis.selection import select
+    from spafit_bench.analysis.selection import read_runs
     from spafit_bench.analysis.tables.settings import group_runs
 
-    groups = group_runs(select(store.records(), chosen))
+    groups = group_runs(read_runs(store, chosen))
     if not groups:
         raise UserError(f"--results {store.root}: no finished runs here; {TRY}")
     return groups

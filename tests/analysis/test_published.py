@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from spafit_bench.analysis.selection import read_runs
 from spafit_bench.analysis.tables import build_tables
 from spafit_bench.analysis.tables.render import write_tables
 from spafit_bench.base.checksums import SUMS
@@ -42,7 +43,7 @@ def test_records_are_sound_and_name_nobodys_folders(folder: Path) -> None:
 @pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 def test_tables_follow_from_the_records(folder: Path) -> None:
     """`tables/` holds what `table` would write, and nothing else."""
-    written = write_tables(build_tables(Store(folder).records()))
+    written = write_tables(build_tables(read_runs(Store(folder))))
     assert {path.name for path in (folder / "tables").iterdir()} == set(written)
     for name, content in written.items():
         assert (folder / "tables" / name).read_text(encoding="utf-8") == content, name

@@ -17,7 +17,7 @@ from spafit_bench.analysis.report.overview import overview
 from spafit_bench.analysis.report.provenance import environments, provenance
 from spafit_bench.analysis.report.runs import Anchors, run_details, run_table
 from spafit_bench.analysis.report.verdicts import verdicts
-from spafit_bench.analysis.selection import Selection, select
+from spafit_bench.analysis.selection import Selection, read_runs
 from spafit_bench.analysis.tables import ResultTable, build_tables
 from spafit_bench.analysis.tables.html import html_block
 from spafit_bench.analysis.tables.settings import Group
@@ -48,7 +48,7 @@ def build_report(
     Raises:
         UserError: no such row, or no published score is like ours.
     """
-    records = select(store.records(), selection or Selection())
+    records = read_runs(store, selection)
     anchors = Anchors(records)
     tables = build_tables(records, references)
     galleries = build_galleries(store, groups, baseline)

@@ -17,7 +17,16 @@ from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
 
 Kind = Literal["scores", "parameters", "cost", "trials"]
-MarkName = Literal["unofficial", "limited", "selected", "collapsed", "unlike", "better", "worse"]
+MarkName = Literal[
+    "unofficial",
+    "limited",
+    "selected",
+    "collapsed",
+    "near_collapsed",
+    "unlike",
+    "better",
+    "worse",
+]
 Sample = Mapping[int, float]
 """Seed -> value."""
 
@@ -28,12 +37,16 @@ MARKS: Mapping[MarkName, tuple[str, str]] = MappingProxyType(
         "limited": ("‡", "trained on only part of the training set"),
         "selected": ("§", "checkpoint chosen by its dev score, which flatters that score"),
         "collapsed": ("†", "collapsed: the model gives every example the same prediction"),
+        "near_collapsed": ("¶", "nearly collapsed: at least 98 % of its predictions are one class"),
         "unlike": ("≠", "published for something unlike ours: see the row's note"),
         "better": ("↑", "separably better than the baseline"),
         "worse": ("↓", "separably worse than the baseline"),
     }
 )
 """Mark -> symbol, meaning."""
+_NEARLY_ALL = 0.98
+_MOST_LABELS = 0.95
+"""Of dev labels, more than this of one class make predictions of nearly one class no fault."""
 PUBLISHED = "Published"
 """Heading of the rows that are not ours."""
 POINTS = "x100"
@@ -265,6 +278,7 @@ def marks_of(runs: Sequence[RunRecord]) -> Marks:
         "limited": lambda run: run.train_limit is not None,
         "selected": lambda run: run.select == "best",
         "collapsed": lambda run: run.collapsed,
+        "near_collapsed": _is_nearly_collapsed,
     }
     counts = {name: sum(test(run) for run in runs) for name, test in tests.items()}
     return tuple(
@@ -272,6 +286,20 @@ def marks_of(runs: Sequence[RunRecord]) -> Marks:
         for name, count in counts.items()
         if count
     )
+
+
+def _is_nearly_collapsed(run: RunRecord) -> bool:
+    """Tell whether nearly all predictions of a dev split are one class, and the labels are not."""
+    for split in run.task_facts.dev_splits:
+        if run.collapsed or run.confusion is None or split not in run.confusion:
+            continue
+        counts = run.confusion[split].counts
+        total = sum(map(sum, counts))
+        predicted = [sum(column) / total for column in zip(*counts, strict=True)]
+        most = max(predicted)
+        if most >= _NEARLY_ALL and sum(counts[predicted.index(most)]) / total < _MOST_LABELS:
+            return True
+    return False
 
 
 def _has_no_official_data(run: RunRecord) -> bool:
@@ -291,29 +319,35 @@ def mark_notes(marks: Sequence[Mark]) -> Iterator[str]:
 # Whole tables
 
 
-def rank_columns(rows: Sequence[Row]) -> list[Row]:
+def rank_columns(rows: Sequence[Row], majority: Row) -> list[Row]:
     """Set the best method of each column in bold and underline the second.
 
     Values that read alike rank alike: ties for best are all bold and leave no second. A lone
     method, or methods that all tie, are not ranked; of two methods none is second. What collapsed
-    is left out, for its score is that of one prediction.
+    is left out, for its score is that of one prediction, and so is what the majority class beats.
     """
-    columns = list(zip(*(row.cells for row in rows), strict=True))
-    ranked = list(zip(*(_rank_column(column) for column in columns), strict=True))
+    columns = zip(*(row.cells for row in rows), majority.cells, strict=True)
+    ranked = zip(*(_rank_column(cells, floor) for *cells, floor in columns), strict=True)
     return [replace(row, cells=cells) for row, cells in zip(rows, ranked, strict=True)]
 
 
-def _rank_column(cells: Sequence[Cell]) -> list[Cell]:
+def _rank_column(cells: Sequence[Cell], majority: Cell) -> list[Cell]:
     values = sorted((float(c.text) for c in cells if c.is_rankable), reverse=True)
     if len(values) < 2 or values[0] == values[-1]:
         return list(cells)
     second = values[1] if len(values) > 2 and values[1] < values[0] else None
     return [
         replace(cell, bold=float(cell.text) == values[0], underline=float(cell.text) == second)
-        if cell.is_rankable
+        if cell.is_rankable and not is_below(cell, majority)
         else cell
         for cell in cells
     ]
+
+
+def is_below(cell: Cell, other: Cell) -> bool:
+    """Tell whether one score reads as less than another, if there are both."""
+    both = cell.value is not None and other.value is not None
+    return both and float(cell.text) < float(other.text)
 
 
 def shorten_labels(

@@ -8,7 +8,15 @@ from types import MappingProxyType
 from spafit_bench.analysis.tables.cells import Cell, ResultTable
 
 _SIGNS: Mapping[str, str] = MappingProxyType(
-    {"*": "*", "†": r"\dagger", "‡": r"\ddagger", "§": r"\S", "≠": r"\neq", "↑": r"\uparrow"}
+    {
+        "*": "*",
+        "†": r"\dagger",
+        "‡": r"\ddagger",
+        "§": r"\S",
+        "¶": r"\P",
+        "≠": r"\neq",
+        "↑": r"\uparrow",
+    }
     | {"↓": r"\downarrow"}
 )
 _LATEX: Mapping[int, str] = MappingProxyType(

@@ -24,6 +24,7 @@ from spafit_bench.analysis.tables.cells import (
     ResultTable,
     Row,
     Sample,
+    is_below,
     mark_notes,
     marks_of,
     marks_text,
@@ -106,6 +107,7 @@ def scores_table(group: Group, part: Beside, baseline: Setting | None = None) ->
     """
     tasks = group.tasks
     heads, averages = tuple(_score_columns(tasks, part.singles)), _averages(tasks)
+    majority = _majority_row(group, heads, averages)
     ranked = rank_columns(
         [
             Row(
@@ -117,7 +119,8 @@ def scores_table(group: Group, part: Beside, baseline: Setting | None = None) ->
                 ),
             )
             for setting, runs in group.rows.items()
-        ]
+        ],
+        majority,
     )
     against = baseline and _against(baseline, group, ranked, heads, averages)
     counts = Counter(cell.n for row in ranked for cell in row.cells if cell.n)
@@ -134,7 +137,7 @@ def scores_table(group: Group, part: Beside, baseline: Setting | None = None) ->
     shortened, label_notes = shorten_labels(methods)
     rows = (
         *shortened,
-        _majority_row(group, heads, averages),
+        replace(majority, cells=(*[Cell()] * len(sizes), *majority.cells)),
         *published_rows(part, heads, (len(sizes), len(averages))),
     )
     places = [(head.column.key, head.task.name, head.split) for head in heads]
@@ -174,13 +177,17 @@ def _score_columns(
 ) -> Iterator[ScoreColumn]:
     """Head each dev set; a task with several takes the GLUE server's names for them.
 
+    Accuracy and F1 stand beside their mean where a task has both.
+
     Args:
         tasks: in the table's order.
         singles: (task, metric) pairs that get a column of their own besides.
     """
     for task in tasks:
         several = len(task.dev_splits) > 1
-        alone = [(name,) for name in task.metrics if (task.name, name) in singles]
+        both = {name for name in task.metrics if name == "accuracy" or name.startswith("f1")}
+        shown = both if len(both) > 1 else set()
+        alone = [(m,) for m in task.metrics if m in shown or (task.name, m) in singles]
         for index, split in enumerate(task.dev_splits):
             key = f"{task.name}_{split.removeprefix('validation_')}" if several else task.name
             title = task.test_sets[index].submission if several else task.title
@@ -281,7 +288,7 @@ def _majority_row(group: Group, heads: Sequence[ScoreColumn], averages: Sequence
         marks = [Mark(name=mark.name) for mark in marks_of(runs) if mark.name in about_data]
         return Cell(value=100 * value, text=f"{100 * value:.2f}", marks=tuple(marks))
 
-    cells = [Cell(), Cell()]
+    cells = []
     for head in heads:
         run = chosen[head.task.name]
         cells.append(cell(head.score(run.majority), [run]))
@@ -314,8 +321,13 @@ def _notes(group: Group, rows: Sequence[Row], averages: Sequence[Average]) -> It
     yield from mark_notes([mark for row in rows for cell in row.cells for mark in cell.marks])
     methods = [row.cells for row in rows if row.is_method]
     scored = [cell for cells in methods for cell in cells if cell.value is not None]
-    if len(methods) > 1 and not all(cell.is_rankable for cell in scored):
-        yield "Not ranked: scores marked †, and averages over them."
+    (majority,) = (row.cells for row in rows if row.baseline)
+    unranked = ["scores marked †, and averages over them"]
+    unranked *= not all(cell.is_rankable for cell in scored)
+    if any(is_below(*pair) for cells in methods for pair in zip(cells, majority, strict=True)):
+        unranked.append("scores below the majority class")
+    if len(methods) > 1 and unranked:
+        yield f"Not ranked: {'; '.join(unranked)}."
     yield from _collapse_notes(group)
     several = dict.fromkeys(task.metrics for task in tasks if len(task.metrics) > 1)
     if several:
