@@ -113,13 +113,13 @@ def test_data_are_compared_task_by_task(tmp_path: Path) -> None:
 
 
 def test_one_metric_of_two_gets_a_column_of_its_own(tmp_path: Path) -> None:
-    """F1 alone never stands in the column of the mean; our F1 stands beside it."""
-    path = write(tmp_path, {"task": "mrpc", "metric": "f1", "value": 89.3})
-    metrics = {"validation": {"f1": 0.9, "accuracy": 0.8}}
-    table = beside(read_references(path), [make_record("mrpc", metrics=metrics)])
+    """Pearson alone never stands in the column of the mean; ours stands beside it."""
+    path = write(tmp_path, {"task": "stsb", "metric": "pearson", "value": 89.3})
+    metrics = {"validation": {"pearson": 0.9, "spearman": 0.8}}
+    table = beside(read_references(path), [make_record("stsb", metrics=metrics)])
     assert [(c.key, c.subtitle) for c in table.columns[2:]] == [
-        ("mrpc", "F1/Acc"),
-        ("mrpc_f1", "F1"),
+        ("stsb", "Pear/Spear"),
+        ("stsb_pearson", "Pear"),
     ]
     assert [c.value for c in row(table, "spafit").cells[2:]] == [
         pytest.approx(85),
@@ -130,29 +130,29 @@ def test_one_metric_of_two_gets_a_column_of_its_own(tmp_path: Path) -> None:
 
 
 def test_published_scores_change_no_test_of_ours(tmp_path: Path) -> None:
-    """MRPC's F1 gets a column beside theirs, but is a part of what is tested anyway."""
+    """STS-B's Pearson gets a column beside theirs, but is a part of what is tested anyway."""
     records = [
-        make_record("mrpc", method, seed, {"validation": {"f1": 0.9 + x, "accuracy": 0.8}})
+        make_record("stsb", method, seed, {"validation": {"pearson": 0.9 + x, "spearman": 0.8}})
         for method, sign in (("full", 1), ("lora", -1))
         for seed in range(4)
         for x in [sign * 0.001 * (seed + 1)]
     ]
-    path = write(tmp_path, {"task": "mrpc", "metric": "f1"})
+    path = write(tmp_path, {"task": "stsb", "metric": "pearson"})
     (alone, *_) = build_tables(records, baseline="full")
     (table, *_) = build_tables(records, read_references(path), baseline="full")
     assert len(table.columns) == len(alone.columns) + 1
     found, before = ([m for m in t.measurements if m.unit == "p"] for t in (table, alone))
     assert found == before
-    assert [line.metric for line in found] == ["holm_p_against full on mrpc"]
+    assert [line.metric for line in found] == ["holm_p_against full on stsb"]
     assert "for 1 test of tasks" in notes(table)
 
 
 def test_both_metrics_make_the_mean(tmp_path: Path) -> None:
-    """F1 and accuracy of one source are the task's score; no column is added."""
+    """F1 and accuracy of one source are the task's score as well."""
     change = {"task": "mrpc", "collapsed": True}
     path = write(tmp_path, change | {"metric": "f1", "value": 81.22}, change | {"value": 68.38})
     table = beside(read_references(path), [make_record("mrpc")])
-    assert len(table.columns) == 3
+    assert [c.value for c in row(table, "Theirs").cells[3:]] == [81.22, 68.38]
     found = cell(table, "Theirs", "mrpc")
     assert (found.value, found.text, found.symbols) == (pytest.approx(74.8), "74.8", "†")
     assert "† collapsed" in notes(table)

@@ -57,8 +57,8 @@ def test_terminal_signs_best_and_second() -> None:
 
 
 def test_one_block_where_it_fits() -> None:
-    """A wide terminal gets one block, 90 columns two, each with the methods."""
-    for width, blocks in ((170, 1), (90, 2)):
+    """A wide terminal gets one block, 120 columns two, each with the methods."""
+    for width, blocks in ((220, 1), (120, 2)):
         lines = render(SCORES, "terminal", width).splitlines()
         assert sum(line.startswith("spafit ") for line in lines) == blocks
 
@@ -89,7 +89,7 @@ def test_markdown_structure() -> None:
 
 def test_markdown_escapes_names_and_marks() -> None:
     """A name with a bar stays in its cell and a mark is not taken for emphasis."""
-    records = [make_record(method="a|b_c*d", official_split=False)]
+    records = [make_record("rte", method="a|b_c*d", official_split=False)]
     text = render(build_tables(records)[:1], "md")
     (_, _, row, _) = markdown_rows(text)
     assert row == [r"a\|b\_c\*d", "5.65", "1.69", r"80.00\*"]

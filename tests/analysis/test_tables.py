@@ -3,17 +3,31 @@
 import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from spafit_bench.analysis.selection import read_runs
 from spafit_bench.analysis.tables import build_tables
 from spafit_bench.analysis.tables.render import render
 from spafit_bench.base.errors import UserError
 from spafit_bench.data.custom_tasks import find_task
 from spafit_bench.data.tasks import TASKS, get_task
 from spafit_bench.results.record import RunRecord
-from tests.support.records import BASE, METHODS, cell, make_record, matrix, notes, row, scores
+from spafit_bench.results.run_folder import prediction_rows
+from spafit_bench.results.store import Store
+from tests.support.records import (
+    BASE,
+    METHODS,
+    cell,
+    make_record,
+    matrix,
+    notes,
+    row,
+    scores,
+    write_run,
+)
 
 
 def test_mean_and_spread_agree_with_numpy() -> None:
@@ -52,8 +66,12 @@ def test_columns_follow_the_paper() -> None:
         ("CoLA", "MCC"),
         ("SST-2", "Acc"),
         ("MRPC", "F1/Acc"),
+        ("MRPC", "F1"),
+        ("MRPC", "Acc"),
         ("STS-B", "Pear/Spear"),
         ("QQP", "F1/Acc"),
+        ("QQP", "F1"),
+        ("QQP", "Acc"),
         ("MNLI-m", "Acc"),
         ("MNLI-mm", "Acc"),
         ("QNLI", "Acc"),
@@ -120,13 +138,15 @@ def test_average_says_which_tasks_are_missing() -> None:
         "trainable",
         "percent",
         "mrpc",
+        "mrpc_f1",
+        "mrpc_accuracy",
     ]
 
 
 def test_best_is_bold_and_second_underlined() -> None:
-    """Ranking leaves the majority row out, however good it is."""
+    """The majority row takes no part in the ranking."""
     values = {"full": 0.8, "lora": 0.9, "spafit": 0.7}
-    majority = {"validation": {"accuracy": 0.99}}
+    majority = {"validation": {"accuracy": 0.6}}
     table = scores([make_record("rte", m, metrics=v, majority=majority) for m, v in values.items()])
     ranks = {
         row.name: (row.cells[2].bold, row.cells[2].underline, row.baseline) for row in table.rows
@@ -137,6 +157,38 @@ def test_best_is_bold_and_second_underlined() -> None:
         "spafit": (False, False, False),
         "majority class": (False, False, True),
     }
+
+
+def test_nothing_below_the_majority_class_is_bold() -> None:
+    """The best of methods that learned nothing is not shown as a winner, and a note says so."""
+    values = {"full": 0.8, "lora": 0.9, "spafit": 0.7}
+    for share, bold in ((0.85, ["lora"]), (0.95, [])):
+        majority = {"validation": {"accuracy": share}}
+        table = scores(
+            [make_record("rte", m, metrics=v, majority=majority) for m, v in values.items()]
+        )
+        assert [row.name for row in table.rows if row.cells[2].bold] == bold
+        assert not any(row.cells[2].underline for row in table.rows)
+        assert "Not ranked: scores below the majority class." in table.notes
+
+
+def test_nearly_collapsed_runs_are_marked(tmp_path: Path) -> None:
+    """Also those whose records do not count their predictions: the kept predictions do."""
+    y = (np.arange(1000) % 3 > 0).astype(float)
+    cases = {"spafit": (986, "¶"), "lora": (995, "¶"), "bitfit": (950, ""), "full": (1000, "†")}
+    store = Store(tmp_path)
+    for method, (ones, _) in cases.items():
+        x = (np.arange(1000) < ones).astype(float)
+        accuracy = {"validation": {"accuracy": float(np.mean(x == y))}}
+        record = make_record("rte", method, metrics=accuracy, collapsed=method == "full")
+        logits = {"validation": np.stack([1 - x, x], axis=1)}
+        rows = prediction_rows(logits, {"validation": x}, {"validation": y})
+        write_run(store.runs, record, {"predictions.parquet": rows})
+    table = scores(read_runs(store))
+    assert {m: cell(table, m, "rte").symbols for m in cases} == {
+        method: mark for method, (_, mark) in cases.items()
+    }
+    assert "¶ nearly collapsed: at least 98 % of its predictions are one class." in table.notes
 
 
 @pytest.mark.parametrize(
