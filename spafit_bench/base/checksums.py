@@ -48,12 +48,12 @@ def read_sums(folder: Path) -> dict[str, str] | None:
 
 
 def read_checked(path: Path) -> bytes:
-    """Return a file's content, which is what was written.
+    """Return a file's content, after a check that it is what was written.
 
-    Versions before 0.1 wrote no `SHA256SUMS`; nothing can be said of their files.
+    Versions before 0.1 wrote no `SHA256SUMS`, so their files cannot be checked.
 
     Raises:
-        DamagedError: it was altered since, or it is missing.
+        DamagedError: it was changed since, or it is missing.
         UnreadableError: it cannot be read now.
     """
     try:
@@ -66,7 +66,7 @@ def read_checked(path: Path) -> bytes:
 
 
 def check_file(path: Path) -> None:
-    """Make sure that a file that is about to be used is what was written; see `read_checked`."""
+    """Raise as `read_checked` does, without keeping the content in memory."""
     sums = read_sums(path.parent)
     try:
         _refuse_pipes(path)
@@ -89,17 +89,19 @@ def _compare(path: Path, digest: str, sums: Mapping[str, str] | None) -> None:
     if sums is not None and sums.get(path.name) != digest:
         with suppress(OSError):
             os.utime(path)  # so that `check_folder` finds it, whoever altered it
-        raise DamagedError(path, f"is not as it was written (its SHA-256 is not that of {SUMS})")
+        raise DamagedError(
+            path, f"was changed after it was written (its SHA-256 is not the one in {SUMS})"
+        )
 
 
 def check_folder(folder: Path) -> None:
-    """Make sure, cheaply, that a folder's files are there and as they were written.
+    """Check that a folder's files are there and, if they were touched since, what was written.
 
-    Adapters of hundreds of runs would take minutes to read, so only files that were touched after
-    their checksums were written are. The others are checked when they are used (`check_file`).
+    Reading the adapters of hundreds of runs would take minutes, so a file is only read here if it
+    is newer than its checksum. The others are checked when they are used (`check_file`).
 
     Raises:
-        DamagedError: one is missing or altered.
+        DamagedError: one is missing or was changed.
         UnreadableError: one cannot be read now.
     """
     sums = read_sums(folder)

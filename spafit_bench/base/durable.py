@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and that a power failure does not take back.
+"""Write files that appear whole or not at all, and that survive a power failure.
 
 A file's content is synced before its name is: a name that survives never stands for half a file.
 Syncing the folder then makes the name itself survive.
@@ -27,9 +27,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_temporary(path: Path) -> None:
-    """Remove what a killed process left of replacing a file; no other may be at it.
+    """Remove the temporary files of killed processes that were replacing a file.
 
-    What cannot be removed now is left for the next time: it only takes space.
+    No living process may be replacing it. A file that cannot be removed now is left for later.
     """
     for temporary in path.parent.glob(f".{glob.escape(path.name)}-????????"):
         with suppress(OSError):
@@ -37,7 +37,7 @@ def remove_temporary(path: Path) -> None:
 
 
 def make_durably(folder: Path) -> None:
-    """Make a folder and those above it; their names outlast a power failure, too."""
+    """Make a folder and its parents so that they survive a power failure."""
     if not folder.is_dir():
         make_durably(folder.parent)
         with suppress(FileExistsError):  # another process made it now; else what follows says so
@@ -46,7 +46,7 @@ def make_durably(folder: Path) -> None:
 
 
 def write_durably(path: Path, *pieces: bytes | memoryview) -> None:
-    """Write a file that outlasts a power failure once its folder has been synced."""
+    """Write a file that survives a power failure once its folder has been synced."""
     with path.open("wb") as file:
         file.writelines(pieces)
         file.flush()
@@ -54,7 +54,7 @@ def write_durably(path: Path, *pieces: bytes | memoryview) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make the names in a folder outlast a power failure."""
+    """Make the names in a folder survive a power failure."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -31,7 +31,7 @@ class BadFileError(UserError):
 
 
 class DamagedError(BadFileError):
-    """A file of a results folder is not as it was written; nothing of it is believed."""
+    """A file of a results folder is missing, or was changed after it was written."""
 
     remedy = "the command that made the run sets it aside and repeats it"
 
@@ -53,7 +53,7 @@ def cannot_read(path: Path, error: OSError) -> BadFileError:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """Say what `name` may have been meant to be: the nearest match, else every choice."""
+    """Return a hint for a name that is not known: the nearest choice, and every choice."""
     known = sorted(choices)
     lower = {choice.lower(): choice for choice in known}
     close = difflib.get_close_matches(name[:100].lower(), lower, n=1, cutoff=0.5)

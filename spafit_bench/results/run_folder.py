@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a run's files and their checksums so that they outlast a power failure.
+    """Write a run's files and their checksums so that they survive a power failure.
 
     The checksums are written last, so a file with a later time was changed (`check_folder`).
 
@@ -33,7 +33,7 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def read_files(folder: Path) -> dict[str, bytes]:
-    """Return a run's files by name, without its record, each as it was written."""
+    """Return a run's files by name, without its record, each checked."""
     names = read_sums(folder) or [path.name for path in folder.iterdir() if path.is_file()]
     return {n: read_checked(folder / n) for n in names if n not in ("record.json", SUMS)}
 
@@ -45,7 +45,7 @@ def read_run(folder: Path) -> RunRecord | None:
     anywhere, and a named pipe would block.
 
     Raises:
-        DamagedError: the record is not as it was written, or another run's.
+        DamagedError: the record was changed, or belongs to another run.
         UserError: as `read_record`.
     """
     path = folder / "record.json"
@@ -61,12 +61,12 @@ def read_run(folder: Path) -> RunRecord | None:
         raise cannot_read(folder, error) from None
     record = read_record(path)
     if record.run_id != folder.name:
-        raise DamagedError(path, f"is of another run, {record.run_id:.80}")
+        raise DamagedError(path, f"belongs to another run, {record.run_id:.80}")
     return record
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read a `record.json` and make sure that it is as it was written.
+    """Read a `record.json` and check that it is what was written.
 
     Raises:
         DamagedError: missing, truncated, edited, or not a record.

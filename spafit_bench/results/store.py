@@ -77,7 +77,7 @@ class Store:
         """Return the record of a run, or None if there is no such run.
 
         Raises:
-            DamagedError: its record is not as it was written.
+            DamagedError: its record was changed after it was written.
             UserError: its record cannot be read, or is of another version of this package.
         """
         if not re.match(RUN_ID, run_id):
@@ -132,7 +132,7 @@ class Store:
             raise
 
     def examine(self, run_id: str, warn: Callable[[str], None]) -> RunRecord | None:
-        """Return a run's record if its files are as they were written; set a damaged run aside.
+        """Return a run's record if its files are sound; set a damaged run aside.
 
         `warn` receives a message that says what was damaged and where it is now.
 

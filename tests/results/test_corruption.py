@@ -112,7 +112,7 @@ def test_a_copied_run_is_checked_on_the_way(store: Store, tmp_path: Path) -> Non
     assert other.records() == [record]
     checksums.check_file(other.runs / record.run_id / "adapter.safetensors")
     (folder / "adapter.safetensors").write_bytes(b"heavier")
-    with pytest.raises(DamagedError, match=r"adapter\.safetensors is not as it was written"):
+    with pytest.raises(DamagedError, match=r"adapter\.safetensors was changed after"):
         read_files(folder)
 
 
@@ -120,7 +120,7 @@ def test_a_folder_under_another_name_is_damage(store: Store) -> None:
     """A copied run does not count twice, and no record names a folder that it is not in."""
     run_id = make_record(seed=0).run_id
     shutil.copytree(store.runs / run_id, store.runs / "copy")
-    with pytest.raises(DamagedError, match=f"is of another run, {run_id}"):
+    with pytest.raises(DamagedError, match=f"belongs to another run, {run_id}"):
         store.find("copy")
     assert len(store.records()) == 2
 
@@ -206,7 +206,7 @@ def test_commands_that_read_say_what_is_damaged(
         answer = call(*command, *arguments)
         assert answer.code == 0, answer.err
         assert answer.err.startswith("warning: results/runs/mrpc-"), answer.err
-        assert "record.json is not as it was written" in answer.err
+        assert "record.json was changed after it was written" in answer.err
         assert "Traceback" not in answer.err
     asked = (
         ("show", folder.name),
@@ -214,7 +214,7 @@ def test_commands_that_read_say_what_is_damaged(
         ("predict", folder.name, "--text", "a", "--text-pair", "b"),
     )
     for command in asked:
-        assert "record.json is not as it was written" in call(*command, *arguments).error
+        assert "record.json was changed after it was written" in call(*command, *arguments).error
     many = (("compare", "lora", "full"), ("submit", "--method", "lora", "--out", "x.zip"))
     for command in many:
         answer = call(*command, *arguments)
@@ -252,7 +252,7 @@ def test_damage_that_leaves_no_trace_is_found_in_use(
         assert "already done" in again().err
         answer = call(*command)
         assert answer.code == 2
-        assert f"{name} is not as it was written" in answer.err
+        assert f"{name} was changed after it was written" in answer.err
         assert "set aside as" in again().err
         assert results_of(folder) == expected
     assert not (tmp_path / "out").exists()

@@ -141,7 +141,7 @@ def test_a_folder_mounted_for_reading_alone(
         for command in (("table",), ("list", "runs")):
             answer = call(*command, "--results", results)
             assert answer.code == 0, answer.err
-            assert f"{damaged.run_id}/record.json is not as it was written" in answer.err
+            assert f"{damaged.run_id}/record.json was changed after it was written" in answer.err
         assert call("show", make_record().run_id, "--results", results).code == 0
 
 
