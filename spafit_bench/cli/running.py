@@ -37,6 +37,7 @@ from spafit_bench.cli.options import (
     Set,
     Tasks,
     complete_sweeps,
+    complete_tasks,
     exit_unless,
     given,
     how,
@@ -223,6 +224,16 @@ def run(
 
 @app.command(epilog="Offline, on two CPU cores, in minutes; finished runs are not repeated.")
 def demo(
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "--tasks",
+            help="Only these tasks. \\[GLUE's nine]",
+            autocompletion=complete_tasks,
+            metavar="T[,T]",
+        ),
+    ] = None,
     results: Results = Path("results/demo"),
     jobs: Jobs = _DEMO_JOBS,
     as_json: Json = False,
@@ -230,7 +241,9 @@ def demo(
     """Show it all: nine tasks x four methods on a tiny BERT and mini-GLUE."""
     from spafit_bench.running.runner import Options
 
-    agenda = _carry_out_sweep("demo", _read_sweep("demo"), results, Options(), jobs)
+    agenda = _carry_out_sweep(
+        "demo", _read_sweep("demo", task=joined(task)), results, Options(), jobs
+    )
     if as_json:
         _print_records(agenda)
     else:

@@ -107,6 +107,22 @@ def test_a_wheel_finds_its_configurations(wheel: Path, tmp_path: Path) -> None:
     assert from_wheel[2:] == from_checkout[2:]
 
 
+def test_a_wheel_trains(wheel: Path, tmp_path: Path) -> None:
+    """Outside the checkout, from the wheel alone: tiny BERT, mini-GLUE, configurations."""
+    shortest = ["--limit", "16", "--epochs", "1", "--warmup", "0", "--no-predict-test"]
+    command = [sys.executable, "-m", "spafit_bench", "run", "--task", "mrpc", "--method", "spafit"]
+    done = subprocess.run(
+        [*command, "--preset", "smoke", *shortest],
+        env=clean_environment(PYTHONPATH=str(wheel)),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "results" / "runs").glob("mrpc-spafit-tiny-bert-s0-*/record.json"))
+
+
 def test_the_wheel_has_a_command(wheel: Path) -> None:
     """`spafit-bench` is `spafit_bench.cli:main`."""
     entry = next(wheel.glob("*.dist-info")) / "entry_points.txt"
