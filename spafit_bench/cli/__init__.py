@@ -7,10 +7,9 @@ their functions, so that `--help` answers at once.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
-
-import typer
 
 from spafit_bench.base import process
 
@@ -19,7 +18,7 @@ from spafit_bench.cli import results, lists, planning, models, upkeep, checks  #
 from spafit_bench.base.errors import UserError
 from spafit_bench.base.stop import interrupt_on_signals
 from spafit_bench.cli.app import app
-from spafit_bench.cli.output import prepare_streams
+from spafit_bench.cli.output import prepare_streams, print_note
 
 __all__ = ["app", "checks", "lists", "main", "models", "planning", "results", "running", "upkeep"]
 
@@ -28,12 +27,14 @@ class _Warnings(logging.Handler):
     """Prints the package's log messages as warnings."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        typer.secho("warning: ", fg="yellow", nl=False, err=True)
-        typer.echo(record.getMessage(), err=True)
+        print_note(record.getMessage(), "warning", "yellow")
 
 
 def main() -> None:
-    """Run the command line; a UserError is printed as one message, with exit code 2."""
+    """Run the command line.
+
+    A UserError, or a file that cannot be used, is one message and exit code 2.
+    """
     interrupt_on_signals()
     prepare_streams()
     process.set_native_defaults()
@@ -48,6 +49,14 @@ def main() -> None:
     except UserError as error:
         if debug:
             traceback.print_exc()
-        typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-        typer.echo(str(error), err=True)
+        print_note(str(error), "error", "red")
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        name = os.fsdecode(error.filename)
+        shown = name if len(name) <= 100 else f"{name[:60]}... ({len(name)} characters)"
+        print_note(f"{shown}: {error.strerror}; check the name and the path", "error", "red")
         sys.exit(2)

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from spafit_bench.base.errors import UserError
-from spafit_bench.cli.app import app
+from spafit_bench.cli.app import Commands, app
 from spafit_bench.cli.options import Json, Offline, Results, complete_tasks, joined
 from spafit_bench.cli.output import columns, print_json, print_text
 
-data = typer.Typer(no_args_is_help=True, help="Check data before training on it.")
+data = typer.Typer(cls=Commands, no_args_is_help=True, help="Check data before training on it.")
 app.add_typer(data, name="data")
 
 BAD_ENVIRONMENT = 2

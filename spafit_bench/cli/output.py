@@ -16,6 +16,7 @@ from typing import Any
 import typer
 
 from spafit_bench.base.errors import UserError
+from spafit_bench.base.escaping import printable
 
 _SILENT_S = 2.0
 """Seconds after which a command says what it waits for."""
@@ -66,14 +67,18 @@ def waiting(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def print_text(text: str) -> None:
+def print_text(text: str, *, styled: bool = False) -> None:
     """Print `text` and a final newline; end quietly if the reader (head, less) has closed.
+
+    Args:
+        text: what to print; its control characters become visible escapes.
+        styled: whether the text has ANSI styles of ours; its names were made printable before.
 
     Raises:
         UserError: standard output is closed, or its disk is full.
     """
     try:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.write((text if styled else printable(text)).removesuffix("\n") + "\n")
         sys.stdout.flush()
     except OSError as error:
         if sys.stdout.writable():
@@ -84,6 +89,13 @@ def print_text(text: str) -> None:
             f"standard output cannot be written ({error.strerror or error}); everything else of "
             "this command is done"
         ) from None
+
+
+def print_note(text: str, label: str = "", color: str | None = None) -> None:
+    """Print a line on stderr, after a coloured label; its control characters become visible."""
+    if label:
+        typer.secho(f"{label}: ", fg=color, bold=color == "red", nl=False, err=True)
+    typer.echo(printable(text), err=True)
 
 
 def print_json(body: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from spafit_bench.base.errors import UserError
+from spafit_bench.base.escaping import printable
 from spafit_bench.cli.app import app
 from spafit_bench.cli.options import (
     AllowEmpty,
@@ -82,7 +83,8 @@ def plan(
         print_json(body if task is None else body | {"task": found.name})
     else:
         notes = "".join(f"warning: {warning}\n" for warning in warnings)
-        print_text(plan_picture(made, checkpoint, found.num_labels) + notes)
+        picture = plan_picture(made, checkpoint, found.num_labels)
+        print_text(picture + printable(notes), styled=True)
 
 
 app.command(name="params", help="Alias of plan.", hidden=True)(plan)

@@ -24,7 +24,7 @@ from spafit_bench.cli.options import (
     complete_methods,
     selection_of,
 )
-from spafit_bench.cli.output import columns, print_json, print_text
+from spafit_bench.cli.output import columns, print_json, print_note, print_text
 from spafit_bench.results.store import Store
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def table(
     if out is None:
         if not any((task, method, model, where)):  # DIR/tables is of all runs
             _keep_current(results, tables)
-        print_text(rendered(tables, form))
+        print_text(rendered(tables, form), styled=sys.stdout.isatty())
     else:
         _write({out: render(tables, form, None).encode()}, f"{out}")
 
@@ -186,7 +186,7 @@ def submit(
     submission = build_submission(Store(results), request)
     submission.write(out)
     for warning in submission.warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+        print_note(warning, "warning", "yellow")
     files = [file.as_dict() for file in submission.files]
     rule = SEED_RULE if seed is None else f"{seed} for all"
     if as_json:
@@ -289,7 +289,7 @@ def report(
     store = Store(results)
     chosen = selection_of(task=task, method=method, model=model, where=where)
     page = build_report(store, _groups(store, chosen), baseline, references, chosen)
-    content = page.encode(errors="backslashreplace")  # a path may hold undecodable bytes
+    content = page.encode()
     _make_folder(path.parent)
     _write({path: content}, f"--out {path.parent}")
     if as_json:

@@ -11,7 +11,7 @@ import typer
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.base.units import human_bytes
-from spafit_bench.cli.app import app
+from spafit_bench.cli.app import Commands, app
 from spafit_bench.cli.options import (
     Json,
     OnlyMethods,
@@ -23,13 +23,15 @@ from spafit_bench.cli.options import (
     only,
     selection_of,
 )
-from spafit_bench.cli.output import print_json, print_text
+from spafit_bench.cli.output import print_json, print_note, print_text
 from spafit_bench.results.store import Store
 
 if TYPE_CHECKING:
     from spafit_bench.results.cleanup import Leftover
 
-runs = typer.Typer(no_args_is_help=True, help="Remove runs, or files of stopped processes.")
+runs = typer.Typer(
+    cls=Commands, no_args_is_help=True, help="Remove runs, or files of stopped processes."
+)
 app.add_typer(runs, name="runs")
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; do nothing.")]
@@ -112,7 +114,7 @@ def _remove(
         return
     gone, kept = list(found), list[Leftover]()
     if found and not dry_run:
-        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        print_note("\n".join(lines))
         agreed = _ask(f"Remove {len(found)} {what} ({size})?", yes=yes)
         kept = remove(store, found) if agreed else []
         gone = [each for each in found if each not in kept] if agreed else []

@@ -147,7 +147,7 @@ with torch.no_grad():
 
 
 def _tokenize(restored: RestoredRun) -> str:
-    texts = ", ".join(f'"{column}"' for column in restored.task.inputs)
+    texts = ", ".join(json.dumps(column, ensure_ascii=False) for column in restored.task.inputs)
     return _TOKENIZE.format(texts=texts, length=restored.config.train.max_length)
 
 
@@ -170,7 +170,7 @@ def _use_merged(restored: RestoredRun) -> str:
 
 def _use_peft(restored: RestoredRun) -> str:
     revision = restored.checkpoint.revision
-    chosen = f', revision="{revision}"' if revision else ""
+    chosen = f", revision={json.dumps(revision)}" if revision else ""
     return _use(
         "",
         "import torch",
@@ -180,7 +180,8 @@ def _use_peft(restored: RestoredRun) -> str:
         'folder = "."  # this folder',
         "config = AutoConfig.from_pretrained(folder)  # number and names of the labels",
         "base = AutoModelForSequenceClassification.from_pretrained(",
-        f'    "{_base_path(restored)}"{chosen}, config=config, dtype=torch.float32',
+        f"    {json.dumps(_base_path(restored), ensure_ascii=False)}{chosen},",
+        "    config=config, dtype=torch.float32,",
         ")",
         "model = PeftModel.from_pretrained(base, folder).eval()",
         _tokenize(restored),

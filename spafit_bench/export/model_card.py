@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path, PurePath
 from typing import Any
 
+from spafit_bench.base.escaping import markdown, markdown_code, printable
 from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
 
@@ -42,7 +43,7 @@ def model_card(record: RunRecord, usage: str, notes: tuple[str, ...] = ()) -> st
     task = record.task_facts
     metadata = yaml.safe_dump(_metadata(record, task), sort_keys=False, allow_unicode=True)
     sections = [
-        f"# {base_name(record)}, {task.title}, {record.method}",
+        f"# {markdown(f'{base_name(record)}, {task.title}, {record.method}')}",
         _summary(record, task),
         _scores(record, task),
         usage,
@@ -105,13 +106,14 @@ def data_name(record: RunRecord, task: Task) -> str:
 
 
 def _summary(record: RunRecord, task: Task) -> str:
-    outputs = "the classes " + ", ".join(f"`{label}`" for label in task.labels)
+    outputs = "the classes " + ", ".join(map(markdown_code, task.labels))
     if task.is_regression:
         bounds = " from {:g} to {:g}".format(*task.label_range) if task.label_range else ""
         outputs = f"one score{bounds}"
-    columns = " and ".join(f"`{column}`" for column in task.inputs)
+    columns = " and ".join(map(markdown_code, task.inputs))
     return (
-        f"{base_name(record)} fine-tuned on {data_name(record, task)} with `{record.method}`. "
+        f"{markdown(f'{base_name(record)} fine-tuned on {data_name(record, task)}')} with "
+        f"{markdown_code(record.method)}. "
         f"It takes {columns} and gives {outputs}. Texts were cut to "
         f"{record.config['train']['max_length']} tokens."
     )
@@ -119,9 +121,11 @@ def _summary(record: RunRecord, task: Task) -> str:
 
 def _scores(record: RunRecord, task: Task) -> str:
     official = "the official" if record.official_split else "data that is **not** the official"
-    data = f"{official} GLUE split of {task.title} ({record.data.official_basis})"
+    data = f"the dev set of {markdown(data_name(record, task))}"
+    if task.in_glue:
+        data = f"{official} GLUE split of {task.title} ({markdown(record.data.official_basis)})"
     rows = [
-        f"| {split} | {metric} | {100 * value:.2f} | "
+        f"| {markdown(split)} | {markdown(metric)} | {100 * value:.2f} | "
         f"{100 * record.majority.get(split, {}).get(metric, float('nan')):.2f} |"
         for split, values in record.metrics.items()
         for metric, value in values.items()
@@ -130,8 +134,7 @@ def _scores(record: RunRecord, task: Task) -> str:
         [
             "## Scores",
             "",
-            f"On {data if task.in_glue else f'the dev set of {data_name(record, task)}'}, "
-            f"{record.select} evaluation, times 100, beside a constant prediction.",
+            f"On {data}, {record.select} evaluation, times 100, beside a constant prediction.",
             "",
             "| split | metric | this model | majority |",
             "| --- | --- | ---: | ---: |",
@@ -142,14 +145,15 @@ def _scores(record: RunRecord, task: Task) -> str:
 
 def _method(record: RunRecord) -> str:
     rows = [
-        f"| {row.stratum} | `{row.treatment}` | {row.trainable:,} | {row.parameters:,} |"
+        f"| {markdown(row.stratum)} | {markdown_code(row.treatment)} | {row.trainable:,} | "
+        f"{row.parameters:,} |"
         for row in record.strata
     ]
     return "\n".join(
         [
             "## Method",
             "",
-            f"`{record.config['method']['spec']}`",
+            markdown_code(record.config["method"]["spec"]),
             "",
             f"{record.trainable_parameters:,} of {record.base_parameters:,} parameters train "
             f"({record.trainable_percent:.3f} %, adapters not in the denominator).",
@@ -170,16 +174,17 @@ def _provenance(record: RunRecord) -> str:
         [
             "## How it was made",
             "",
-            f"    {_command(environment.command)}",
+            f"    {printable(' '.join(_command(environment.command).splitlines()))}",
             "",
-            f"- Run `{record.run_id}`, seed {record.seed}, started {record.started_at}.",
-            f"- Base model {base_name(record)}{revision}, weights SHA-256 "
+            f"- Run {markdown_code(record.run_id)}, seed {record.seed}, started "
+            f"{markdown(record.started_at)}.",
+            f"- Base model {markdown(base_name(record) + revision)}, weights SHA-256 "
             f"`{record.weights.weights_sha256}`.",
             f"- Data SHA-256 `{record.data.fingerprint}`; rows: "
-            + ", ".join(f"{name} {rows}" for name, rows in record.data.rows.items())
+            + ", ".join(f"{markdown(name)} {rows}" for name, rows in record.data.rows.items())
             + ".",
-            f"- Training: {settings}.",
-            f"- {environment.precision} on {environment.device_name}; {packages}.",
+            f"- Training: {markdown(settings)}.",
+            f"- {markdown(f'{environment.precision} on {environment.device_name}; {packages}')}.",
         ]
     )
 
@@ -210,6 +215,6 @@ def _caveats(record: RunRecord, task: Task, notes: tuple[str, ...]) -> str:
         )
     if task.note:
         lines.append(f"About the task: {task.note}.")
-    lines += record.warnings
+    lines += map(markdown, record.warnings)
     lines.append("One seed says little about a method: compare several.")
     return "\n".join(["## What to know", "", *(f"- {line}" for line in lines)])

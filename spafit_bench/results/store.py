@@ -29,6 +29,7 @@ from spafit_bench.base.durable import (
     write_durably,
 )
 from spafit_bench.base.errors import BadFileError, DamagedError, UserError
+from spafit_bench.base.escaping import csv_cell
 from spafit_bench.results.locks import UNSUPPORTED
 from spafit_bench.results.record import RUN_ID, RunRecord, checked_run_id
 from spafit_bench.results.run_folder import read_run, write_files
@@ -350,7 +351,7 @@ class Store:
         ):
             writer = csv.DictWriter(file, columns, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({k: csv_cell(v) for k, v in row.items()} for row in rows)
         return path
 
     @contextmanager

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from spafit_bench.analysis.plots.drawing import COLORS, Plot, Skipped, printable, sequential_map
+from spafit_bench.analysis.plots.drawing import COLORS, Plot, Skipped, sequential_map
 from spafit_bench.analysis.plots.scene import Average, Scene, joined
 from spafit_bench.analysis.tables.settings import Setting
+from spafit_bench.base.escaping import printable
 from spafit_bench.results.record import RunRecord
 
 if TYPE_CHECKING:

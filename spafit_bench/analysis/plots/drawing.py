@@ -179,11 +179,6 @@ def _saved(figure: Figure, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def printable(text: str) -> str:
-    """Replace what has no glyph (control characters, undecodable bytes of a path)."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
-
-
 @dataclass(frozen=True)
 class LineStyle:
     """How a method looks in every figure."""

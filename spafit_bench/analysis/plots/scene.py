@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from spafit_bench.analysis.plots.drawing import LineStyle, line_styles, printable
+from spafit_bench.analysis.plots.drawing import LineStyle, line_styles
 from spafit_bench.analysis.tables.cells import MARKS, Row, marks_of, sample_of, shorten_labels
 from spafit_bench.analysis.tables.settings import Group, Setting, TaskRuns
+from spafit_bench.base.escaping import printable
 from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
 

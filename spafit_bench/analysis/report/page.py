@@ -21,6 +21,7 @@ from spafit_bench.analysis.selection import Selection, read_runs
 from spafit_bench.analysis.tables import ResultTable, build_tables
 from spafit_bench.analysis.tables.html import html_block
 from spafit_bench.analysis.tables.settings import Group
+from spafit_bench.base.escaping import printable
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.store import Store
 
@@ -84,7 +85,7 @@ def _page(**parts: str) -> str:
     script = (folder / "script.js").read_text(encoding="utf-8")
     digest = hashlib.sha256(script.encode()).digest()
     return Template((folder / "page.html").read_text(encoding="utf-8")).substitute(
-        parts,
+        {name: printable(part) for name, part in parts.items()},
         style=(folder / "style.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=base64.b64encode(digest).decode(),

@@ -18,6 +18,7 @@ from spafit_bench.analysis.tables.html import html_fragment
 from spafit_bench.analysis.tables.latex import latex_document
 from spafit_bench.analysis.tables.terminal import terminal_table
 from spafit_bench.base.errors import UserError, nearest
+from spafit_bench.base.escaping import csv_cell, markdown, printable_fields
 
 _LONG_FORM = (
     *("kind", "model", "data", "method", "setting", "task", "split", "metric", "unit"),
@@ -48,10 +49,11 @@ def render(
     """
     if format == "terminal":
         columns = width or shutil.get_terminal_size((100, 24)).columns
-        return "\n".join(terminal_table(table, columns, color) for table in tables)
+        shown = printable_fields(tuple(tables))
+        return "\n".join(terminal_table(table, columns, color) for table in shown)
     if format not in _FORMATS:
         raise UserError(f"unknown table format {format!r}: {nearest(format, FORMATS)}")
-    return _FORMATS[format](tables)
+    return _FORMATS[format](tables if format == "json" else printable_fields(tuple(tables)))
 
 
 def write_tables(tables: Sequence[ResultTable]) -> dict[str, str]:
@@ -62,6 +64,7 @@ def write_tables(tables: Sequence[ResultTable]) -> dict[str, str]:
         the long form. With several models or data sets the names end in theirs.
     """
     kinds: dict[str, list[ResultTable]] = defaultdict(list)
+    tables = printable_fields(tuple(tables))
     for table in tables:
         kinds[table.kind].append(table)
     files = {}
@@ -88,14 +91,14 @@ def _markdown_all(tables: Sequence[ResultTable]) -> str:
 
 def _markdown(table: ResultTable) -> str:
     heads = [
-        _md(f"{column.title} ({column.subtitle})" if column.subtitle else column.title)
+        markdown(f"{column.title} ({column.subtitle})" if column.subtitle else column.title)
         for column in table.columns
     ]
     lines = [[*table.lead_titles, *heads]]
     for divider, row in table.divided_rows():
         if divider:
             lines.append([f"*{divider}*", *[""] * (len(lines[0]) - 1)])
-        leads = [_md(text) for text in table.leads(row)]
+        leads = [markdown(text) for text in table.leads(row)]
         lines.append([*leads, *(_md_cell(cell) for cell in row.cells)])
     widths = [max(3, *map(len, texts)) for texts in zip(*lines, strict=True)]
     left = len(table.lead_titles)
@@ -112,23 +115,21 @@ def _markdown(table: ResultTable) -> str:
     ]
     body = "\n".join([line(lines[0]), line(rule), *map(line, lines[1:])])
     ranking = table.ranking_note("**bold**: best mean", "<ins>underlined</ins>: second best")
-    notes = [f"- {note}" for note in [*ranking, *map(_md, table.notes)]]
-    return "\n".join([f"## {_md(table.title)}", "", _md(table.caption), "", body, "", *notes, ""])
-
-
-def _md(text: str) -> str:
-    return re.sub(r"([\\|*_<`\[\]])", r"\\\1", text)
+    notes = [f"- {note}" for note in [*ranking, *map(markdown, table.notes)]]
+    return "\n".join(
+        [f"## {markdown(table.title)}", "", markdown(table.caption), "", body, "", *notes, ""]
+    )
 
 
 def _md_cell(cell: Cell) -> str:
-    text = _md(cell.text)
+    text = markdown(cell.text)
     if cell.bold:
         text = f"**{text}**"
     elif cell.underline:
         text = f"<ins>{text}</ins>"
     spread = f" ± {cell.spread}" if cell.spread else ""
     aside = f" ({cell.aside})" if cell.aside else ""
-    return text + spread + _md(cell.symbols) + aside
+    return text + spread + markdown(cell.symbols) + aside
 
 
 # CSV and JSON
@@ -195,7 +196,7 @@ def _measurements(tables: Sequence[ResultTable]) -> Iterator[dict[str, Any]]:
 
 def _csv(lines: Sequence[Sequence[Any]]) -> str:
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(lines)
+    csv.writer(stream, lineterminator="\n").writerows([map(csv_cell, line) for line in lines])
     return stream.getvalue()
 
 

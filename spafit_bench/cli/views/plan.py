@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from spafit_bench.base.escaping import printable
 from spafit_bench.base.units import human_bytes
 from spafit_bench.methods.architectures import Architecture
 from spafit_bench.methods.plan import Plan, PlannedTensor
@@ -77,9 +78,9 @@ def plan_picture(plan: Plan, checkpoint: Checkpoint, num_labels: int) -> str:
         width=max(80, Console().width),
         highlight=False,
     )
-    console.print(Text(title, style="bold"))
+    console.print(Text(printable(title), style="bold"))
     if plan.method.name != plan.method.spec:
-        console.print(Text(plan.method.spec))
+        console.print(Text(printable(plan.method.spec)))
     console.print(_grid(plan, architecture))
     console.print(
         "· frozen  b bias trains  L LoRA of the given rank  F trains in full  LN norm",
@@ -146,4 +147,4 @@ def _strata(rows: list[dict[str, Any]]) -> Text:
         name = f"layers {row['stratum']}" if row["stratum"][0].isdigit() else row["stratum"]
         counts = f"{row['trainable']:>12,}{row['parameters']:>13,}"
         lines.append(f"{name:<13}{counts}  {row['treatment']}")
-    return Text("\n".join(lines))
+    return Text(printable("\n".join(lines)))

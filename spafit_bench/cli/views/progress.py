@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from spafit_bench.base.escaping import printable
 from spafit_bench.base.units import duration
 from spafit_bench.results.record import Evaluation, RunRecord, SplitMetrics
 from spafit_bench.running.events import (
@@ -129,7 +130,7 @@ class ProgressView:
 
     def _say(self, text: str, style: str = "") -> None:
         """Print one line as it is, above what is live."""
-        self.console.print(Text(text, style=style), soft_wrap=True)
+        self.console.print(Text(printable(text), style=style), soft_wrap=True)
 
     def _say_once(self, text: str, style: str) -> None:
         if text not in self._said:
@@ -216,9 +217,10 @@ class ProgressView:
         """Mention the runs that need not be carried out."""
         if self.title is None:
             for record in self._found:
-                scores = format_metrics(record.metrics) or record.reason or ""
+                scores = format_metrics(record.metrics) or record.reason
+                scores = f" ({scores})" if scores else ""
                 flag = "--force" if record.status == "done" else "--retry-failed"
-                text = f"{record.run_id}: already {record.status} ({scores}); {flag} repeats it"
+                text = f"{record.run_id}: already {record.status}{scores}; {flag} repeats it"
                 self._say(text, "dim")
         elif self._found:
             failed = sum(record.status != "done" for record in self._found)
@@ -238,7 +240,7 @@ class ProgressView:
             name = key.rpartition(".")[2]
             parts += [f"{_SHORT.get(name, name)} {value}"] if value is not None else []
         parts += ["trial"] if run.config.holdout is not None else []
-        return " ".join(parts)
+        return printable(" ".join(parts))
 
     def left_s(self) -> float | None:
         """Return the time left for all runs, None while it is unknown."""
@@ -298,5 +300,5 @@ def _ending(label: str, record: RunRecord) -> tuple[str, str]:
     if label:
         text = f"{label} {scores}  {duration(record.wall_time_s)}" + (f", {rate}" if rate else "")
         return text, "red" if record.collapsed else ""
-    text = f"  {scores}  in {record.wall_time_s:.1f} s ({rate})"
+    text = f"  {scores}  in {record.wall_time_s:.1f} s" + (f" ({rate})" if rate else "")
     return text, "red" if record.collapsed else "green"
