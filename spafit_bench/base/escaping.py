@@ -29,14 +29,13 @@ def printable_fields(value: T) -> T:
     """Return a dataclass, tuple or text with every text in it made printable."""
     found: Any = value
     if isinstance(found, str):
-        return printable(found)  # type: ignore[return-value]
-    if isinstance(found, tuple):
-        return tuple(map(printable_fields, found))  # type: ignore[return-value]
-    if is_dataclass(found) and not isinstance(found, type):
-        return replace(
-            found, **{f.name: printable_fields(getattr(found, f.name)) for f in fields(found)}
-        )
-    return value
+        found = printable(found)
+    elif isinstance(found, tuple):
+        found = tuple(map(printable_fields, found))
+    elif is_dataclass(found) and not isinstance(found, type):
+        shown = {f.name: printable_fields(getattr(found, f.name)) for f in fields(found)}
+        found = replace(found, **shown)
+    return found  # type: ignore[no-any-return]
 
 
 def markdown(text: str) -> str:
