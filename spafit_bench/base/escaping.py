@@ -35,7 +35,7 @@ def printable_fields(value: T) -> T:
     elif is_dataclass(found) and not isinstance(found, type):
         shown = {f.name: printable_fields(getattr(found, f.name)) for f in fields(found)}
         found = replace(found, **shown)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def markdown(text: str) -> str:
