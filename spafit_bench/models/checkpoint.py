@@ -39,10 +39,10 @@ _TOKENIZER_FILES = (
 )
 """Files that a tokenizer may be read from. All that are there are part of the run's name."""
 _REDIRECTIONS = {
-    "config.json": ("transformers_weights", "configuration_files", "auto_map"),
-    "tokenizer_config.json": ("fast_tokenizer_files", "auto_map"),
+    "config.json": ("transformers_weights", "configuration_files"),
+    "tokenizer_config.json": ("fast_tokenizer_files",),
 }
-"""Keys that make transformers read other files than those above, or run code of the checkpoint."""
+"""Keys that make transformers read other files than those above."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt")
 
