@@ -1,7 +1,7 @@
 """A finished run as a model for others: a plain checkpoint, a PEFT adapter, or what was trained.
 
-Whatever the form, the folder has the tokenizer, a configuration with the task's label names, and a
-model card; it appears whole or not at all, and nothing in it is a pickle.
+Every form has the tokenizer and a model card, and all but the PEFT adapter a configuration with the
+task's label names. The folder appears whole or not at all, and nothing in it is a pickle.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def export_run(found: FoundRun, to: Path, format_: str, base: Base) -> Export:
         config.name_or_path = base_name(found.record) if is_hub_base(found.record) else ""
         trained_bytes = 4 * restored.adapted.plan.trainable_parameters
         notes = (*restored.warnings, *form.write(restored, found, folder))
-        config.save_pretrained(folder)
+        if format_ != "peft":  # a config.json makes transformers take the folder for a whole model
+            config.save_pretrained(folder)
         _write_tokenizer(restored, folder)
         card = model_card(found.record, form.usage(restored), notes)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -169,21 +170,23 @@ def _use_merged(restored: RestoredRun) -> str:
 
 
 def _use_peft(restored: RestoredRun) -> str:
-    revision = restored.checkpoint.revision
-    chosen = f", revision={json.dumps(revision)}" if revision else ""
+    names = dict(enumerate(restored.task.labels or ("score",)))
+    ids = {name: index for index, name in names.items()}
     return _use(
-        "",
+        "transformers loads the base model that `adapter_config.json` names, and the adapter onto "
+        "it. This needs the `peft` package.",
         "import torch",
-        "from peft import PeftModel",
-        "from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer",
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
         "",
         'folder = "."  # this folder',
-        "config = AutoConfig.from_pretrained(folder)  # number and names of the labels",
-        "base = AutoModelForSequenceClassification.from_pretrained(",
-        f"    {json.dumps(_base_path(restored), ensure_ascii=False)}{chosen},",
-        "    config=config, dtype=torch.float32,",
-        ")",
-        "model = PeftModel.from_pretrained(base, folder).eval()",
+        f"labels = {names}",
+        "model = AutoModelForSequenceClassification.from_pretrained(",
+        "    folder,",
+        "    num_labels=len(labels),",
+        "    id2label=labels,",
+        f"    label2id={ids},",
+        "    dtype=torch.float32,",
+        ").eval()",
         _tokenize(restored),
     )
 

@@ -152,7 +152,7 @@ def _adapter_tensors(model: nn.Module, loras: dict[str, Lora], *, dora: bool) ->
         tensors[f"{PREFIX}{path}.lora_B.weight"] = module.lora_B
         if dora:
             magnitude = module.lora_magnitude
-            tensors[f"{PREFIX}{path}.lora_magnitude_vector"] = (
+            tensors[f"{PREFIX}{path}.lora_magnitude_vector.weight"] = (
                 module.adapted_weight().norm(dim=1) if magnitude is None else magnitude
             )
     return tensors

@@ -15,7 +15,6 @@ from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -97,10 +96,8 @@ def logits_of(
 
 
 def load_peft(folder: Path, world: World) -> torch.nn.Module:
-    """Load an adapter as its model card says."""
-    base = AutoModelForSequenceClassification.from_pretrained(
-        world.model, config=AutoConfig.from_pretrained(folder), dtype=torch.float32
-    )
+    """Load an adapter with the PEFT library."""
+    base = AutoModelForSequenceClassification.from_pretrained(world.model, dtype=torch.float32)
     return PeftModel.from_pretrained(base, folder)
 
 
@@ -127,8 +124,10 @@ def test_peft_gives_the_recorded_logits(world: World, tmp_path: Path, method: st
     record = trained(world, method)
     export(world, record, tmp_path / "peft", "peft")
     model = load_peft(tmp_path / "peft", world)
-    found = logits_of(model, tmp_path / "peft", world)
-    np.testing.assert_allclose(found, recorded_logits(world, record), atol=TOLERANCE)
+    expected = recorded_logits(world, record)
+    np.testing.assert_allclose(logits_of(model, tmp_path / "peft", world), expected, atol=TOLERANCE)
+    auto = AutoModelForSequenceClassification.from_pretrained(tmp_path / "peft")
+    np.testing.assert_allclose(logits_of(auto, tmp_path / "peft", world), expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
@@ -210,6 +209,12 @@ def test_regression_and_three_classes(world: World, tmp_path: Path) -> None:
         assert model.config.label2id == {name: index for index, name in enumerate(names)}
         kind = "regression" if task == "stsb" else "single_label_classification"
         assert model.config.problem_type == kind
+        export(world, record, tmp_path / f"{task}-peft", "peft")
+        adapter = AutoModelForSequenceClassification.from_pretrained(
+            tmp_path / f"{task}-peft", num_labels=len(names)
+        )
+        found = logits_of(adapter, tmp_path / f"{task}-peft", world, task, split)
+        np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("format_", ["merged", "peft", "delta"])
@@ -227,7 +232,9 @@ def test_card_and_files(world: World, tmp_path: Path, format_: str) -> None:
     assert record.config["method"]["spec"] in text
     assert record.weights.weights_sha256 in text
     files = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"README.md", "config.json", "tokenizer.json", "tokenizer_config.json"} < files
+    config = "adapter_config.json" if format_ == "peft" else "config.json"
+    assert {"README.md", config, "tokenizer.json", "tokenizer_config.json"} < files
+    assert format_ != "peft" or "config.json" not in files
     endings = {"md", "json", "safetensors", "SHA256SUMS"}
     assert {path.rpartition(".")[2] for path in files} <= endings
     assert made.file_bytes.keys() == files
