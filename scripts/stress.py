@@ -1,8 +1,8 @@
 """Kill spafit-bench hundreds of times at random moments, and check that nothing was lost.
 
-Several processes carry out one small sweep on one results folder, each until SIGKILL, SIGTERM or
-SIGINT hits it at a random moment; then another takes its place, until the sweep is done, and the
-next round begins in a new folder. After each round the folder must be what an undisturbed sweep
+Several processes carry out one small sweep on one results folder, each until SIGKILL, SIGTERM,
+SIGHUP or SIGINT hits it at a random moment; then another takes its place, until the sweep is done,
+and the next round begins in a new folder. After each round the folder must be what an undisturbed sweep
 leaves: every record whole, the same metrics and the same bytes of predictions and adapters,
 `results.csv` the same when made again, and nothing left over.
 
@@ -40,7 +40,7 @@ settings:
   limit: 48
   train: {epochs: 2, batch_size: 8}
 """
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 ALLOWED = {0, 130, *(-number for number in SIGNALS)}
 """Exit codes: done, interrupted, or killed before a signal could be caught."""
 

@@ -20,6 +20,7 @@ import yaml
 from rich.console import Console
 
 from spafit_bench.base.errors import UserError
+from spafit_bench.cli.running import _summary
 from spafit_bench.cli.views.progress import ProgressView
 from spafit_bench.config.sweep import Sweep, narrowed, read_sweep
 from spafit_bench.results.record import RunRecord, Status
@@ -239,6 +240,10 @@ def test_a_failed_trial_is_not_chosen_and_stops_nobody(world: World) -> None:
     }  # fmt: skip
     assert [r.task.name for r in result.finals] == ["cola"]
     assert not result.is_whole
+    summary = _summary(result, Path("r"), Options(), sweep=True).splitlines()
+    assert summary[0].startswith("nothing chosen for bitfit on mrpc: every value has a trial that")
+    assert summary[1] == "chosen for bitfit on cola: 0.001"
+    assert "--retry-failed" in summary[-1]
     assert len(world.view._ended) == len(world.view._work) == 5
 
 
