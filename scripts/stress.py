@@ -2,8 +2,8 @@
 
 Several processes carry out one small sweep on one results folder, each until SIGKILL, SIGTERM,
 SIGHUP or SIGINT hits it at a random moment; then another takes its place, until the sweep is done,
-and the next round begins in a new folder. After each round the folder must be what an undisturbed sweep
-leaves: every record whole, the same metrics and the same bytes of predictions and adapters,
+and the next round begins in a new folder. After each round the folder must be what an undisturbed
+sweep leaves: every record whole, the same metrics and the same bytes of predictions and adapters,
 `results.csv` the same when made again, and nothing left over.
 
 The command runs in forks of a process that has imported its libraries, so that the signals hit
