@@ -15,6 +15,7 @@ from spafit_bench.analysis.references import read_references
 from spafit_bench.analysis.tables import build_tables
 from spafit_bench.analysis.tables.render import FORMATS, render, write_tables
 from spafit_bench.base.errors import UserError
+from spafit_bench.data.custom_tasks import find_task
 from tests.support.records import METHODS, make_record, matrix
 
 TABLES = build_tables(matrix())
@@ -283,3 +284,43 @@ def test_unknown_format_names_the_nearest() -> None:
     with pytest.raises(UserError, match="latex"):
         render(TABLES, "latx")
     assert set(FORMATS) == {"terminal", "md", "csv", "latex", "html", "json"}
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_nothing_is_cut_at_any_width(width: int) -> None:
+    """Names of 300 characters wrap; every value of every table is there in full."""
+    long = "n" * 297
+    named = {"name": f"u{long}", "title": f"t{long}"}
+    definition = find_task("boolq").definition.model_copy(update=named)
+    records = [
+        make_record(
+            task,
+            method,
+            seed,
+            0.5 + 0.1 * seed,
+            model=f"hub/m{long}",
+            holdout=holdout,
+            config={"train.learning_rate": 1e-3, "head.note": f"c{seed}{long}"},
+            environment={"device_name": f"d{long}"},
+            train_time_s=123_456_789.0,
+        ).model_copy(update={"method": f"{method}{long}"})
+        for task in ("mrpc", "rte")
+        for method in ("a", "b")
+        for seed in (0, 1)
+        for holdout in (None, 0.1)
+    ]
+    records += [
+        run.model_copy(update={"task": f"u{long}", "task_definition": definition})
+        for run in records[:2]
+    ]
+    tables = build_tables(records, baseline=None)
+    text = render(tables, "terminal", width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    together = "".join(text.split())
+    for table in tables:
+        for line in table.rows:
+            assert "".join(line.label.split()) in together
+            assert all(found.text.replace(" ", "") in together for found in line.cells)
+    for name in write_tables(tables):
+        assert len(name.encode()) < 255

@@ -59,8 +59,9 @@ def differences(scene: Scene, comparison: Comparison | None) -> Plot | Skipped:
     lacks = any(d.over_seeds is None for p in panels for d in p.differences)
     caption = joined(
         f"Dev score times 100, method minus {scene.labels[baseline]}: right of the line the method "
-        "is ahead. Dark bar: 95 % interval over seeds (would other training runs agree?). Pale "
-        "bar: 95 % interval on predictions (would other dev examples, for these models?).",
+        "is ahead. Dark bar: interval over seeds (would other training runs agree?). Pale bar: "
+        "interval on predictions (would other dev examples, for these models?). Each is at the "
+        "level of Holm's correction that decides its test, 95 % where there is none.",
         "No dark bar: fewer than three seeds, or no spread." * lacks,
         "Arrowhead: goes on beyond the axis." * beyond,
         "Filled: separable in both after Holm's correction; open: not separable, or untested.",
@@ -113,8 +114,8 @@ def _difference(title: str, found: TaskComparison | Overall) -> Difference:
     return Difference(
         task=title,
         value=found.over_seeds.difference,
-        over_seeds=found.over_seeds.interval,
-        on_predictions=found.on_predictions.interval,
+        over_seeds=found.over_seeds.shown_interval,
+        on_predictions=found.on_predictions.shown_interval,
         settled=all(tested),
     )
 

@@ -9,7 +9,14 @@ from spafit_bench.analysis.compare import Comparison, Overall, TaskComparison
 from spafit_bench.analysis.plots import Gallery
 from spafit_bench.analysis.stats import Interval
 
-_HEADS = ("Method", "Task", "Difference", "95 % over seeds", "95 % on predictions", "Verdict")
+_HEADS = (
+    "Method",
+    "Task",
+    "Difference",
+    "Interval over seeds",
+    "Interval on predictions",
+    "Verdict",
+)
 
 
 def verdicts(gallery: Gallery) -> str:
@@ -43,7 +50,8 @@ def _caption(comparison: Comparison, baseline: str) -> str:
         f"Method minus {baseline}, in points (dev score times 100). Over seeds: would other "
         "training runs change the order? On predictions: would other dev examples, for these "
         f"models? Better: separable in both, at {comparison.alpha:g} after Holm's correction in "
-        f"each family of tests ({corrected}). Intervals are without it."
+        f"each family of tests ({corrected}). Intervals are at the level "
+        "of the same step of the correction, at 95 % where nothing was tested."
     )
 
 
@@ -63,7 +71,7 @@ def _line(method: str, task: str, found: TaskComparison | Overall) -> str:
     return (
         f'<tr><th scope="row">{escape(method)}</th><td class="text">{escape(task)}</td>'
         f'<td data-value="{over.difference:.6f}">{strong[0]}{over.difference:+.2f}{strong[1]}</td>'
-        f"<td>{_interval(over.interval)}</td><td>{_interval(on.interval)}</td>"
+        f"<td>{_interval(over.shown_interval)}</td><td>{_interval(on.shown_interval)}</td>"
         f'<td class="text">{strong[0]}{escape(found.verdict)}{strong[1]}</td></tr>'
     )
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _BEST, _SECOND = "●", "○"
 _COLUMN_GAP = 2  # one of padding, one that rich puts between columns
+_LONGEST_TITLE = 24  # of a column; longer ones wrap
 
 
 def terminal_table(table: ResultTable, width: int, color: bool) -> str:
@@ -38,7 +39,7 @@ def terminal_table(table: ResultTable, width: int, color: bool) -> str:
     console.print(Text(table.title, style="bold"))
     console.print(Text(table.caption, style="dim"))
     for block in _blocks(table, width):
-        console.print(_terminal_block(table, block))
+        console.print(_terminal_block(table, block, width))
         console.print()
     for note in table.ranking_note(f"{_BEST} best mean", f"{_SECOND} second best"):
         console.print(Text(note, style="dim"))
@@ -64,18 +65,26 @@ def _column_lines(table: ResultTable, index: int) -> list[list[str]]:
     return [_cell_lines(cell, mark_width) for cell in cells]
 
 
+def _lead_widths(table: ResultTable, width: int) -> list[int]:
+    """Return the widths of the columns of text, which together take half the width at most."""
+    leads = zip(*(table.leads(row) for row in table.rows), strict=True)
+    most = max(1, width // (2 * len(table.lead_titles)) - _COLUMN_GAP)
+    return [
+        min(most, max(map(len, (title, *texts))))
+        for title, texts in zip(table.lead_titles, leads, strict=True)
+    ]
+
+
+def _column_width(table: ResultTable, index: int) -> int:
+    column = table.columns[index]
+    titles = [min(len(text), _LONGEST_TITLE) for text in (column.title, column.subtitle)]
+    return max(*titles, *(len(line) for cell in _column_lines(table, index) for line in cell))
+
+
 def _blocks(table: ResultTable, width: int) -> list[list[int]]:
     """Part the columns into as few blocks as fit the width, of about equal length."""
-    leads = [*zip(*(table.leads(row) for row in table.rows), strict=True)]
-    taken = sum(
-        max(map(len, (title, *texts))) + _COLUMN_GAP
-        for title, texts in zip(table.lead_titles, leads, strict=True)
-    )
-    widths = []
-    for index, column in enumerate(table.columns):
-        lines = [line for cell in _column_lines(table, index) for line in cell]
-        widths.append(max(map(len, (column.title, column.subtitle, *lines))) + _COLUMN_GAP)
-    room = width - taken
+    room = width - sum(lead + _COLUMN_GAP for lead in _lead_widths(table, width))
+    widths = [_column_width(table, at) + _COLUMN_GAP for at in range(len(table.columns))]
     for count in range(1, len(widths) + 1):
         size = -(-len(widths) // count)
         blocks = [
@@ -86,20 +95,21 @@ def _blocks(table: ResultTable, width: int) -> list[list[int]]:
     return [[index] for index in range(len(widths))]
 
 
-def _terminal_block(table: ResultTable, block: Sequence[int]) -> Table:
+def _terminal_block(table: ResultTable, block: Sequence[int], width: int) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     grid = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    for title in table.lead_titles:
-        grid.add_column(title, no_wrap=True)
+    for title, lead in zip(table.lead_titles, _lead_widths(table, width), strict=True):
+        grid.add_column(title, overflow="fold", max_width=lead)
     for index in block:
         column = table.columns[index]
         heading = Text(column.title)
         if any(column.subtitle for column in table.columns):
             heading.append(f"\n{column.subtitle}", style="dim")
-        grid.add_column(heading, justify="right", no_wrap=True)
+        most = _column_width(table, index)
+        grid.add_column(heading, justify="right", overflow="fold", max_width=most)
     lines = {index: _column_lines(table, index) for index in block}
     previous = ""
     for number, (divider, row) in enumerate(table.divided_rows()):
