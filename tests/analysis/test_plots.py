@@ -207,7 +207,7 @@ def test_differences_are_those_of_compare(store: Store, gallery: Gallery) -> Non
         title = get_task(task.task).title
         (found,) = [d for d in panels["spafit"].differences if d.task == title]
         assert found.value == pytest.approx(task.over_seeds.difference)
-        assert found.over_seeds == task.over_seeds.interval
+        assert found.over_seeds == task.over_seeds.shown_interval
     overall = compared.pairs[0].overall
     assert overall is not None
     assert panels["spafit"].differences[-1].value == pytest.approx(overall.over_seeds.difference)
