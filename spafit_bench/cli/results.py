@@ -22,6 +22,7 @@ from spafit_bench.cli.options import (
     Results,
     Where,
     complete_methods,
+    joined,
     selection_of,
 )
 from spafit_bench.cli.output import columns, print_json, print_note, print_text
@@ -234,6 +235,15 @@ def plot(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write to. \\[DIR/plots]", metavar="DIR")
     ] = None,
+    format_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format", help="Formats of the files. \\[svg,png]", metavar="svg|png|pdf[,...]"
+        ),
+    ] = None,
+    no_title: Annotated[
+        bool, typer.Option("--no-title", help="Leave out title and caption, as for a paper.")
+    ] = False,
     baseline: Baseline = None,
     task: OnlyTasks = None,
     method: OnlyMethods = None,
@@ -241,9 +251,13 @@ def plot(
     where: Where = None,
     as_json: Json = False,
 ) -> None:
-    """Draw figures as SVG and PNG: score against size, curves, differences, ranks, layers."""
-    from spafit_bench.analysis.plots import Skipped, build_galleries, figure_files
+    """Draw figures: score against size, curves, differences, ranks, layers."""
+    from spafit_bench.analysis.plots import FORMATS, Skipped, build_galleries, figure_files
 
+    formats = (joined(format_) or "svg,png").split(",")
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"--format {name}: {nearest(name, FORMATS)}")
     folder = out or results / "plots"
     store = Store(results)
     rows, lines = [], []
@@ -254,7 +268,7 @@ def plot(
                 rows.append({"figure": figure.name, "files": [], "skipped": figure.why})
                 lines.append(f"skipped {figure.name}: {figure.why}")
                 continue
-            files = figure_files(figure)
+            files = figure_files(figure, formats, title=not no_title)
             _make_folder(folder)
             _write({folder / name: content for name, content in files.items()}, f"--out {folder}")
             paths = [str(folder / name) for name in files]

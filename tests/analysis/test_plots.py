@@ -539,3 +539,16 @@ def test_inline_svg_fetches_nothing_and_shares_no_identifier(tmp_path: Path) -> 
         for used in re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text):
             assert "".join(used) in identifiers
     assert len(identifiers) == len(set(identifiers)) > 0
+
+
+def test_formats_and_no_title(call: Cli, tmp_path: Path) -> None:
+    """PDF on request; without title and caption the picture has only the axes' own words."""
+    write_results(tmp_path / "r", tasks=("mrpc", "rte"))
+    flags = ("--results", tmp_path / "r", "--out", tmp_path / "o")
+    assert call("plot", *flags, "--format", "pdf,svg", "--no-title").code == 0
+    assert (tmp_path / "o" / "score-parameters.pdf").read_bytes().startswith(b"%PDF")
+    assert not list((tmp_path / "o").glob("*.png"))
+    text = (tmp_path / "o" / "score-parameters.svg").read_text(encoding="utf-8")
+    assert "Score against trainable parameters" not in text
+    assert "mean dev score" in text
+    assert "did you mean 'pdf'" in call("plot", *flags, "--format", "pdff").error

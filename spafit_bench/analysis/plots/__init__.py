@@ -13,7 +13,7 @@ from spafit_bench.analysis.plots.adaptation import adaptation
 from spafit_bench.analysis.plots.boundaries import boundary_map
 from spafit_bench.analysis.plots.curves import LOSSES, SCORES, learning_curves
 from spafit_bench.analysis.plots.differences import differences
-from spafit_bench.analysis.plots.drawing import Plot, Skipped, figure_files, inline_svg
+from spafit_bench.analysis.plots.drawing import FORMATS, Plot, Skipped, figure_files, inline_svg
 from spafit_bench.analysis.plots.pareto import score_parameters
 from spafit_bench.analysis.plots.ranks import critical_difference
 from spafit_bench.analysis.plots.scene import Scene
@@ -21,7 +21,15 @@ from spafit_bench.analysis.tables.baseline import find_baselines
 from spafit_bench.analysis.tables.settings import Group, Setting, matching_rows, slug
 from spafit_bench.results.store import Store
 
-__all__ = ["Gallery", "Plot", "Skipped", "build_galleries", "figure_files", "inline_svg"]
+__all__ = [
+    "FORMATS",
+    "Gallery",
+    "Plot",
+    "Skipped",
+    "build_galleries",
+    "figure_files",
+    "inline_svg",
+]
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ NAME, TITLE = "differences", "Differences from {}"
 _COLUMNS = {1: 1, 2: 2, 3: 3, 4: 4, 5: 3, 6: 3}
 """Panels -> columns; four for more."""
 AVERAGE = "Average"
+_MISLEADING = {task.title for task in TASKS.values() if task.note}
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,13 @@ def _difference(title: str, found: TaskComparison | Overall) -> Difference:
 
 
 def _reach(panels: Sequence[Panel]) -> float:
-    """Choose how far the axis goes: to the farthest end, but not far beyond the usual one."""
-    ends = [_farthest(d) for panel in panels for d in panel.differences]
+    """Choose how far the axis goes: to the farthest end, but not far beyond the usual one.
+
+    A task whose dev set misleads (WNLI) does not stretch it, unless it is alone.
+    """
+    found = [d for panel in panels for d in panel.differences]
+    ends = [_farthest(d) for d in found if d.task not in _MISLEADING]
+    ends = ends or [_farthest(d) for d in found]
     return min(max(ends), 4 * sorted(ends)[len(ends) // 2]) or 1.0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from html import escape
@@ -27,6 +27,14 @@ INK, MUTED, RULE, PAPER = "#1b1b1b", "#6b6b6b", "#d9d9d9", "#ffffff"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5c3e")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)))
+FORMATS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "svg": {"metadata": dict.fromkeys(("Date", "Creator", "Format", "Type"))},
+        "png": {"dpi": 200},
+        "pdf": {"metadata": dict.fromkeys(("CreationDate", "Creator", "Producer"))},
+    }
+)
+"""Endings of files that a figure can have -> how they are saved, alike at every time."""
 WIDTH = 7.2
 """Of every figure, inches."""
 _VARIABLES = MappingProxyType(
@@ -43,6 +51,7 @@ _STYLE: Mapping[str, Any] = MappingProxyType(
     _FONT
     | {
         "svg.fonttype": "none",
+        "pdf.fonttype": 42,
         "text.parse_math": False,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -91,13 +100,21 @@ def plotting_style(name: str = "") -> AbstractContextManager[None]:
     return mpl.rc_context(style)
 
 
-def figure_files(plot: Plot) -> dict[str, bytes]:
-    """Draw a figure with title and caption, on white; return its files by name."""
+def figure_files(
+    plot: Plot, formats: Sequence[str] = ("svg", "png"), *, title: bool = True
+) -> dict[str, bytes]:
+    """Draw a figure on white; return its files by name.
+
+    Args:
+        plot: the figure.
+        formats: of `FORMATS`.
+        title: whether title, subtitle and caption stand around it.
+    """
     with plotting_style(plot.name):
-        figure = _framed(plot)
+        figure = _framed(plot) if title else _bare(plot)
         return {
-            f"{plot.name}.svg": _svg(figure, facecolor=PAPER).encode(),
-            f"{plot.name}.png": _saved(figure, format="png", dpi=200, facecolor=PAPER),
+            f"{plot.name}.{name}": _saved(figure, format=name, facecolor=PAPER, **FORMATS[name])
+            for name in formats
         }
 
 
@@ -107,12 +124,8 @@ def inline_svg(plot: Plot) -> str:
     Its colours are CSS variables (`--ink`, `--series-0`, ...), its identifiers begin with its name,
     and there is nothing in it that a browser would fetch.
     """
-    from matplotlib.figure import Figure
-
     with plotting_style(plot.name):
-        figure = Figure(figsize=(WIDTH, plot.height), layout="constrained")
-        plot.draw(figure)
-        text = _svg(figure)
+        text = _saved(_bare(plot), format="svg", **FORMATS["svg"]).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r' xmlns(:xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
@@ -141,6 +154,15 @@ def _own_ids(svg: str, name: str) -> str:
     return re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)
 
 
+def _bare(plot: Plot) -> Figure:
+    """Draw the figure alone."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, plot.height), layout="constrained")
+    plot.draw(figure)
+    return figure
+
+
 def _framed(plot: Plot) -> Figure:
     """Draw title, figure and caption above one another."""
     from matplotlib.figure import Figure
@@ -166,11 +188,6 @@ def _hold(*parts: FigureBase) -> None:
     """Keep a part's height: the layout takes room from parts without axes."""
     for part in parts:
         part.add_subplot().set_axis_off()
-
-
-def _svg(figure: Figure, **options: Any) -> str:
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    return _saved(figure, format="svg", metadata=metadata, **options).decode()
 
 
 def _saved(figure: Figure, **options: Any) -> bytes:

@@ -120,7 +120,7 @@ def _draw(figure: FigureBase, points: Sequence[Point]) -> None:
     axes.set_ylabel("mean dev score times 100")
     axes.grid(visible=True)
     axes.set_xlim(low / 1.6, high * 1.6)
-    _label(axes, front if len(points) > _MOST_LABELS else points, front)
+    _label(axes, front if len(points) > _MOST_LABELS else points, front, points)
 
 
 def _count(value: float) -> str:
@@ -131,15 +131,18 @@ def _count(value: float) -> str:
     return f"{value:g}"
 
 
-def _label(axes: Axes, points: Sequence[Point], front: Sequence[Point]) -> None:
-    """Write each name beside its point, where it covers no line, no point and no other name."""
+def _label(
+    axes: Axes, points: Sequence[Point], front: Sequence[Point], everything: Sequence[Point]
+) -> None:
+    """Write each name beside its point, where it covers no line, point, bar or other name."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
     scale = figure.dpi / 72
     window = axes.get_window_extent()
     area = (window.x0, window.y0, window.x1, window.y1)
-    taken = [*_marks(axes, points, 5 * scale), *_steps(axes, front, scale)]
+    marks = list(_marks(axes, everything, 5 * scale))
+    taken = [*marks, *_steps(axes, front, scale)]
     for point in points:
         x, y = axes.transData.transform((point.parameters, point.average.mean))
         width, height = 5.1 * len(point.label) * scale, 10 * scale
@@ -148,7 +151,9 @@ def _label(axes: Axes, points: Sequence[Point], front: Sequence[Point]) -> None:
             left = x + dx * scale - {"left": 0, "center": width / 2, "right": width}[align]
             box = (left, y + dy * scale - height / 2, left + width, y + dy * scale + height / 2)
             outside = width * height - _overlap(box, area)
-            costs.append((sum(_overlap(box, other) for other in taken) + 3 * outside, box))
+            covered = sum(_overlap(box, other) for other in taken)
+            covered += 3 * sum(_overlap(box, other) for other in marks)
+            costs.append((covered + 3 * outside, box))
         best = min(range(len(costs)), key=lambda index: round(costs[index][0]))
         taken.append(costs[best][1])
         axes.annotate(
@@ -168,9 +173,10 @@ def _marks(axes: Axes, points: Sequence[Point], radius: float) -> Iterator[Box]:
     for point in points:
         x, y = axes.transData.transform((point.parameters, point.average.mean))
         yield x - radius, y - radius, x + radius, y + radius
-        if sd := point.average.sd:
+        if sd := point.average.sd:  # a bar with its caps
             _, top = axes.transData.transform((point.parameters, point.average.mean + sd))
-            yield x - radius / 2, 2 * y - top, x + radius / 2, top
+            edge = 0.8 * radius
+            yield x - edge, 2 * y - top - edge, x + edge, top + edge
 
 
 def _steps(axes: Axes, front: Sequence[Point], radius: float) -> Iterator[Box]:
