@@ -20,6 +20,10 @@ Run = Annotated[
         metavar="RUN",
     ),
 ]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Seed of the run, if several share the name. \\[the best on dev]"),
+]
 BaseModel = Annotated[
     str | None,
     typer.Option("--model", help="Base model, if it has moved.", metavar="NAME|PATH"),
@@ -46,6 +50,7 @@ def export(
             metavar="merged|peft|delta",
         ),
     ] = "merged",
+    seed: Seed = None,
     results: Results = Path("results"),
     model: BaseModel = None,
     other_weights: OtherWeights = False,
@@ -55,11 +60,14 @@ def export(
     """Write a run as a model: weights, tokenizer, label names and a model card."""
     from spafit_bench.export.export import export_run
     from spafit_bench.export.restore import Base
-    from spafit_bench.results.lookup import find_run
+    from spafit_bench.results.lookup import find_model
     from spafit_bench.results.store import Store
 
     base = Base(model=model, offline=offline, other_weights=other_weights)
-    made = export_run(find_run(run, Store(results)), to, format_, base)
+    found = find_model(run, Store(results), seed)
+    if found.note:
+        typer.echo(f"note: {found.note}", err=True)
+    made = export_run(found, to, format_, base)
     if as_json:
         print_json(
             {
@@ -119,10 +127,19 @@ def predict(
             metavar="tsv|jsonl|json",
         ),
     ] = "tsv",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write all columns of --file with the predictions to a file that ends in csv, "
+            "tsv, jsonl or parquet. If --file has labels, print their scores.",
+            metavar="FILE",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Examples per forward pass. \\[as in the run]")
     ] = None,
+    seed: Seed = None,
     results: Results = Path("results"),
     model: BaseModel = None,
     other_weights: OtherWeights = False,
@@ -134,8 +151,9 @@ def predict(
     ] = None,
 ) -> None:
     """Label texts with a trained model."""
+    from spafit_bench.cli.views.run import confusion_text
     from spafit_bench.data.text_input import TextSource
-    from spafit_bench.export.predict import predict_run
+    from spafit_bench.export.predict import predict_file, predict_run
     from spafit_bench.export.restore import Base
     from spafit_bench.results.store import Store
 
@@ -149,7 +167,16 @@ def predict(
         precision=precision,
         other_weights=other_weights,
     )
+    if out is not None:
+        count, scores = predict_file(Store(results), run, source, base, out, batch_size, seed=seed)
+        lines = [f"{out}: {count:,} rows"]
+        if scores is not None:
+            lines += [f"{name} {100 * value:.2f}" for name, value in scores.metrics.items()]
+            if scores.confusion is not None:
+                lines += confusion_text({str(source.name): scores.confusion})
+        print_text("\n".join(lines))
+        return
     form = "json" if as_json else format_
-    for piece in predict_run(Store(results), run, source, base, form, batch_size):
+    for piece in predict_run(Store(results), run, source, base, form, batch_size, seed=seed):
         sys.stdout.write(piece)
         sys.stdout.flush()

@@ -54,7 +54,12 @@ class TextSource:
 
 
 def read_texts(task: Task, source: TextSource) -> Iterator[Texts]:
-    """Yield examples in order, reading no more of a file than has been asked for.
+    """Yield the texts of the examples in order; see `read_examples`."""
+    return (texts for texts, _ in read_examples(task, source))
+
+
+def read_examples(task: Task, source: TextSource) -> Iterator[tuple[Texts, dict[str, Any]]]:
+    """Yield texts and all columns of examples, reading no more of a file than is asked for.
 
     Args:
         task: decides how many texts an example has and how columns may be called.
@@ -71,7 +76,7 @@ def read_texts(task: Task, source: TextSource) -> Iterator[Texts]:
     return _from_arguments(task, source)
 
 
-def _from_arguments(task: Task, source: TextSource) -> Iterator[Texts]:
+def _from_arguments(task: Task, source: TextSource) -> Iterator[tuple[Texts, dict[str, Any]]]:
     columns = (source.texts, source.pairs) if source.pairs else (source.texts,)
     if len(columns) != len(task.text_columns):
         forms = {1: "--text alone", 2: "--text A --text-pair B"}
@@ -82,7 +87,10 @@ def _from_arguments(task: Task, source: TextSource) -> Iterator[Texts]:
             f"{len(source.texts)} --text but {len(source.pairs)} --text-pair: give as many of each"
         )
     return (
-        _checked(task, texts, f"--text number {number}")
+        (
+            _checked(task, texts, f"--text number {number}"),
+            dict(zip(task.text_columns, texts, strict=True)),
+        )
         for number, texts in enumerate(zip(*columns, strict=True), start=1)
     )
 
@@ -93,13 +101,15 @@ def _names(task: Task) -> str:
     return kinds.get(len(task.text_columns), f"texts in columns ({names})")
 
 
-def _from_file(task: Task, source: TextSource, format_: str) -> Iterator[Texts]:
+def _from_file(
+    task: Task, source: TextSource, format_: str
+) -> Iterator[tuple[Texts, dict[str, Any]]]:
     header = task.text_columns if format_ == "txt" else ()
     with _opened(source) as file:
         for line, row in read_rows(file, format_, source.name, header=header):
             where = f"{source.name}, line {line}"
             columns = text_columns(task, row, where)
-            yield _checked(task, [row[column] for column in columns], where)
+            yield _checked(task, [row[column] for column in columns], where), row
 
 
 @contextmanager

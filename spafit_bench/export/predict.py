@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spafit_bench.base.durable import replacing
 from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.data.load import Split
+from spafit_bench.data.metrics import score_predictions
 from spafit_bench.data.tasks import Task
-from spafit_bench.data.text_input import Texts, TextSource, read_texts
-from spafit_bench.export.restore import Base, RestoredRun, load_run
+from spafit_bench.data.text_input import Texts, TextSource, read_examples, read_texts
+from spafit_bench.export.restore import Base, RestoredRun, restore
 from spafit_bench.models.encoding import encode, load_tokenizer
+from spafit_bench.results.lookup import find_model
+from spafit_bench.results.record import Confusion
 from spafit_bench.results.store import Store
 from spafit_bench.training import memory
 from spafit_bench.training.evaluation import predict
@@ -28,6 +34,7 @@ POOL_BATCHES = 16
 """Batches read at once, and sorted by length among themselves, where texts do not arrive slowly."""
 
 FORMATS = ("tsv", "jsonl", "json")
+OUT_ENDINGS = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ def predict_run(
     base: Base,
     form: str,
     batch_size: int | None = None,
+    *,
+    seed: int | None = None,
 ) -> Iterator[str]:
     """Predict texts with a stored run; yield output in `form` as it is ready.
 
@@ -75,15 +84,138 @@ def predict_run(
     """
     if form not in FORMATS:
         raise UserError(f"--format {form}: choices: {', '.join(FORMATS)}")
-    memory.keep_freed_memory()
-    restored = load_run(store, run, base)
-    for warning in restored.warnings:
-        log.warning("%s", warning)
+    restored = _restored(store, run, base, seed)
     size = batch_size or restored.config.train.eval_batch_size
     at_once = size if source.is_stream else size * POOL_BATCHES
     examples = read_texts(restored.task, source)
     predictions = predict_texts(restored, examples, batch_size=size, at_once=at_once)
     return rendered(predictions, restored, form)
+
+
+def _restored(store: Store, run: str, base: Base, seed: int | None) -> RestoredRun:
+    memory.keep_freed_memory()
+    found = find_model(run, store, seed)
+    if found.note:
+        log.warning("%s", found.note)
+    restored = restore(found, base)
+    for warning in restored.warnings:
+        log.warning("%s", warning)
+    return restored
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the predictions of a file with labels are worth."""
+
+    metrics: dict[str, float]
+    confusion: Confusion | None
+    """None for a regression."""
+
+
+def predict_file(
+    store: Store,
+    run: str,
+    source: TextSource,
+    base: Base,
+    out: Path,
+    batch_size: int | None = None,
+    *,
+    seed: int | None = None,
+) -> tuple[int, Scores | None]:
+    """Write a file with all columns of the input, the predictions and their probabilities.
+
+    Returns:
+        The number of rows, and the scores if the input has the task's label column.
+
+    Raises:
+        UserError: the ending of `out` is unknown, the run cannot be restored, a text or label
+            cannot be read, or `out` cannot be written.
+    """
+    if out.suffix.lower() not in OUT_ENDINGS:
+        raise UserError(f"--out {out}: the name must end in {', '.join(OUT_ENDINGS)}")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: the folder {out.parent} does not exist")
+    restored = _restored(store, run, base, seed)
+    task = restored.task
+    examples = list(read_examples(task, source))
+    rows = [row for _, row in examples]
+    truth = _labels(task, rows, source.name)
+    size = batch_size or restored.config.train.eval_batch_size
+    texts = (texts for texts, _ in examples)
+    found = list(predict_texts(restored, texts, batch_size=size, at_once=size * POOL_BATCHES))
+    _write_table(out, _columns(task, rows, found))
+    if truth is None or not rows:
+        return len(rows), None
+    logits = np.stack([prediction.logits for prediction in found])
+    if task.is_regression:
+        return len(rows), Scores(score_predictions(task, logits[:, 0], truth), None)
+    classes = logits.argmax(axis=1)
+    counts = np.zeros((task.num_labels, task.num_labels), dtype=np.int64)
+    np.add.at(counts, (truth, classes), 1)
+    confusion = Confusion.of(task.labels, tuple(map(tuple, counts.tolist())))
+    return len(rows), Scores(score_predictions(task, classes, truth), confusion)
+
+
+def _labels(task: Task, rows: Sequence[dict[str, Any]], where: str) -> np.ndarray | None:
+    """Return the labels of the rows; None if there are none, or only one placeholder such as -1."""
+    if not rows or task.label_column not in rows[0]:
+        return None
+    cells = [str(row.get(task.label_column, "")).strip() for row in rows]
+    labels: list[float] = []
+    for number, cell in enumerate(cells, start=1):
+        if cell in task.labels:
+            labels.append(task.labels.index(cell))
+            continue
+        try:
+            label = float(cell)
+        except ValueError:
+            label = math.nan
+        is_valid = math.isfinite(label) if task.is_regression else label in range(task.num_labels)
+        if not is_valid:
+            if len(set(cells)) == 1:
+                return None
+            valid = "a number" if task.is_regression else ", ".join(task.labels)
+            raise UserError(
+                f"{where}, row {number}, column {task.label_column!r}: {cell[:40]!r} is no label; "
+                f"valid: {valid}. Remove the column to predict without scores"
+            )
+        labels.append(label)
+    return np.asarray(labels, dtype=np.float32 if task.is_regression else np.int64)
+
+
+def _columns(
+    task: Task, rows: Sequence[dict[str, Any]], found: Sequence[TextPrediction]
+) -> dict[str, list[Any]]:
+    """Return the user's columns, then ours, under names that the user's do not have."""
+    columns = {name: [row.get(name) for row in rows] for row in rows[:1] for name in row}
+    answers = [prediction.answer(task) for prediction in found]
+    ours = {"prediction": "score" if task.is_regression else "label"}
+    if not task.is_regression:
+        ours["probability"] = "probability"
+    for name, key in ours.items():
+        number = 2
+        free = name
+        while free in columns:
+            free, number = f"{name}_{number}", number + 1
+        columns[free] = [answer[key] for answer in answers]
+    return columns
+
+
+def _write_table(out: Path, columns: dict[str, list[Any]]) -> None:
+    import pandas as pd
+
+    table = pd.DataFrame(columns)
+    try:
+        with replacing(out) as path:
+            match out.suffix.lower():
+                case ".parquet":
+                    table.to_parquet(path, index=False)
+                case ".jsonl":
+                    table.to_json(path, orient="records", lines=True, force_ascii=False)
+                case ending:
+                    table.to_csv(path, index=False, sep="\t" if ending == ".tsv" else ",")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from None
 
 
 def predict_texts(

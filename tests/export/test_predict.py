@@ -259,3 +259,23 @@ def test_empty_input_and_questions(world: World, tmp_path: Path) -> None:
     assert json.loads(predicted(world, record, source, "json"))["predictions"] == []
     assert predicted(world, record, source, "tsv") == "label\tprobability\tsentence\n"
     assert texts_of(tmp_path / "q.csv", "question1,question2\na,\n", "qqp") == [("a", "")]
+
+
+def test_a_labelled_file_of_ones_own(world: World, call: Cli, tmp_path: Path) -> None:
+    """Columns stay, predictions stand beside them, labels are scored, by every ending."""
+    frame = pd.DataFrame(
+        {"id": ["007", "9"], "sentence1": ["A b.", "C d."], "sentence2": ["A b.", "E f."]}
+    )
+    record = world.run("bitfit", "mrpc")
+    for ending in ("csv", "jsonl", "parquet"):
+        frame.assign(label=["1", "equivalent"]).to_csv(tmp_path / "in.csv", index=False)
+        out = tmp_path / f"out.{ending}"
+        where = ("--results", world.store.root, "--device", "cpu", "--seed", record.seed)
+        answer = call("predict", record.run_id, "--file", tmp_path / "in.csv", "--out", out, *where)
+        assert answer.code == 0, answer.err
+        assert "accuracy" in answer.out
+        assert "true class" in answer.out
+        read = {"csv": pd.read_csv, "parquet": pd.read_parquet}.get(ending)
+        found = read(out) if read else pd.read_json(out, lines=True)
+        assert list(found)[:4] == ["id", "sentence1", "sentence2", "label"]
+        assert set(found["prediction"]) <= {"equivalent", "not_equivalent"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from spafit_bench.cli.views.progress import format_metrics
-from spafit_bench.results.record import RunRecord
+from spafit_bench.results.record import Confusion, RunRecord
 
 
 def run_text(record: RunRecord, folder: Path) -> str:
@@ -23,7 +24,7 @@ def run_text(record: RunRecord, folder: Path) -> str:
         for e in record.evaluations:
             loss = "-" if e.train_loss is None else f"{e.train_loss:.4f}"
             lines.append(f"{e.epoch:<7g} {e.step:<6} {loss:<12} {format_metrics(e.metrics)}")
-    lines += _confusion(record)
+    lines += confusion_text(record.confusion or {})
     lines += ["", "stratum      treatment -> trainable of parameters"]
     lines += [
         f"{row.stratum:<12} {row.treatment} -> {row.trainable:,} of {row.parameters:,}"
@@ -35,9 +36,10 @@ def run_text(record: RunRecord, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _confusion(record: RunRecord) -> list[str]:
+def confusion_text(confusion: Mapping[str, Confusion]) -> list[str]:
+    """Return a table of each split: the confusion matrix, and scores of each class."""
     lines = []
-    for split, found in (record.confusion or {}).items():
+    for split, found in confusion.items():
         width = max(map(len, (*found.classes, "true class")))
         heads = "".join(f"{name:>{max(len(name), 9) + 2}}" for name in found.classes)
         lines += ["", f"{split}: rows by true class, columns by predicted class"]
