@@ -1,6 +1,7 @@
-"""Writes docs/commands.md from the command line itself: `python scripts/make_reference.py`.
+"""Writes docs/commands.md and docs/configuration.md: `python scripts/make_reference.py`.
 
-The tests fail where the file is not what this writes.
+They come from the command line and from the types of settings. The tests fail where a file is not
+what this writes.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 import typer
 
 from spafit_bench.cli import app
+from spafit_bench.config.reference import Key, configuration_keys, sweep_keys
 
-TARGET = Path(__file__).resolve().parents[1] / "docs" / "commands.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 HEAD = """# Commands
 
 Written by `scripts/make_reference.py` from the command line itself; `spafit-bench COMMAND --help`
@@ -122,5 +124,45 @@ def reference() -> str:
     return HEAD + "\n".join(lines).rstrip() + "\n"
 
 
+CONFIGURATION = """# Configuration
+
+Written by `scripts/make_reference.py` from the types that check the settings; `spafit-bench config
+schema` prints the same, `config schema --json` a JSON schema for editors. `spafit-bench config show
+--task mrpc --method lora` prints the settings that a run would have.
+
+## Settings of a run
+
+For `--set KEY=VALUE`, and nested in YAML for `--config` and a sweep's `settings`. A file may have
+`tasks:` and `methods:` sections with settings for some of them. Where no default is given, none is
+set, or `configs/defaults.yaml` decides by method and task.
+
+| key | values | default | meaning |
+| --- | --- | --- | --- |
+"""
+SWEEP = """
+## Keys of a sweep
+
+Values are a list, a range (`0-4`, `{ from: 8, to: 64, step: 8 }`, `{ from: 1.0e-5, to: 1.0e-3, num:
+5, spacing: log }`), or a mapping from cells to either. Cells are named by task, method or
+`task/method`, the rest by `all`.
+
+| key | meaning |
+| --- | --- |
+"""
+
+
+def configuration() -> str:
+    """Return the page of settings."""
+
+    def row(key: Key) -> str:
+        default = f"`{key.default}`" if key.default else ""
+        return f"| `{key.name}` | {key.values} | {default} | {cell(key.meaning)} |\n"
+
+    settings = "".join(map(row, configuration_keys()))
+    sweeps = "".join(f"| `{key.name}` | {cell(key.meaning)} |\n" for key in sweep_keys())
+    return CONFIGURATION + settings + SWEEP + sweeps
+
+
 if __name__ == "__main__":
-    TARGET.write_text(reference(), encoding="utf-8")
+    (DOCS / "commands.md").write_text(reference(), encoding="utf-8")
+    (DOCS / "configuration.md").write_text(configuration(), encoding="utf-8")

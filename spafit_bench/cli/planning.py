@@ -1,7 +1,8 @@
-"""The command that shows what a method trains."""
+"""Commands that show what a method trains, and what settings there are."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -11,16 +12,21 @@ from spafit_bench.base.escaping import printable
 from spafit_bench.cli.app import app
 from spafit_bench.cli.options import (
     AllowEmpty,
+    ConfigFile,
     Json,
+    Methods,
     Model,
     Offline,
+    Preset,
     Revision,
     Set,
+    Tasks,
     complete_methods,
     complete_tasks,
     given,
+    joined,
 )
-from spafit_bench.cli.output import print_json, print_text
+from spafit_bench.cli.output import columns, print_json, print_text
 
 
 @app.command(epilog="Example: `spafit-bench plan --method spafit-4-9-ii --model bert-large-cased`")
@@ -88,3 +94,53 @@ def plan(
 
 
 app.command(name="params", help="Alias of plan.", hidden=True)(plan)
+
+
+config_app = typer.Typer(no_args_is_help=True, help="Show the settings that there are.")
+app.add_typer(config_app, name="config")
+
+
+@config_app.command(epilog="Example: `spafit-bench config schema --json > schema.json`")
+def schema(as_json: Json = False) -> None:
+    """Show every setting of a run; with --json as a JSON schema for editors."""
+    from spafit_bench.config.reference import configuration_keys
+    from spafit_bench.config.run_config import RunConfig
+
+    if as_json:
+        print_json(RunConfig.model_json_schema())
+        return
+    rows = [asdict(key) for key in configuration_keys()]
+    print_text(columns(("name", "values", "default", "meaning"), rows))
+
+
+@config_app.command(
+    epilog="Example: `spafit-bench config show --task mrpc --method lora > mine.yaml`"
+)
+def show(
+    task: Tasks = None,
+    method: Methods = None,
+    preset: Preset = None,
+    config: ConfigFile = None,
+    assignments: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Show the settings that `run` would use, as YAML for --config."""
+    import yaml
+
+    from spafit_bench.config.selection import RunRequest, run_configs
+
+    request = RunRequest(
+        task=joined(task) or "mrpc",
+        method=joined(method) or "spafit",
+        preset=preset,
+        config=config,
+        assignments=tuple(assignments or ()),
+    )
+    configs = run_configs(request)
+    if len(configs) > 1:
+        raise UserError("config show shows one method and one task at a time; name one of each")
+    body = configs[0].model_dump(mode="json")
+    if as_json:
+        print_json(body)
+    else:
+        print_text(yaml.safe_dump(body, sort_keys=False).rstrip())

@@ -553,6 +553,9 @@ def _summary(agenda: Agenda, results: Path, options: Options, *, sweep: bool = F
                 f"nothing chosen for {cell}: every value has a trial that failed or collapsed "
                 "(predicts one constant), so this cell has no reported runs; try other values"
             )
+        elif agenda.choice is not None and len(agenda.choice.values) > 1:
+            settings = agenda.choice.settings(value).items()
+            lines.append(f"chosen for {cell}: {', '.join(f'{k} = {v}' for k, v in settings)}")
         else:
             lines.append(f"chosen for {cell}: {value}")
     lines += [f"{r.run_id}: {r.status} ({r.reason})" for r in failed]

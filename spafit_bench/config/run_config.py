@@ -18,6 +18,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -67,21 +68,33 @@ _PRECISIONS = {
 """Other names of precisions that users know from other tools."""
 
 
-class MethodSettings(Frozen):
+class Settings(Frozen):
+    """A section of settings; the text under a setting is its description in the reference."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class MethodSettings(Settings):
     """A method by name, with overrides that apply to each of its LoRA treatments."""
 
     name: str = "spafit"
+    """A method's name, YAML file or one-line form."""
     rank: Count | None = None
+    """Rank of every adapter."""
     alpha: Positive | None = None
     """A number, or a multiple of the rank such as `2x`."""
     dropout: Share | None = None
+    """Dropout on the adapters' input."""
     rslora: bool | None = None
+    """Scale by alpha / sqrt(rank) instead of alpha / rank."""
     dora: bool | None = None
+    """Decompose weights into magnitude and direction."""
     alpha_per_rank: Positive | None = None
     """Alpha as a multiple of the rank, so that the adapters' scale stays as the rank changes."""
     shuffle: Annotated[int, Field(ge=0), Number] | None = None
     """Seed of a permutation of the treatments over the layers."""
     embeddings: HeadTreatment | None = None
+    """What trains in the embeddings; the method decides if it is not given."""
 
     @model_validator(mode="before")
     @classmethod
@@ -94,11 +107,13 @@ class MethodSettings(Frozen):
         return body
 
 
-class HeadSettings(Frozen):
+class HeadSettings(Settings):
     """What happens on top of the encoder; None leaves it to the method."""
 
     pooler: HeadTreatment | None = None
+    """What trains in the pooler; the method decides if it is not given."""
     pooler_init: Literal["pretrained", "fresh"] = "pretrained"
+    """Keep the checkpoint's pooler, or draw a new one from the seed."""
 
     @field_validator("pooler_init")
     @classmethod
@@ -108,17 +123,21 @@ class HeadSettings(Frozen):
         return pooler_init
 
 
-class TrainSettings(Frozen):
+class TrainSettings(Settings):
     """Optimisation of one run."""
 
     learning_rate: Positive
+    """Peak learning rate."""
     epochs: Annotated[Positive, Field(le=10_000)]
+    """Passes over train; may be a fraction."""
     batch_size: Count
     """Examples per optimizer step."""
     micro_batch_size: Count | None = None
-    """Examples per forward pass; gradients accumulate to `batch_size`. None: the whole batch."""
+    """Examples per forward pass; gradients accumulate to `batch_size`. By default the whole."""
     eval_batch_size: Count = 64
+    """Examples per forward pass in evaluations."""
     max_length: Annotated[int, Field(ge=8, lt=2**31), Number]
+    """Tokens per example at most; longer texts are cut."""
     batch_tokens: Count | None = None
     """Tokens per optimizer step, about, in place of `batch_size`; at least `max_length`. The loss
     of a step stays the mean over its examples."""
@@ -129,9 +148,13 @@ class TrainSettings(Frozen):
     weight_decay: NonNegative
     """Decoupled; never on biases and normalisations."""
     max_grad_norm: Positive
+    """Gradients are clipped at this norm."""
     adam_beta1: Share = 0.9
+    """AdamW's decay of the mean."""
     adam_beta2: Share = 0.999
+    """AdamW's decay of the squares' mean."""
     adam_eps: Positive
+    """AdamW's epsilon."""
 
     @field_validator("batch_tokens")
     @classmethod
@@ -164,36 +187,48 @@ _ALWAYS_IN_NAMES = frozenset(
 not grow: any other setting, and so each new one, enters only where it differs from its default."""
 
 
-class RunConfig(Frozen):
+class RunConfig(Settings):
     """Everything that one run needs to know."""
 
     task: str
+    """A task's name or YAML file; see `list tasks`."""
     method: MethodSettings = MethodSettings()
+    """The method and overrides of it."""
     model: str = "bert-large-cased"
+    """Hub name, checkpoint folder, or tiny-bert."""
     revision: str | None = None
+    """Branch, tag or commit of a hub model."""
     data: str = "hub"
+    """hub, mini, or a folder."""
     split: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of train, of each class alike, that becomes dev if the folder has no dev set."""
     offline: bool = False
+    """Never ask the hub."""
     cache: bool = True
-    """Keep tokenised text for later runs; see `array_cache.user_cache` for where and how much."""
+    """Keep tokenised text for later runs, in the user's cache folder."""
     cache_prefix: bool = False
-    """Keep the frozen first layers' output; nothing is dropped in them then (`prefix_cache`)."""
+    """Compute the frozen first layers once and keep their output; they have no dropout then."""
     cuda_graphs: bool = False
-    """Replay the launches of shapes that come again; see `graphs`."""
+    """On a GPU, record the steps of each batch shape and replay them."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of the order of examples, of dropout and of what is drawn."""
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         BeforeValidator(lambda name: _PRECISIONS.get(str(name).lower(), name)),
     ] = "auto"
+    """Of matrix products; auto: bf16 where the hardware has it, else fp32."""
     device: Annotated[str, AfterValidator(known_device)] = "auto"
+    """auto, cpu, cuda or cuda:i."""
     engine: Literal["auto", "fast", "plain"] = "auto"
     """How logits are computed: fused and without padding, or by the model as it was written."""
     limit: Count | None = None
+    """Train on the first so many examples; dev stays whole."""
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of train that is held out and evaluated on instead of dev, to choose settings."""
     select: Literal["last", "best"] = "last"
+    """Report the last evaluation or the best (optimistic)."""
     predict_test: bool = True
+    """Predict the test sets at the end."""
     save_weights: Literal["all", "best", "none"] = "best"
     """Adapters kept: of every evaluation, of the chosen one, or none."""
     measure_forgetting: bool = False
@@ -201,7 +236,9 @@ class RunConfig(Frozen):
     allow_empty: bool = False
     """Run a method of which nothing in the layers trains, such as BitFit without biases."""
     head: HeadSettings = HeadSettings()
+    """What happens on top of the encoder."""
     train: TrainSettings
+    """Optimisation."""
 
     def resolved_method(self) -> Method:
         """Return the method with the overrides of `method` and `head` applied.
@@ -348,7 +385,7 @@ def _check_key(model: type[BaseModel], key: Any, value: Any, where: str, path: s
         raise UserError(
             f"{where}: unknown key {path + str(key)!r}: {_meant(str(key), choices, path)}"
         )
-    inner = _model_of(model.model_fields[key].annotation)
+    inner = section_of(model.model_fields[key].annotation)
     if inner is MethodSettings and isinstance(value, str | list) and not path:
         return
     if inner is not None:
@@ -363,13 +400,14 @@ def _meant(key: str, choices: Sequence[str], path: str) -> str:
     if path:
         return nearest(key, choices)
     for section in choices:
-        inner = _model_of(RunConfig.model_fields[section].annotation)
+        inner = section_of(RunConfig.model_fields[section].annotation)
         if inner is not None and key in inner.model_fields:
             return f"did you mean {f'{section}.{key}'!r}?"
     return nearest(key, (*choices, *_SECTIONS))
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the type of a section of settings; None for a single setting."""
     for candidate in typing.get_args(annotation) or (annotation,):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate

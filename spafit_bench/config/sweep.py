@@ -16,6 +16,11 @@
       holdout: 0.1                # share of train that the values are judged on; dev is not touched
       seeds: 0
 
+`choose` over several settings tries every combination of their values:
+
+    choose:
+      keys: { train.learning_rate: [1e-4, 3e-4], train.epochs: { all: [3], rte: [10, 20] } }
+
 A chosen setting is the one with the best mean score on the held-out slice, over the seeds of
 `choose`; among equals the first listed. A collapsed or failed run cannot be chosen.
 """
@@ -46,18 +51,45 @@ from spafit_bench.data.custom_tasks import find_task
 from spafit_bench.data.tasks import TASKS
 from spafit_bench.methods.method import get_method, method_names
 
-_KEYS = ("tasks", "methods", "seeds", "preset", "settings", "grid", "choose", "description")
-_CHOOSE_KEYS = ("key", "values", "holdout", "seeds")
+SWEEP_KEYS = {
+    "description": "One line for `list sweeps`.",
+    "tasks": "A list of tasks, or all.",
+    "methods": "A list of methods (names, one-line forms, YAML files), or all.",
+    "seeds": "0, [0, 1] or 0-4; or for some cells: { all: 0-4, full: 0-2 }. Without it: 0.",
+    "preset": "A preset such as smoke, below `settings`.",
+    "settings": "Settings as in a configuration file, with tasks: and methods: sections.",
+    "grid": "Settings and their values; every combination is run and reported.",
+    "choose": "Settings of which one combination a cell is chosen on held-out training rows.",
+}
+"""Key of a sweep's file -> its meaning."""
+CHOOSE_KEYS = {
+    "key": "The setting to choose, with `values`.",
+    "values": "Its values.",
+    "keys": "Several settings and their values, in place of `key` and `values`.",
+    "holdout": "Share of train that the values are judged on. Without it: 0.1.",
+    "seeds": "Seeds of the trials. Without it: 0.",
+}
+"""Key of `choose` -> its meaning."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """A setting chosen on a held-out slice of train."""
+    """Settings chosen together on a held-out slice of train."""
 
-    key: str
-    values: Values
+    values: Mapping[str, Values]
+    """Setting -> its values."""
     holdout: float
     seeds: tuple[int, ...]
+
+    def candidates(self, group: Group) -> list[Any]:
+        """Return what a cell can choose from: values of one setting, or combinations of several."""
+        axes = [values[group.task, group.method] for values in self.values.values()]
+        return list(axes[0]) if len(axes) == 1 else list(itertools.product(*axes))
+
+    def settings(self, candidate: Any) -> dict[str, Any]:
+        """Return the settings that a candidate stands for."""
+        parts = (candidate,) if len(self.values) == 1 else candidate
+        return dict(zip(self.values, parts, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +108,7 @@ class Sweep:
     @property
     def keys(self) -> tuple[str, ...]:
         """Settings that differ between the runs of one task, method and seed."""
-        return (*self.grid, *((self.choice.key,) if self.choice else ()))
+        return (*self.grid, *(self.choice.values if self.choice else ()))
 
 
 @dataclass(frozen=True)
@@ -122,8 +154,8 @@ def read_sweep(path: Path, flags: Mapping[str, Any], assignments: Sequence[str] 
     """
     body = read_mapping(path)
     for key in body:
-        if key not in _KEYS:
-            raise UserError(f"{path}: unknown key {key!r}: {nearest(str(key), _KEYS)}")
+        if key not in SWEEP_KEYS:
+            raise UserError(f"{path}: unknown key {key!r}: {nearest(str(key), SWEEP_KEYS)}")
     tasks = _names(body.get("tasks"), "tasks", tuple(TASKS), path)
     methods = _names(body.get("methods"), "methods", method_names(), path)
     for task in tasks:
@@ -216,10 +248,12 @@ def _check_choice(sweep: Sweep, path: Path) -> None:
     """Refuse what cannot be told apart: choices are looked up by their values."""
     if sweep.choice is None:
         return
-    if sweep.choice.key in sweep.grid:
-        raise UserError(f"{path}: {sweep.choice.key} is in grid and in choose; leave one out")
+    for key in sweep.choice.values:
+        if key in sweep.grid:
+            raise UserError(f"{path}: {key} is in grid and in choose; leave one out")
     given = {f"grid.{key}": values for key, values in sweep.grid.items()}
-    for where, values in (given | {"choose.values": sweep.choice.values}).items():
+    chosen = {f"choose, {key}": values for key, values in sweep.choice.values.items()}
+    for where, values in (given | chosen).items():
         for value in itertools.chain(*values.values()):
             if isinstance(value, list | dict) or (value is None and where not in given):
                 raise UserError(f"{path}, {where}: {value!r} cannot be a value beside choose")
@@ -260,16 +294,22 @@ def _choice(body: Any, cells: Cells, path: Path) -> Choice | None:
     if body is None:
         return None
     where = f"{path}, choose"
-    if not isinstance(body, dict) or set(body) - set(_CHOOSE_KEYS) or "key" not in body:
-        raise UserError(f"{where}: a mapping with {', '.join(_CHOOSE_KEYS)}")
+    if not isinstance(body, dict) or set(body) - set(CHOOSE_KEYS):
+        raise UserError(f"{where}: a mapping with some of {', '.join(CHOOSE_KEYS)}")
+    if ("key" in body) == ("keys" in body) or ("keys" in body and "values" in body):
+        raise UserError(
+            f"{where}: give key: with values:, or keys: as a mapping from settings to values"
+        )
+    several = body.get("keys", {str(body.get("key")): body.get("values")})
+    if not isinstance(several, dict) or not several:
+        raise UserError(f"{where}.keys must be a mapping from settings to values")
     share = body.get("holdout", 0.1)
     if not isinstance(share, float) or not 0 < share < 1:
         raise UserError(f"{where}.holdout: a share of train between 0 and 1, not {share!r}")
-    key = str(body["key"])
-    _check_chosen_elsewhere({key: None}, where)
+    _check_chosen_elsewhere(dict.fromkeys(several), where)
+    place = f"{where}.keys." if "keys" in body else f"{where}.values, "
     return Choice(
-        key=key,
-        values=cells.values(body.get("values"), f"{where}.values"),
+        values={str(key): cells.values(values, f"{place}{key}") for key, values in several.items()},
         holdout=share,
         seeds=_seeds(body.get("seeds", 0), f"{where}.seeds"),
     )
@@ -305,10 +345,10 @@ def trial_configs(sweep: Sweep) -> dict[Group, dict[Any, list[RunConfig]]]:
     return {
         group: {
             value: [
-                _config(sweep, group, seed, {choice.key: value, **held_out})
+                _config(sweep, group, seed, choice.settings(value) | held_out)
                 for seed in choice.seeds
             ]
-            for value in choice.values[group.task, group.method]
+            for value in choice.candidates(group)
         }
         for group in groups(sweep)
     }
@@ -327,7 +367,7 @@ def final_configs(sweep: Sweep, chosen: Mapping[Group, Any]) -> list[RunConfig]:
         if sweep.choice is not None:
             if chosen.get(group) is None:
                 continue
-            settings[sweep.choice.key] = chosen[group]
+            settings = sweep.choice.settings(chosen[group])
         configs += [
             _config(sweep, group, seed, settings) for seed in sweep.seeds[group.task, group.method]
         ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spafit_bench.config.run_config import RunConfig
-from spafit_bench.config.sweep import Group, Sweep, final_configs, trial_configs
+from spafit_bench.config.sweep import Choice, Group, Sweep, final_configs, trial_configs
 from spafit_bench.results.record import RunRecord
 from spafit_bench.training.prepare import PreparedRun, Preparer
 
@@ -22,6 +22,8 @@ class Agenda:
         """Run id -> record, of the runs that have ended."""
         self.chosen: dict[Group, Any] = {}
         """Group -> the chosen value, None if every trial failed or collapsed."""
+        self.choice: Choice | None = None
+        """What the trials choose."""
         self._trials: dict[Group, dict[Any, list[PreparedRun]]] = {}
         self._guesses: dict[Group, list[PreparedRun]] = {}
         """The reported runs of a group if its first value is chosen."""
@@ -50,7 +52,7 @@ class Agenda:
         for group, values in trial_configs(sweep).items():
             agenda._trials[group] = {v: prepared(configs) for v, configs in values.items()}
             agenda._guesses[group] = finals({group: next(iter(values))})
-        agenda._finals_of = finals
+        agenda._finals_of, agenda.choice = finals, sweep.choice
         if not agenda._trials:
             agenda.finals = finals({})
         return agenda

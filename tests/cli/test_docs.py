@@ -194,10 +194,11 @@ def compare_output(command: str, shown: list[str], actual: str) -> None:
 
 
 def test_the_reference_is_current() -> None:
-    """docs/commands.md is what scripts/make_reference.py writes."""
-    made = runpy.run_path(str(REPOSITORY / "scripts" / "make_reference.py"))["reference"]()
-    written = (REPOSITORY / "docs" / "commands.md").read_text(encoding="utf-8")
-    assert written == made, "run: python scripts/make_reference.py"
+    """Pages about commands and settings are what scripts/make_reference.py writes."""
+    script = runpy.run_path(str(REPOSITORY / "scripts" / "make_reference.py"))
+    for page, name in (("commands.md", "reference"), ("configuration.md", "configuration")):
+        written = (REPOSITORY / "docs" / page).read_text(encoding="utf-8")
+        assert written == script[name](), "run: python scripts/make_reference.py"
 
 
 def test_every_command_and_flag_is_documented() -> None:

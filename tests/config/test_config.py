@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.base.yaml_files import config_folder, read_mapping
+from spafit_bench.config.reference import configuration_keys
 from spafit_bench.config.run_config import RunConfig, load_layers, preset_names, resolve
 from spafit_bench.config.selection import RunRequest, parse_seeds, run_configs, split_list
 from spafit_bench.data.tasks import TASKS
@@ -232,3 +233,26 @@ def test_a_rank_alone_says_what_the_scale_becomes(tmp_path: Path) -> None:
     assert not one(tmp_path, "", "method.rank=64").resolved_method().notes
     with pytest.raises(UserError, match=r"method.alpha = 'x2'"):
         one(tmp_path, "", "method.alpha=x2")
+
+
+def test_every_setting_is_described() -> None:
+    """The reference says what each setting means and may be."""
+    keys = configuration_keys()
+    assert [key.name for key in keys if not (key.meaning and key.values)] == []
+    found = {key.name: key for key in keys}
+    assert found["train.max_length"].values == "whole number from 8"
+    assert found["precision"].values == "auto, fp32, bf16, fp16"
+    assert found["save_weights"].default == "best"
+
+
+def test_the_settings_that_are_shown_are_those_that_a_run_has(call: Cli, tmp_path: Path) -> None:
+    """`config show` prints YAML that --config reads back; `config schema` names every setting."""
+    flags = ("--task", "mrpc", "--method", "lora", "--preset", "smoke", "--set", "method.rank=4")
+    shown = call("config", "show", *flags)
+    assert shown.code == 0, shown.err
+    (tmp_path / "mine.yaml").write_text(shown.out)
+    again = call("config", "show", "--config", "mine.yaml", "--task", "mrpc", "--method", "lora")
+    assert again.out == shown.out
+    assert yaml.safe_load(shown.out)["method"]["rank"] == 4
+    assert "train.learning_rate" in call("config", "schema").out
+    assert "train" in call("config", "schema", "--json").json["properties"]

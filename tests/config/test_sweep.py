@@ -116,6 +116,29 @@ def test_trials_are_judged_on_held_out_train(tmp_path: Path) -> None:
     assert {c.train.learning_rate for c in finals if c.method.name == "lora"} == {3e-4}
 
 
+def test_several_settings_are_chosen_together(tmp_path: Path) -> None:
+    """Every combination is tried, and the reported runs have the chosen one."""
+    keys = {"train.epochs": {"all": [3], "cola": [5, 6]}, "train.learning_rate": [1e-4, 3e-4]}
+    sweep = sweep_of(tmp_path, methods=["lora"], choose={"keys": keys})
+    trials = trial_configs(sweep)
+    made = {
+        group.task: [
+            (value, config.train.learning_rate, config.train.epochs)
+            for value, configs in values.items()
+            for config in configs
+        ]
+        for group, values in trials.items()
+    }
+    assert made["mrpc"] == [((3, 1e-4), 1e-4, 3), ((3, 3e-4), 3e-4, 3)]
+    assert [epochs for *_, epochs in made["cola"]] == [5, 5, 6, 6]
+    finals = final_configs(sweep, {group: list(v)[-1] for group, v in trials.items()})
+    assert {(c.task, c.train.learning_rate, c.train.epochs) for c in finals} == {
+        ("mrpc", 3e-4, 3),
+        ("cola", 3e-4, 6),
+    }
+    assert sweep.keys == ("train.epochs", "train.learning_rate")
+
+
 def trial(score: float, **changes: Any) -> Any:
     """Return a trial's record."""
     return make_record().model_copy(update={"score": score, "holdout": 0.1, **changes})
@@ -194,6 +217,9 @@ def test_a_bad_shard_is_an_error(text: str) -> None:
         ({"grid": {"train.epochs": 3}}, "give a list"),
         ({"grid": {"train.epochs": {"full": [1]}}}, "mrpc/lora has no values"),
         ({"choose": {"values": [1]}}, "choose"),
+        ({"choose": CHOOSE | {"keys": {}}}, "give key: with values:, or keys:"),
+        ({"choose": {"keys": [1]}}, "choose.keys must be a mapping"),
+        ({"choose": {"keys": {"train.epochs": 3}}}, "choose.keys.train.epochs: give a list"),
         ({"choose": CHOOSE | {"holdout": 2.0}}, "between 0 and 1"),
         ({"preset": 3}, "unknown preset 3: "),
         ({"settings": {"methods": {"sapfit": {}}}}, "methods.sapfit is of no method: did you mean"),
@@ -224,7 +250,7 @@ def test_the_shipped_sweeps_are_whole() -> None:
     assert len(groups(paper)) == 9 * 6
     assert set(paper.seeds.values()) == {(0, 1, 2, 3, 4)}
     assert paper.choice is not None
-    assert {len(values) for values in paper.choice.values.values()} == {3}
+    assert {len(paper.choice.candidates(group)) for group in groups(paper)} == {3}
     assert {len(v) for values in trial_configs(paper).values() for v in values.values()} == {1}
     assert len(groups(read_sweep(sweep_path("smoke"), {}))) == 9 * 4
     with pytest.raises(UserError, match="did you mean 'paper'"):
