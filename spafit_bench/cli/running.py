@@ -462,14 +462,15 @@ def _carry_out_sweep(
     from spafit_bench.cli.views.progress import ProgressView
     from spafit_bench.running.agenda import Agenda
     from spafit_bench.running.driver import drive
-    from spafit_bench.running.executors import Executor, local_executor
+    from spafit_bench.running.executors import Executor, divide_threads, local_executor
 
     store, stop = Store(results), StopSignal()
     executor: Executor
     if cluster is None:
+        num_threads = divide_threads(jobs)  # before runs get their names
         with waiting("reading data and checking models"):
             agenda = Agenda.of_sweep(matrix)
-        executor = local_executor(jobs, agenda.expected(), store, options, stop)
+        executor = local_executor(jobs, num_threads, agenda.expected(), store, options, stop)
     else:
         from spafit_bench.running.ray_executor import RayExecutor, Resources, connect
 

@@ -202,8 +202,8 @@ def tokenizer_problem(
             "lower-cases every text; add a tokenizer_config.json with "
             '{"do_lower_case": false}, as the original checkpoint has it'
         ), None
-    longer = [token for token in vocabulary if len(token) > 2]
-    if len(ids) > 0.9 * num_characters and len(longer) > 100:
+    has_merges = (files / "merges.txt").is_file() and not (files / "vocab.txt").is_file()
+    if len(ids) > 0.9 * num_characters and has_merges:
         return (
             f"{files}: the tokenizer splits the training texts into single letters; is merges.txt "
             "empty or cut short?"

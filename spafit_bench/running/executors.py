@@ -85,19 +85,23 @@ class InProcess:
 
 def local_executor(
     jobs: int,
+    num_threads: int,
     runs: Sequence[PreparedRun],
     store: Store,
     options: Options,
     stop: Callable[[], bool],
 ) -> Executor:
-    """Return what carries out runs on this machine: this process, or `jobs` worker processes."""
+    """Return what carries out runs on this machine: this process, or `jobs` worker processes.
+
+    The workers share `num_threads`, which `divide_threads` returned.
+    """
     if jobs == 1:
         return InProcess(store, options, stop)
     chooses = all(run.config.device in ("auto", "cuda") for run in runs)
     on_gpu = chooses and any(run.numerics.device.type == "cuda" for run in runs)
     count = torch.cuda.device_count() if on_gpu else 0
     gpus = visible_gpus(count, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return Workers(store, options, worker_environments(jobs, gpus, divide_threads(jobs)))
+    return Workers(store, options, worker_environments(jobs, gpus, num_threads))
 
 
 def divide_threads(jobs: int) -> int:

@@ -201,18 +201,14 @@ def test_a_message_names_the_cause(world: World, break_it: Any, message: str) ->
     assert message in answer.error
 
 
-@pytest.mark.parametrize("vocabulary", ["unknown", "cased", "letters"])
+@pytest.mark.parametrize("vocabulary", ["unknown", "cased"])
 def test_a_tokenizer_that_does_not_understand_the_texts(world: World, vocabulary: str) -> None:
     """Stopped before the first step, with the likely cause."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     if vocabulary == "unknown":
         words, message = [f"word{n}" for n in range(13)], "are unknown"
-    elif vocabulary == "cased":
-        words, message = [*WORDS, *(word.title() for word in WORDS)], "lower-cases every text"
     else:
-        letters = sorted({letter for word in WORDS for letter in word})
-        long = [f"q{n}qq" for n in range(200)]
-        words, message = [*letters, *(f"##{a}" for a in letters), *long], "into single letters"
+        words, message = [*WORDS, *(word.title() for word in WORDS)], "lower-cases every text"
     shutil.rmtree(world.model)
     from transformers import BertConfig
 
@@ -223,4 +219,40 @@ def test_a_tokenizer_that_does_not_understand_the_texts(world: World, vocabulary
         (world.model / name).unlink(missing_ok=True)
     (world.model / "vocab.txt").write_text("\n".join([*special, *words]))
     with pytest.raises(UserError, match=message):
+        prepared(world)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [{"hidden_act": "gelu"}, {"attention_probs_dropout_prob": 0.3}, {"hidden_dropout_prob": 0.3}],
+)
+def test_keys_of_another_family_are_unknown(tmp_path: Path, key: dict[str, Any]) -> None:
+    """DistilBERT reads `activation`; a `hidden_act` beside it decides nothing."""
+    from transformers import DistilBertConfig
+
+    sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+    config = DistilBertConfig(vocab_size=5 + len(WORDS), max_position_embeddings=40, **sizes)
+    world = make_world(tmp_path, config)
+    assert prepared(world).engine == "fast"
+    changed(world.model, activation="relu", **key)
+    assert prepared(world).engine == "plain"
+    with pytest.raises(UserError, match="--engine fast"):
+        prepared(world, engine="fast")
+
+
+def test_merges_that_are_nearly_empty_are_said(tmp_path: Path) -> None:
+    """RoBERTa's tokenizer with only the first merges splits words into letters."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    letters = [chr(code) for code in range(97, 123)]
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, "Ġ", *(f"Ġ{a}" for a in letters)]
+    config = RobertaConfig(
+        vocab_size=len(names), intermediate_size=32, max_position_embeddings=40, **sizes
+    )
+    world = make_world(tmp_path, config)
+    for file in world.model.glob("*token*.json"):
+        file.unlink()
+    (world.model / "vocab.txt").unlink(missing_ok=True)
+    (world.model / "vocab.json").write_text(json.dumps({n: i for i, n in enumerate(names)}))
+    (world.model / "merges.txt").write_text("#version: 0.2\nĠ t\n", encoding="utf-8")
+    with pytest.raises(UserError, match="into single letters"):
         prepared(world)

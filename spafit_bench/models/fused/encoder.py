@@ -49,28 +49,33 @@ _HEADS: dict[str, Head] = {
 }
 
 
-_KNOWN_KEYS = (
-    # what the engine computes with, or reads through the model's own modules
-    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act "
-    "hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings type_vocab_size "
-    "initializer_range layer_norm_eps pad_token_id position_embedding_type classifier_dropout "
-    "embedding_size summary_activation summary_last_dropout summary_type summary_use_proj "
-    "activation attention_dropout dim dropout hidden_dim n_heads n_layers qa_dropout "
-    "seq_classif_dropout sinusoidal_pos_embds "
-    # what leaves the logits of a sequence classifier alone
-    "_name_or_path _commit_hash _num_labels architectures model_type transformers_version dtype "
-    "torch_dtype id2label label2id num_labels finetuning_task task_specific_params problem_type "
-    "bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id unk_token_id language "
-    "tie_word_embeddings tie_weights_ use_cache gradient_checkpointing output_past torchscript "
-    "output_attentions output_hidden_states return_dict chunk_size_feed_forward directionality "
-    "pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head "
-    "pooler_type"
+_COMPUTED = frozenset(
+    [
+        *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+        *("intermediate_size", "hidden_act", "hidden_dropout_prob", "layer_norm_eps"),
+        *("attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
+        *("initializer_range", "pad_token_id", "classifier_dropout", "embedding_size"),
+        *("summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj"),
+        *("activation", "attention_dropout", "dim", "dropout", "hidden_dim", "n_heads"),
+        *("n_layers", "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"),
+    ]
 )
-"""Keys of a `config.json` that the fast engine knows. With any other key that differs from its
-default the forward pass may be another one, so the plain engine computes it."""
-
-
-_KNOWN_NAMES = frozenset(_KNOWN_KEYS.split())
+"""Keys of a `config.json` that the fast engine computes with, in the families that have them."""
+_METADATA = frozenset(
+    [
+        *("_name_or_path", "_commit_hash", "_num_labels", "architectures", "model_type"),
+        *("transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "num_labels"),
+        *("finetuning_task", "task_specific_params", "problem_type", "bos_token_id"),
+        *("eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id"),
+        *("language", "tie_word_embeddings", "tie_weights_", "use_cache", "output_past"),
+        *("gradient_checkpointing", "torchscript", "output_attentions", "output_hidden_states"),
+        *("return_dict", "chunk_size_feed_forward", "directionality", "pooler_fc_size"),
+        *("pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head"),
+        *("pooler_type", "position_embedding_type"),
+    ]
+)
+"""Keys that leave the logits alone. With any other key that differs from the family's default the
+forward pass may be another one, so the plain engine computes it."""
 
 
 def _unknown_key(config: Mapping[str, Any]) -> str | None:
@@ -79,7 +84,8 @@ def _unknown_key(config: Mapping[str, Any]) -> str | None:
 
     usual = AutoConfig.for_model(str(config["model_type"])).to_dict()
     for key, value in config.items():
-        if key not in _KNOWN_NAMES and value not in (None, [], {}) and value != usual.get(key):
+        known = key in _METADATA or (key in _COMPUTED and key in usual)
+        if not known and value not in (None, [], {}) and value != usual.get(key):
             return f"{key} = {json.dumps(value)}"
     return None
 
@@ -94,7 +100,7 @@ def why_not_fused(config: Mapping[str, Any], plan: Plan) -> str | None:
     kind = str(config.get("model_type"))
     if kind not in _HEADS:
         return f"the fast engine does not support {kind}"
-    activation = config.get("hidden_act", config.get("activation", "gelu"))
+    activation = config.get("activation" if kind == "distilbert" else "hidden_act", "gelu")
     if activation != "gelu":
         return f"the fast engine does not support the activation {activation!r}"
     if config.get("position_embedding_type", "absolute") != "absolute":
@@ -131,7 +137,8 @@ class FusedEncoder:
         config = model.config
         self.row = get_architecture(config.model_type)
         self.embeddings = model.get_submodule(self.row.embeddings[0])
-        hidden = getattr(config, "hidden_dropout_prob", getattr(config, "dropout", 0.0))
+        is_distilbert = config.model_type == "distilbert"
+        hidden = config.dropout if is_distilbert else config.hidden_dropout_prob
         self.dropout = Dropout.of(hidden)
         self.kernels = choose_kernels(numerics)
         layers = list(model.get_submodule(self.row.layers).children())
@@ -153,10 +160,11 @@ class FusedEncoder:
         assert isinstance(attention_norm, nn.LayerNorm)
         assert isinstance(output_norm, nn.LayerNorm)
         config = self.model.config
-        probability = getattr(config, "attention_probs_dropout_prob", None)
-        if probability is None:
-            probability = config.attention_dropout
-        drops_both = config.model_type != "distilbert"  # has no dropout after attention
+        is_distilbert = config.model_type == "distilbert"
+        probability = (
+            config.attention_dropout if is_distilbert else config.attention_probs_dropout_prob
+        )
+        drops_both = not is_distilbert  # which has no dropout after attention
         return Block(
             qkv=fuse("query", "key", "value"),
             attention_output=fuse("attention_output"),
