@@ -23,7 +23,7 @@ BAD_ENVIRONMENT = 2
 def doctor(
     results: Results = Path("results"), offline: Offline = False, as_json: Json = False
 ) -> None:
-    """Check whether this machine can run benchmarks and what to fix (then exit code 2)."""
+    """Check whether this machine can run benchmarks; exit code 2 if something must be fixed."""
     from spafit_bench.running.doctor import examine_machine
 
     checks = examine_machine(results, offline=offline)

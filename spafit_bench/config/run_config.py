@@ -352,7 +352,9 @@ def _check_section(section: str, value: Any, where: str) -> None:
             raise UserError(f"{where}: {section}.{name} must be a mapping of settings")
         for key, inner in settings.items():
             if chosen_by(key, inner):
-                raise UserError(f"{where}: {section}.{name}.{key} cannot be chosen in a section")
+                raise UserError(
+                    f"{where}: {section}.{name}.{key} cannot be set there; use its own flag"
+                )
             _check_key(RunConfig, key, inner, where, f"{section}.{name}.")
 
 
@@ -374,7 +376,7 @@ def check_method_sections(layers: Sequence[Layer], methods: Sequence[str]) -> No
         for name in layer.body.get("methods", {}):
             if name not in known:
                 raise UserError(
-                    f"{layer.where}: methods.{name} is of no method: {nearest(str(name), known)}"
+                    f"{layer.where}: methods.{name}: no such method: {nearest(str(name), known)}"
                 )
 
 

@@ -256,7 +256,9 @@ def _check_choice(sweep: Sweep, path: Path) -> None:
     for where, values in (given | chosen).items():
         for value in itertools.chain(*values.values()):
             if isinstance(value, list | dict) or (value is None and where not in given):
-                raise UserError(f"{path}, {where}: {value!r} cannot be a value beside choose")
+                raise UserError(
+                    f"{path}, {where}: {value!r} cannot be a value in a sweep with choose"
+                )
 
 
 def parse_shard(text: str) -> tuple[int, int]:

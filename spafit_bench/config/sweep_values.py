@@ -78,7 +78,9 @@ def _most_exact(lists: Mapping[str, Any], task: str, method: str, where: str) ->
     for name in (f"{task}/{method}", method, task, ALL):
         if name in lists:
             return lists[name]
-    raise UserError(f"{where}: {task}/{method} has no values; name it, or give all: for the rest")
+    raise UserError(
+        f"{where}: no values for {task}/{method}; add them, or default values under `all`"
+    )
 
 
 def value_list(given: Any, where: str) -> tuple[Any, ...]:

@@ -378,8 +378,12 @@ def _target(name: Any, method: Method, path: Path) -> Method | None:
     if name is None:
         return None
     if not method.loras:
-        raise UserError(f"{path}: matches = {name}: there is no LoRA whose rank could be solved")
+        raise UserError(
+            f"{path}: matches = {name}: there is no LoRA rank to adjust; add a LoRA treatment"
+        )
     target = get_method(str(name))
     if target.matches is not None:
-        raise UserError(f"{path}: matches = {name}: that method's size is another's already")
+        raise UserError(
+            f"{path}: matches = {name}: it matches another method itself; name one that does not"
+        )
     return target

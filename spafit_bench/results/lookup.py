@@ -29,7 +29,7 @@ def find_run(name: str, store: Store) -> FoundRun:
 
     Args:
         name: a run's name, any unambiguous beginning of it, or a folder with a `record.json` (a
-            run's own, or what `export` writes).
+            run's own, or what `export --format delta` writes).
         store: the results folder in which names are looked up.
 
     Raises:

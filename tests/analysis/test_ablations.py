@@ -162,9 +162,9 @@ def test_overrides_reach_the_target(call: Cli) -> None:
 @pytest.mark.parametrize(
     ("body", "fragment"),
     [
-        ({"matches": "spafit", "strata": [["all", "bias"]]}, "no LoRA whose rank"),
+        ({"matches": "spafit", "strata": [["all", "bias"]]}, "no LoRA rank to adjust"),
         ({"matches": "spafti"}, "did you mean 'spafit'"),
-        ({"matches": "lora-at-spafit"}, "another's already"),
+        ({"matches": "lora-at-spafit"}, "it matches another method itself"),
         ({"shuffle": -1}, "a seed, 0 or above"),
         ({"shuffle": "yes"}, "a seed, 0 or above"),
     ],

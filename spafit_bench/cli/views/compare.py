@@ -190,7 +190,7 @@ def _over_tasks(overall: Overall, first: str) -> str:
     tested, n = overall.over_tasks, len(overall.tasks)
     ahead = f"{first} ahead on {overall.ahead} of {n}"
     if tested.p is None:
-        return f"tasks: no test with {tested.n} that differ, {tested.needs} would do; {ahead}"
+        return f"tasks: not tested, {tested.n} differ and {tested.needs} are needed; {ahead}"
     verdict = "separable" if tested.separable else "not separable"
     return f"tasks: {verdict}; {_test_text(tested)}; {ahead}"
 
@@ -248,13 +248,13 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     sizes = ", ".join(f"{name} {n}" for name, n in comparison.families.items() if n)
     yield (
         f"Separable: p at most {comparison.alpha:g} after Holm's correction within each family of "
-        f"tests ({sizes or 'none could be made'}). Intervals are at the level of the same step of "
-        "the correction, at 95% where nothing was tested. g: Hedges' g."
+        f"tests ({sizes or 'none could be made'}). Each interval has the confidence level that "
+        "the correction gives its test, or 95% without a test. g: Hedges' g."
     )
     yield (
-        f"A test that its sample could not pass is not made: t needs {LEAST_SEEDS} seeds, and n "
-        f"signs cannot give p below 2/2^n. {comparison.resamples} resamples, seed "
-        f"{comparison.seed}."
+        f"No test is made if the sample is too small to be significant: t needs {LEAST_SEEDS} "
+        f"seeds, and a sign test on n tasks cannot give p below 2/2^n. {comparison.resamples} "
+        f"resamples, seed {comparison.seed}."
     )
     yield from comparison.notes
     yield from _mark_notes(comparison)
