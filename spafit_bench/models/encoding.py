@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -25,6 +26,8 @@ POOL_BATCHES = 32
 SEGMENTS = "token_type_ids"
 MOST_UNKNOWN, SOME_UNKNOWN = 0.8, 0.05
 """Shares of unknown tokens: above the first a run stops, above the second it warns."""
+MOST_UNMADE = 0.1
+"""Share of the longer tokens of a byte-pair vocabulary that no merge makes; above it a run stops."""
 
 CHUNK_ROWS = 10_000
 """Rows that are tokenised at once: until they are arrays, a pair takes about 10 kB."""
@@ -202,13 +205,29 @@ def tokenizer_problem(
             "lower-cases every text; add a tokenizer_config.json with "
             '{"do_lower_case": false}, as the original checkpoint has it'
         ), None
-    has_merges = (files / "merges.txt").is_file() and not (files / "vocab.txt").is_file()
-    if len(ids) > 0.9 * num_characters and has_merges:
+    if (unmade := _share_without_merges(tokenizer)) > MOST_UNMADE:
         return (
-            f"{files}: the tokenizer splits the training texts into single letters; is merges.txt "
-            "empty or cut short?"
+            f"{files}: the tokenizer's merges make only {100 * (1 - unmade):.0f} % of the words in "
+            "its vocabulary, so most words are split into letters; is merges.txt empty or cut short?"
         ), None
     return None, f"{checkpoint.name}: {share}" if unknown > SOME_UNKNOWN else None
+
+
+def _share_without_merges(tokenizer: PreTrainedTokenizerBase) -> float:
+    """Return the share of a byte-pair vocabulary's longer tokens that no merge makes.
+
+    A complete merges file makes all of them but a few special ones.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if type(getattr(backend, "model", None)).__name__ != "BPE":
+        return 0.0
+    model = json.loads(backend.to_str())["model"]
+    if model.get("ignore_merges"):
+        return 0.0
+    made = {"".join(pair) for pair in model["merges"]}
+    special = set(tokenizer.all_special_tokens)
+    longer = [token for token in model["vocab"] if len(token) > 1 and token not in special]
+    return sum(token not in made for token in longer) / len(longer) if longer else 0.0
 
 
 def segment_warning(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> str | None:

@@ -240,8 +240,9 @@ def test_keys_of_another_family_are_unknown(tmp_path: Path, key: dict[str, Any])
         prepared(world, engine="fast")
 
 
-def test_merges_that_are_nearly_empty_are_said(tmp_path: Path) -> None:
-    """RoBERTa's tokenizer with only the first merges splits words into letters."""
+@pytest.mark.parametrize("num_merges", [1, 13, 26])
+def test_a_merges_file_that_was_cut_is_an_error(tmp_path: Path, num_merges: int) -> None:
+    """RoBERTa's tokenizer without all its merges splits words into letters."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     letters = [chr(code) for code in range(97, 123)]
     names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, "Ġ", *(f"Ġ{a}" for a in letters)]
@@ -253,6 +254,10 @@ def test_merges_that_are_nearly_empty_are_said(tmp_path: Path) -> None:
         file.unlink()
     (world.model / "vocab.txt").unlink(missing_ok=True)
     (world.model / "vocab.json").write_text(json.dumps({n: i for i, n in enumerate(names)}))
-    (world.model / "merges.txt").write_text("#version: 0.2\nĠ t\n", encoding="utf-8")
-    with pytest.raises(UserError, match="into single letters"):
+    merges = ["#version: 0.2", *(f"Ġ {letter}" for letter in letters[:num_merges])]
+    (world.model / "merges.txt").write_text("\n".join(merges) + "\n", encoding="utf-8")
+    if num_merges == len(letters):
+        prepared(world)
+        return
+    with pytest.raises(UserError, match="make only .* % of the words"):
         prepared(world)
