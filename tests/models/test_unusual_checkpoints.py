@@ -259,5 +259,5 @@ def test_a_merges_file_that_was_cut_is_an_error(tmp_path: Path, num_merges: int)
     if num_merges == len(letters):
         prepared(world)
         return
-    with pytest.raises(UserError, match="make only .* % of the words"):
+    with pytest.raises(UserError, match=r"make only .* % of the words"):
         prepared(world)
