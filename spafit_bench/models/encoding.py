@@ -27,7 +27,7 @@ SEGMENTS = "token_type_ids"
 MOST_UNKNOWN, SOME_UNKNOWN = 0.8, 0.05
 """Shares of unknown tokens: above the first a run stops, above the second it warns."""
 MOST_UNMADE = 0.1
-"""Share of the longer tokens of a byte-pair vocabulary that no merge makes; above it a run stops."""
+"""Share of a byte-pair vocabulary's longer tokens that no merge makes; above it a run stops."""
 
 CHUNK_ROWS = 10_000
 """Rows that are tokenised at once: until they are arrays, a pair takes about 10 kB."""
@@ -208,7 +208,7 @@ def tokenizer_problem(
     if (unmade := _share_without_merges(tokenizer)) > MOST_UNMADE:
         return (
             f"{files}: the tokenizer's merges make only {100 * (1 - unmade):.0f} % of the words in "
-            "its vocabulary, so most words are split into letters; is merges.txt empty or cut short?"
+            "its vocabulary and split the other words into letters; is merges.txt cut short?"
         ), None
     return None, f"{checkpoint.name}: {share}" if unknown > SOME_UNKNOWN else None
 
