@@ -6,7 +6,7 @@ import gc
 import os
 import shlex
 import sys
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 OPENMP = {"GOMP_SPINCOUNT": "20000"}
 """By default OpenMP's waiting threads spin for so long that two processes on one machine almost
@@ -43,6 +43,12 @@ def load_libraries() -> None:
         gc.freeze()
         if was_enabled:
             gc.enable()
+
+
+def may_have_gpu() -> bool:
+    """Return False if this Linux machine has no device file of any GPU; needs no torch."""
+    names = ("nvidia*", "nvhost*", "nvmap", "kfd", "dxg")  # NVIDIA, its Tegra, AMD, WSL
+    return sys.platform != "linux" or any(any(Path("/dev").glob(name)) for name in names)
 
 
 def typed_command() -> str:

@@ -11,7 +11,7 @@ import typer
 from spafit_bench.base.errors import UserError
 from spafit_bench.cli.app import Commands, app
 from spafit_bench.cli.options import Json, Offline, Results, complete_tasks, joined
-from spafit_bench.cli.output import columns, print_json, print_text
+from spafit_bench.cli.output import columns, print_json, print_text, waiting
 
 data = typer.Typer(cls=Commands, no_args_is_help=True, help="Check data before training on it.")
 app.add_typer(data, name="data")
@@ -26,7 +26,8 @@ def doctor(
     """Check whether this machine can run benchmarks; exit code 2 if something must be fixed."""
     from spafit_bench.running.doctor import examine_machine
 
-    checks = examine_machine(results, offline=offline)
+    with waiting("examining this machine"):
+        checks = examine_machine(results, offline=offline)
     sound = not any(check.verdict == "broken" for check in checks)
     if as_json:
         print_json({"sound": sound, "checks": [asdict(check) for check in checks]})
@@ -81,9 +82,11 @@ def verify(
                 f"{source}: the folder itself holds the files of one task; name the task "
                 f"with --task (it could be {', '.join(flat)})"
             )
-    findings = [
-        verify_task(each, source, offline=offline, split=split) for each in named or TASKS.values()
-    ]
+    with waiting("reading data"):
+        findings = [
+            verify_task(each, source, offline=offline, split=split)
+            for each in named or TASKS.values()
+        ]
     if all(each.finding == "missing" for each in findings):
         missing = ", ".join(each.task for each in findings)
         raise UserError(f"{source}: no files of {missing}; check other tasks with --task NAME")

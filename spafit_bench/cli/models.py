@@ -10,6 +10,7 @@ import typer
 
 from spafit_bench.base.units import human_bytes
 from spafit_bench.cli.app import app
+from spafit_bench.cli.loading import load_libraries
 from spafit_bench.cli.options import Json, Offline, Results
 from spafit_bench.cli.output import print_json, print_text
 
@@ -58,6 +59,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a run as a model: weights, tokenizer, label names and a model card."""
+    load_libraries([(model, None, offline)] if model else [])
     from spafit_bench.export.export import export_run
     from spafit_bench.export.restore import Base
     from spafit_bench.results.lookup import find_model
@@ -151,6 +153,7 @@ def predict(
     ] = None,
 ) -> None:
     """Label texts with a trained model."""
+    load_libraries([(model, None, offline)] if model else [], [device])
     from spafit_bench.cli.views.run import confusion_text
     from spafit_bench.data.text_input import TextSource
     from spafit_bench.export.predict import predict_file, predict_run

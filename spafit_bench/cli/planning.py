@@ -10,6 +10,7 @@ import typer
 from spafit_bench.base.errors import UserError
 from spafit_bench.base.escaping import printable
 from spafit_bench.cli.app import app
+from spafit_bench.cli.loading import load_libraries
 from spafit_bench.cli.options import (
     AllowEmpty,
     ConfigFile,
@@ -69,6 +70,7 @@ def plan(
     if len(configs) > 1:
         raise UserError("plan shows one method and one task at a time; name one of each")
     [config] = configs
+    load_libraries([(config.model, config.revision, config.offline)], weights=False)
 
     from spafit_bench.cli.views.plan import plan_json, plan_picture
     from spafit_bench.data.custom_tasks import find_task

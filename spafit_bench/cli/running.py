@@ -16,6 +16,7 @@ import typer
 
 from spafit_bench.base.errors import DamagedError, UserError, nearest
 from spafit_bench.cli.app import app
+from spafit_bench.cli.loading import load_libraries
 from spafit_bench.cli.options import (
     AllowEmpty,
     ConfigFile,
@@ -372,20 +373,14 @@ def _prepare_runs(request: RunRequest) -> list[PreparedRun]:
 
 def _load_libraries(configs: Sequence[RunConfig]) -> None:
     """Import PyTorch and transformers, which takes seconds, if the models and data exist."""
-    from spafit_bench.base.process import load_libraries
     from spafit_bench.data.custom_tasks import find_task
     from spafit_bench.data.layouts import layout_of
-    from spafit_bench.models.checkpoint import find_checkpoint
 
     for task, data in dict.fromkeys((c.task, c.data) for c in configs):
         if data not in ("hub", "mini"):
             layout_of(find_task(task).task, data)
-    for model, revision, offline in dict.fromkeys(
-        (c.model, c.revision, c.offline) for c in configs
-    ):
-        find_checkpoint(model, revision=revision, offline=offline)
-    with waiting("loading PyTorch and transformers"):
-        load_libraries()
+    checkpoints = dict.fromkeys((c.model, c.revision, c.offline) for c in configs)
+    load_libraries(checkpoints, dict.fromkeys(c.device for c in configs))
 
 
 def _check_log(log: str | None, *, on_cluster: bool = False) -> None:

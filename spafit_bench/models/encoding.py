@@ -218,8 +218,8 @@ def _share_without_merges(tokenizer: PreTrainedTokenizerBase) -> float:
 
     A complete merges file makes all of them but a few special ones.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if type(getattr(backend, "model", None)).__name__ != "BPE":
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or type(backend.model).__name__ != "BPE":
         return 0.0
     model = json.loads(backend.to_str())["model"]
     if model.get("ignore_merges"):

@@ -153,6 +153,7 @@ def test_flags_of_a_cluster_without_one(call: Cli, args: list[object], said: str
         ("--model", "no/such/folder", "does not exist"),
         ("--data", "nowhere", "no such data folder"),
         ("--device", "gpu", "choices: auto, cpu"),
+        ("--device", "cuda", "no CUDA GPU is visible here"),
     ],
 )
 def test_inputs_that_do_not_exist_are_found_at_once(
@@ -164,12 +165,19 @@ def test_inputs_that_do_not_exist_are_found_at_once(
         raise AssertionError("too late")
 
     monkeypatch.setattr("spafit_bench.base.process.load_libraries", load_libraries)
+    monkeypatch.setattr("spafit_bench.base.process.may_have_gpu", lambda: False)
     (Path.cwd() / "s.yaml").write_text("tasks: mrpc\nmethods: lora\nsettings: {limit: 8}")
     runs = ("run", "--task", "mrpc", "--method", "lora")
     for command in (runs, ("sweep", "s.yaml")):
         there = {"--model": "tiny-bert", "--data": "mini"} | {flag: value}
         flags = [text for pair in there.items() for text in pair]
         assert said in call(*command, *flags).error
+    others = {
+        "--model": (("plan",), ("predict", "x", "--text", "a"), ("export", "x", "--to", "y")),
+        "--device": (("predict", "x", "--text", "a"),),
+    }
+    for command in others.get(flag, ()):
+        assert said in call(*command, flag, value).error
 
 
 def test_a_long_wait_is_said(
