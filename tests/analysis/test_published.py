@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from spafit_bench.analysis.tables import build_tables
 from spafit_bench.analysis.tables.render import write_tables
 from spafit_bench.base.checksums import SUMS
 from spafit_bench.results.store import Store
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Cli
 
 EXPLAINED = [path.parent for path in sorted((REPOSITORY / "results").glob("*/README.md"))]
 """Published ones explain themselves; others, such as `make demo`'s, are their maker's own."""
@@ -61,6 +62,25 @@ def test_results_csv_follows_from_the_records(folder: Path, tmp_path: Path) -> N
     assert (folder / "results.csv").read_bytes() == rebuilt.read_bytes()
 
 
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if (f / "plots").is_dir()], ids=name_of)
+def test_figures_follow_from_the_records(folder: Path, call: Cli, tmp_path: Path) -> None:
+    """Every word and number of `plots/` is one that `plot` would write."""
+    call("plot", "--results", folder, "--out", tmp_path, "--format", "svg")
+    figures = sorted((folder / "plots").iterdir())
+    assert figures
+    for figure in figures:
+        assert words(figure) == words(tmp_path / figure.name), figure.name
+
+
+@pytest.mark.parametrize(
+    "folder", [f for f in FOLDERS if (f / "report.html").exists()], ids=name_of
+)
+def test_the_report_follows_from_the_records(folder: Path, call: Cli, tmp_path: Path) -> None:
+    """Every word and number of `report.html` is one that `report` would write."""
+    call("report", "--results", folder, "--out", tmp_path / "report.html")
+    assert words(folder / "report.html") == words(tmp_path / "report.html")
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 def test_what_is_not_glues_own_data_is_marked(folder: Path) -> None:
     """In the table itself, not only in a text beside it."""
@@ -78,6 +98,13 @@ def test_the_readme_shows_cells_of_the_published_table() -> None:
     assert len(shown) == len(full)
     for method, cells in shown.items():
         assert {name: full[method][name] for name in cells} == cells
+
+
+def words(page: Path) -> list[str]:
+    """Return the text between the tags of an SVG or HTML file, without its style sheets."""
+    text = re.sub(r"(?s)<style.*?</style>|<metadata.*?</metadata>", "", page.read_text("utf-8"))
+    found = [text.strip() for text in re.findall(r">([^<]+)<", text)]
+    return [text for text in found if text]
 
 
 def markdown_tables(page: Path) -> list[dict[str, dict[str, str]]]:
