@@ -454,6 +454,13 @@ def test_nothing_to_show_says_how_to_make_a_run(records: list[RunRecord]) -> Non
         build_tables(records)
 
 
+def test_only_trials_is_said() -> None:
+    """Finished trials are no results, so the message does not count them as such."""
+    trials = [make_record(seed=seed).model_copy(update={"holdout": 0.1}) for seed in (0, 1)]
+    with pytest.raises(UserError, match=r"2 finished trials on held-out .* no run has been chosen"):
+        build_tables(trials)
+
+
 def test_unknown_task_is_named() -> None:
     """A record of a task that this version does not know is the user's to sort out."""
     record = make_record().model_copy(update={"task": "mprc"})

@@ -532,6 +532,8 @@ def test_tables_from_the_command_line(
     assert isinstance(call("table", "--json").json, dict | list)
     assert call("table", "--format", "md", "--out", "scores.md").out == ""
     assert "| lora" in (tmp_path / "scores.md").read_text()
+    for other, name in (("markdown", "md"), ("tex", "latex")):
+        assert call("table", "--format", other).out == call("table", "--format", name).out
     assert "cannot be written" in call("table", "--out", "no/such/folder.md").error
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from spafit_bench.analysis.compare import _read_answers
 from spafit_bench.base.errors import DamagedError, UnreadableError, UserError
+from spafit_bench.data.custom_tasks import TaskDefinition
 from spafit_bench.export.model_card import _command
 from spafit_bench.results.cleanup import leftovers, remove
 from spafit_bench.results.locks import RunLocks
@@ -303,6 +304,33 @@ def test_numbers_that_json_does_not_have(store: Store) -> None:
     (folder / "record.json").write_text(text)
     seal(folder)
     assert store.find("odd") is not None, "older records have NaN"
+
+
+def test_a_record_of_a_task_with_an_infinite_range(store: Store, call: Cli) -> None:
+    """Older versions took such a range: the record loads, and every JSON of it is standard."""
+    definition = TaskDefinition.model_validate(
+        {"name": "length", "text": ["text"], "range": [-1.0, 1.0], "metrics": ["pearson"]}
+    )
+    run = make_record("stsb").model_copy(
+        update={"task": "length", "run_id": "length-run", "task_definition": definition}
+    )
+    folder = store.save(run, {})
+    body = json.loads((folder / "record.json").read_text())
+    body["task_definition"]["range"] = [float("-inf"), float("inf")]
+    (folder / "record.json").write_text(json.dumps(body))
+    seal(folder)
+    assert "Infinity" in (folder / "record.json").read_text()
+    loaded = store.find("length-run")
+    assert loaded is not None
+    assert loaded.task_facts.label_range == (float("-inf"), float("inf"))
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    for command in (("show", "length-run"), ("table",), ("list", "runs")):
+        answer = call(*command, "--results", store.root, "--json")
+        assert answer.code == 0, answer.err
+        json.loads(answer.out, parse_constant=refuse)
 
 
 # A group shares a folder

@@ -14,6 +14,7 @@ from spafit_bench.models.encoding import load_tokenizer
 from spafit_bench.training import run as run_module
 from spafit_bench.training import token_cache
 from tests.conftest import Answer, Cli
+from tests.support.models import save_checkpoint
 
 
 @pytest.fixture
@@ -142,3 +143,29 @@ def test_an_untouched_copy_is_the_same_checkpoint(
 
     monkeypatch.setattr(run_module, "train", meddling)
     assert run("mrpc").json["status"] == "done"
+
+
+def test_weights_changed_before_the_prefix_is_kept(
+    call: Cli, tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs of other weights never enter the cache under the key of the recorded ones."""
+    monkeypatch.setenv("SPAFIT_BENCH_CACHE_DIR", str(tmp_path / "cache"))
+    model = save_checkpoint(tmp_path / "four", "bert", form="base", num_layers=4)
+    original = (model / "model.safetensors").read_bytes()
+    build = run_module.build_model
+
+    def meddling(prepared: object) -> object:
+        built = build(prepared)  # type: ignore[arg-type]
+        other_weights(model)
+        return built
+
+    flags = ("--task", "mrpc", "--method", "spafit", "--model", model, "--data", data)
+    flags = (*flags, "--epochs", 1, "--limit", 8, "--max-length", 32, "--cache-prefix", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "build_model", meddling)
+        answer = call("run", *flags)
+    assert answer.code == 1
+    assert "the weights changed" in answer.json["reason"]
+    assert not list((tmp_path / "cache" / "prefixes").glob("*.arrays"))
+    (model / "model.safetensors").write_bytes(original)
+    assert call("run", *flags).json["status"] == "done"

@@ -71,6 +71,12 @@ def _nothing_to_show(records: Sequence[RunRecord]) -> str:
     remedy = "make one with `spafit-bench run --task mrpc --method spafit --preset smoke`"
     if not records:
         return f"there are no runs to make a table of: {remedy}"
+    if trials := sum(r.status == "done" and r.holdout is not None for r in records):
+        return (
+            f"there are {trials} finished trials on held-out training data, but no run has been "
+            "chosen from them, so there is no table to make: run the sweep again, with other "
+            "values if every trial collapsed"
+        )
     counts = Counter(record.status for record in records)
     found = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     return f"no run has finished, so there is no table to make (found: {found}): {remedy}"
