@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
 from spafit_bench.models.fused import native
-from spafit_bench.models.fused.dropout import Dropout, draw_seed
-from spafit_bench.models.fused.kernels import Kernels, plus
+from spafit_bench.models.fused.kernels import Dropout, Kernels, draw_seed, plus
 from spafit_bench.models.numerics import Numerics, has_bf16_instructions
 from spafit_bench.models.ragged import Ragged
 from tests.conftest import REPOSITORY
@@ -137,19 +136,19 @@ def test_split_and_join(
     layout = layout_of(lengths)
     x = random(layout.num_rows, count * WIDTH)
     bias = random(count * WIDTH, seed=1).float() if biased else None
-    apart = kernels.split(x, bias, layout, HEADS, count, scale=scale)
-    expected = Kernels().split(x, bias, layout, HEADS, count, scale=scale)
+    apart = kernels.split(x, bias, layout, HEADS, count, scale)
+    expected = Kernels().split(x, bias, layout, HEADS, count, scale)
     torch.testing.assert_close(real(layout, apart), real(layout, expected), **EXACT)
     num_places = count * WIDTH * layout.num_tokens
     assert apart.count_nonzero() == real(layout, apart).count_nonzero() <= num_places
-    together = kernels.join(apart, layout, scale=1 / scale)
-    expected = Kernels().join(apart.clone(), layout, scale=1 / scale)
+    together = kernels.join(apart, layout, 1 / scale)
+    expected = Kernels().join(apart.clone(), layout, 1 / scale)
     torch.testing.assert_close(together, expected, **EXACT)
     tokens = layout.num_tokens
     torch.testing.assert_close(together[:tokens], plus(x[:tokens], bias), **EXACT)
     assert not together[tokens:].any()
-    (gradient,) = kernels.split_gradient(x[:, :WIDTH], layout, HEADS, scale=0.5)[None]
-    expected = Kernels().split_gradient(_zero_past(x[:, :WIDTH], tokens), layout, HEADS, scale=0.5)
+    (gradient,) = kernels.split_gradient(x[:, :WIDTH], layout, HEADS, 0.5)[None]
+    expected = Kernels().split_gradient(_zero_past(x[:, :WIDTH], tokens), layout, HEADS, 0.5)
     torch.testing.assert_close(gradient, expected, **EXACT)
 
 
@@ -172,8 +171,8 @@ def test_softmax_and_its_gradient(kernels: Kernels, lengths: list[int], queries:
     keys = (torch.arange(layout.length) < own[:, None])[:, None, :]
     masked = scores.double().masked_fill(~keys, -torch.inf).requires_grad_()
     expected = masked.softmax(-1)
-    probabilities, kept = kernels.softmax(scores.clone(), layout, None)
-    assert kernels.dropped(kept) is probabilities
+    probabilities, again, backward = kernels.softmax(scores.clone(), layout, None)
+    assert again() is probabilities
     asked = torch.arange(asking) < (own[:, None] if queries == "all" else 1)
     wanted = expected.detach() * asked[..., None]
     torch.testing.assert_close(probabilities.double(), wanted, **ROUNDED)
@@ -183,7 +182,7 @@ def test_softmax_and_its_gradient(kernels: Kernels, lengths: list[int], queries:
     (expected_gradient,) = torch.autograd.grad(
         expected, masked, gradient.double() * asked[..., None]
     )
-    found = kernels.softmax_backward(gradient.clone(), layout, kept)
+    found = backward(gradient.clone())
     wanted = expected_gradient.nan_to_num()
     torch.testing.assert_close(found.double(), wanted, rtol=0.02, atol=6e-3)
     assert found.double().sub(wanted).norm() < 0.01 * wanted.norm() + 1e-9
@@ -198,12 +197,13 @@ def test_dropout_of_probabilities(kernels: Kernels, queries: str, longest: int) 
     asking = 1 if queries == "first" else layout.length
     scores = random(layout.size * HEADS, asking, layout.length)
     torch.manual_seed(5)
-    after, kept = kernels.softmax(scores.clone(), layout, dropout)
+    before = scores.clone()  # overwritten with the probabilities before dropout
+    after, again, backward = kernels.softmax(before, layout, dropout)
     torch.manual_seed(5)
     torch.testing.assert_close(kernels.softmax(scores.clone(), layout, dropout)[0], after, **EXACT)
-    assert kernels.dropped(kept) is after
-    there, dropped = kept.before != 0, (kept.before != 0) & (after == 0)
-    assert torch.equal(after[~dropped], kept.before[~dropped])
+    assert again() is after
+    there, dropped = before != 0, (before != 0) & (after == 0)
+    assert torch.equal(after[~dropped], before[~dropped])
     _is_a_tenth(dropped[there])
     for axis in range(3):  # pairs of sequence and head, queries, keys: no two draw the same
         for shift in (1, 2) if dropped.shape[axis] > 2 else ():
@@ -211,9 +211,9 @@ def test_dropout_of_probabilities(kernels: Kernels, queries: str, longest: int) 
             _is_a_tenth(beside[dropped & there.roll(shift, axis)])
 
     gradient = random(*scores.shape, seed=1)
-    p, g = kept.before.double(), gradient.double() * (after != 0)
+    p, g = before.double(), gradient.double() * (after != 0)
     expected = p * (g - (g * p).sum(-1, keepdim=True))
-    found = kernels.softmax_backward(gradient.clone(), layout, kept)
+    found = backward(gradient.clone())
     torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=2**-11)
 
 
@@ -232,10 +232,10 @@ def test_dropout_does_not_depend_on_threads(kernels: Kernels) -> None:
         torch.set_num_threads(number)
         torch.manual_seed(1)
         with torch.no_grad():
-            after, _ = kernels.softmax(scores.clone(), layout, dropout)
-            given = (stream.clone(), branch, None, norm, dropout)
-            *_, kept = kernels.add_norm(*given, differentiable=True)
-        found.append((after, kept.z))
+            after, *_ = kernels.softmax(scores.clone(), layout, dropout)
+            z = stream.clone()  # overwritten with the sum
+            kernels.add_norm(z, branch, None, norm, dropout, differentiable=True)
+        found.append((after, z))
     torch.set_num_threads(before)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], **EXACT)
@@ -264,8 +264,8 @@ def test_what_is_dropped_is_what_philox_says(kernels: Kernels) -> None:
     torch.manual_seed(3)
     ones = torch.ones(rows, width, dtype=torch.bfloat16)
     with torch.no_grad():
-        zeros, norm = torch.zeros(rows, width), nn.LayerNorm(width)
-        z = kernels.add_norm(zeros, ones, None, norm, dropout, differentiable=True)[2].z
+        z, norm = torch.zeros(rows, width), nn.LayerNorm(width)
+        kernels.add_norm(z, ones, None, norm, dropout, differentiable=True)
     for row in range(rows):
         numbers: list[int] = []
         for group in range(0, 24, 8):
@@ -294,9 +294,10 @@ def test_add_norm_and_its_gradients(
         stream, branch = random(rows, width).float(), random(rows, width, seed=1)
         bias = random(width, seed=4).float() * 0.777 if biased else None  # no sum with it is zero
         rest = (branch, bias, norm, dropout)
-        y, low, kept = kernels.add_norm(stream.clone(), *rest, differentiable=True)
+        z = stream.clone()
+        y, low, backward = kernels.add_norm(z, *rest, differentiable=True)
     whole = branch.float() + (0 if bias is None else bias)
-    added = kept.z - stream
+    added = z - stream
     mask = (added != 0) | (whole == 0) if dropout else torch.ones_like(added, dtype=torch.bool)
     scale = dropout.scale if dropout else 1.0
 
@@ -314,19 +315,17 @@ def test_add_norm_and_its_gradients(
 
     gradient, more = random(rows, width, seed=2).float(), random(rows, width, seed=3)
     with torch.no_grad():
-        found = kernels.add_norm_backward(gradient, more, norm, kept, torch.bfloat16)
+        found_stream, found_branch, found_norm, sums = backward(gradient, more)
     parameters = (*inputs, exact.weight, exact.bias)
     of_stream, of_branch, *of_norm = torch.autograd.grad(
         expected, parameters, gradient.double() + more.double()
     )
-    torch.testing.assert_close(found.stream.double(), of_stream, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(found.branch.double(), of_branch, rtol=0.01, atol=1e-3)
-    torch.testing.assert_close([g.double() for g in found.norm], of_norm, rtol=1e-4, atol=1e-3)
-    assert found.branch_sums is not None
-    torch.testing.assert_close(
-        found.branch_sums.double(), of_branch.sum(0), rtol=1e-3, atol=1e-4 * rows
-    )
-    assert torch.equal(found.branch != 0, mask & (found.branch != 0))
+    torch.testing.assert_close(found_stream.double(), of_stream, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found_branch.double(), of_branch, rtol=0.01, atol=1e-3)
+    torch.testing.assert_close([g.double() for g in found_norm], of_norm, rtol=1e-4, atol=1e-3)
+    assert sums is not None
+    torch.testing.assert_close(sums.double(), of_branch.sum(0), rtol=1e-3, atol=1e-4 * rows)
+    assert torch.equal(found_branch != 0, mask & (found_branch != 0))
 
 
 @compiled
@@ -339,8 +338,8 @@ def test_dropout_of_a_branch_has_its_rate_and_no_pattern(kernels: Kernels) -> No
 
     def drawn() -> Tensor:
         with torch.no_grad():
-            zeros = torch.zeros(rows, width)
-            z = kernels.add_norm(zeros, ones, None, norm, dropout, differentiable=True)[2].z
+            z = torch.zeros(rows, width)
+            kernels.add_norm(z, ones, None, norm, dropout, differentiable=True)
         assert set(z.unique().tolist()) == {0.0, torch.tensor(dropout.scale).item()}
         return (z == 0).double()
 
@@ -365,12 +364,12 @@ def test_gelu_and_its_gradient(kernels: Kernels) -> None:
     expected = F.gelu(exact)
     expected.sum().backward()
     assert exact.grad is not None
-    y, kept = kernels.gelu(u.clone(), None, differentiable=True, output_needed=True)
+    y, same, backward = kernels.gelu(u.clone(), None, differentiable=True, output_needed=True)
     torch.testing.assert_close(y.double(), expected.detach(), rtol=2**-8, atol=1e-7)
-    assert kept.kept is not None
-    torch.testing.assert_close(kept.kept.double(), exact.grad, rtol=2**-8, atol=2e-7)
-    assert kernels.activated(kept) is y
-    again, _ = kernels.gelu(u.clone(), None, differentiable=False, output_needed=False)
+    slope, _ = backward(torch.ones_like(u))
+    torch.testing.assert_close(slope.double(), exact.grad, rtol=2**-8, atol=2e-7)
+    assert same() is y
+    again, *_ = kernels.gelu(u.clone(), None, differentiable=False, output_needed=False)
     torch.testing.assert_close(again, y, **EXACT)
 
     bias = random(2667, seed=1).float()
@@ -378,22 +377,22 @@ def test_gelu_and_its_gradient(kernels: Kernels) -> None:
     wanted = F.gelu(moved)
     wanted.sum().backward()
     wanted = wanted.detach()
-    y, biased = kernels.gelu(u.clone(), bias, differentiable=True, output_needed=False)
+    y, _, biased = kernels.gelu(u.clone(), bias, differentiable=True, output_needed=False)
     torch.testing.assert_close(y.double(), wanted, rtol=2**-8, atol=2e-7)
-    assert biased.kept is not None
     assert moved.grad is not None
-    torch.testing.assert_close(biased.kept.double(), moved.grad, rtol=2**-8, atol=2e-6)
-    theirs, _ = Kernels().gelu(u, bias, differentiable=False, output_needed=False)
+    slope, _ = biased(torch.ones_like(u))
+    torch.testing.assert_close(slope.double(), moved.grad, rtol=2**-8, atol=2e-6)
+    theirs, *_ = Kernels().gelu(u, bias, differentiable=False, output_needed=False)
     torch.testing.assert_close(theirs.double(), wanted, rtol=2**-6, atol=2**-7)
 
     gradient = random(25, 2667)
-    found, sums = kernels.gelu_backward(gradient.clone(), kept)
+    found, sums = backward(gradient.clone())
     wanted = gradient.double() * exact.grad
     torch.testing.assert_close(found.double(), wanted, rtol=2**-7, atol=1e-6)
     assert sums is not None
     torch.testing.assert_close(sums.double(), wanted.sum(0), rtol=1e-2, atol=1e-2)
-    _, theirs = Kernels().gelu(u, None, differentiable=True, output_needed=True)
-    found, none = Kernels().gelu_backward(gradient.clone(), theirs)
+    *_, backward = Kernels().gelu(u, None, differentiable=True, output_needed=True)
+    found, none = backward(gradient.clone())
     torch.testing.assert_close(found.double(), wanted, rtol=2**-7, atol=1e-6)
     assert none is None
 
@@ -425,14 +424,14 @@ def test_what_is_not_finite_stays_visible(kernels: Kernels, value: float) -> Non
     assert y[4].isfinite().all()
     scores = random(layout.size * HEADS, layout.length, layout.length)
     scores[0, 2, 4] = value
-    probabilities, _ = kernels.softmax(scores, layout, None)
+    probabilities, *_ = kernels.softmax(scores, layout, None)
     assert probabilities[0, 2, :20].isnan().any()
     assert probabilities[0, 3].isfinite().all()
-    y, _ = kernels.gelu(branch.clone(), None, differentiable=False, output_needed=False)
+    y, *_ = kernels.gelu(branch.clone(), None, differentiable=False, output_needed=False)
     assert y[3, 5].isnan() or y[3, 5] == value
     far = torch.full((layout.size * HEADS, 1, layout.length), -1e30, dtype=torch.bfloat16)
     far[:, :, 2] = 1e30
-    one, _ = kernels.softmax(far, layout, None)
+    one, *_ = kernels.softmax(far, layout, None)
     assert one[0, 0, :4].tolist() == [0, 0, 1, 0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,79 +15,32 @@ from spafit_bench.methods.architectures import get_architecture
 from spafit_bench.methods.plan import Plan
 from spafit_bench.models.encoding import Batch
 from spafit_bench.models.fused.block import Block
-from spafit_bench.models.fused.dropout import Dropout
+from spafit_bench.models.fused.kernels import Dropout
 from spafit_bench.models.fused.maps import FusedMap
 from spafit_bench.models.fused.native import choose_kernels
 from spafit_bench.models.numerics import Numerics
 
-Head = Callable[[Any, Tensor], Tensor]
-"""A model and its first tokens, (size, hidden), to logits, (size, num_outputs)."""
-
-
-def _bert_head(model: Any, first: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(model.dropout(model.bert.pooler(first[:, None])))
-    return logits
-
-
-def _first_token_head(model: Any, first: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(first[:, None])
-    return logits
-
-
-def _distilbert_head(model: Any, first: Tensor) -> Tensor:
-    logits: Tensor = model.classifier(model.dropout(F.relu(model.pre_classifier(first))))
-    return logits
-
-
-_HEADS: dict[str, Head] = {
-    "bert": _bert_head,
-    "roberta": _first_token_head,
-    "camembert": _first_token_head,
-    "xlm-roberta": _first_token_head,
-    "electra": _first_token_head,
-    "distilbert": _distilbert_head,
-}
-
-
-_COMPUTED = frozenset(
-    [
-        *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
-        *("intermediate_size", "hidden_act", "hidden_dropout_prob", "layer_norm_eps"),
-        *("attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size"),
-        *("initializer_range", "pad_token_id", "classifier_dropout", "embedding_size"),
-        *("summary_activation", "summary_last_dropout", "summary_type", "summary_use_proj"),
-        *("activation", "attention_dropout", "dim", "dropout", "hidden_dim", "n_heads"),
-        *("n_layers", "qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds"),
-    ]
-)
+_FAMILIES = ("bert", "roberta", "camembert", "xlm-roberta", "electra", "distilbert")
+_COMPUTED = """
+    vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size hidden_act
+    hidden_dropout_prob layer_norm_eps attention_probs_dropout_prob max_position_embeddings
+    type_vocab_size initializer_range pad_token_id classifier_dropout embedding_size
+    summary_activation summary_last_dropout summary_type summary_use_proj activation
+    attention_dropout dim dropout hidden_dim n_heads n_layers qa_dropout seq_classif_dropout
+    sinusoidal_pos_embds
+"""
 """Keys of a `config.json` that the fast engine computes with, in the families that have them."""
-_METADATA = frozenset(
-    [
-        *("_name_or_path", "_commit_hash", "_num_labels", "architectures", "model_type"),
-        *("transformers_version", "dtype", "torch_dtype", "id2label", "label2id", "num_labels"),
-        *("finetuning_task", "task_specific_params", "problem_type", "bos_token_id"),
-        *("eos_token_id", "sep_token_id", "cls_token_id", "mask_token_id", "unk_token_id"),
-        *("language", "tie_word_embeddings", "tie_weights_", "use_cache", "output_past"),
-        *("gradient_checkpointing", "torchscript", "output_attentions", "output_hidden_states"),
-        *("return_dict", "chunk_size_feed_forward", "directionality", "pooler_fc_size"),
-        *("pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head"),
-        *("pooler_type", "position_embedding_type"),
-    ]
-)
-"""Keys that leave the logits alone. With any other key that differs from the family's default the
-forward pass may be another one, so the plain engine computes it."""
-
-
-def _unknown_key(config: Mapping[str, Any]) -> str | None:
-    """Return `key = value` of the first key that may change the forward pass unnoticed."""
-    from transformers import AutoConfig
-
-    usual = AutoConfig.for_model(str(config["model_type"])).to_dict()
-    for key, value in config.items():
-        known = key in _METADATA or (key in _COMPUTED and key in usual)
-        if not known and value not in (None, [], {}) and value != usual.get(key):
-            return f"{key} = {json.dumps(value)}"
-    return None
+_METADATA = """
+    _name_or_path _commit_hash _num_labels architectures model_type transformers_version dtype
+    torch_dtype id2label label2id num_labels finetuning_task task_specific_params problem_type
+    bos_token_id eos_token_id sep_token_id cls_token_id mask_token_id unk_token_id language
+    tie_word_embeddings tie_weights_ use_cache output_past gradient_checkpointing torchscript
+    output_attentions output_hidden_states return_dict chunk_size_feed_forward directionality
+    pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type
+    position_embedding_type
+"""
+"""Keys that do not change the logits. Any other key that differs from the family's default may
+change the forward pass, so the plain engine computes it."""
 
 
 def why_not_fused(config: Mapping[str, Any], plan: Plan) -> str | None:
@@ -97,16 +50,22 @@ def why_not_fused(config: Mapping[str, Any], plan: Plan) -> str | None:
         config: the checkpoint's `config.json`.
         plan: what trains.
     """
+    from transformers import AutoConfig
+
     kind = str(config.get("model_type"))
-    if kind not in _HEADS:
+    if kind not in _FAMILIES:
         return f"the fast engine does not support {kind}"
     activation = config.get("activation" if kind == "distilbert" else "hidden_act", "gelu")
     if activation != "gelu":
         return f"the fast engine does not support the activation {activation!r}"
     if config.get("position_embedding_type", "absolute") != "absolute":
         return "the fast engine does not support relative positions"
-    if key := _unknown_key(config):
-        return f"the fast engine does not know what {key:.80} in config.json changes"
+    usual = AutoConfig.for_model(kind).to_dict()
+    for key, value in config.items():
+        known = key in _METADATA.split() or (key in _COMPUTED.split() and key in usual)
+        if not known and value not in (None, [], {}) and value != usual.get(key):
+            what = f"{key} = {json.dumps(value)}"
+            return f"the fast engine does not know what {what:.80} in config.json changes"
     loras = [tensor.lora for tensor in plan.tensors if tensor.lora is not None]
     if any(lora.dora for lora in loras):
         return "the fast engine does not support DoRA"
@@ -135,50 +94,44 @@ class FusedEncoder:
         """
         self.model, self.numerics, self.prefix_layers = model, numerics, prefix_layers
         config = model.config
-        self.row = get_architecture(config.model_type)
-        self.embeddings = model.get_submodule(self.row.embeddings[0])
-        is_distilbert = config.model_type == "distilbert"
-        hidden = config.dropout if is_distilbert else config.hidden_dropout_prob
-        self.dropout = Dropout.of(hidden)
+        self.kind = config.model_type
+        row = get_architecture(self.kind)
+        self.embeddings = model.get_submodule(row.embeddings[0])
+        if self.kind == "distilbert":
+            hidden, attention = config.dropout, config.attention_dropout
+        else:
+            hidden, attention = config.hidden_dropout_prob, config.attention_probs_dropout_prob
+        self.dropout, attention_dropout = Dropout.of(hidden), Dropout.of(attention)
         self.kernels = choose_kernels(numerics)
-        layers = list(model.get_submodule(self.row.layers).children())
-        self.blocks = [self._block(layer, layer is layers[-1]) for layer in layers]
+        paths = {matrix.name: matrix.module for matrix in row.matrices}
+        layers = list(model.get_submodule(row.layers).children())
+
+        def fuse(layer: nn.Module, *names: str) -> FusedMap:
+            linears: list[Any] = [layer.get_submodule(paths[name]) for name in names]
+            return FusedMap(linears, numerics.dtype, self.kernels)
+
+        def block(layer: nn.Module) -> Block:
+            norms: list[Any] = [layer.get_submodule(norm.module) for norm in row.norms]
+            return Block(
+                qkv=fuse(layer, "query", "key", "value"),
+                attention_output=fuse(layer, "attention_output"),
+                intermediate=fuse(layer, "intermediate"),
+                output=fuse(layer, "output"),
+                attention_norm=norms[0],
+                output_norm=norms[1],
+                num_heads=config.num_attention_heads,
+                attention_output_dropout=None if self.kind == "distilbert" else self.dropout,
+                output_dropout=self.dropout,
+                attention_dropout=attention_dropout,
+                kernels=self.kernels,
+                first_token_only=layer is layers[-1],
+            )
+
+        self.blocks = [block(layer) for layer in layers]
         self.projection = getattr(model.base_model, "embeddings_project", None)
         padding = int(config.pad_token_id or 0)
-        self.first_position = padding + 1 if self.row.reserves_positions else 0
+        self.first_position = padding + 1 if row.reserves_positions else 0
         self.refresh()
-
-    def _block(self, layer: nn.Module, is_last: bool) -> Block:
-        paths = {matrix.name: matrix.module for matrix in self.row.matrices}
-
-        def fuse(*names: str) -> FusedMap:
-            linears = [layer.get_submodule(paths[name]) for name in names]
-            adds_bias = not self.kernels.takes_bias
-            return FusedMap(linears, self.numerics.dtype, adds_bias=adds_bias)  # type: ignore[arg-type]
-
-        attention_norm, output_norm = (layer.get_submodule(n.module) for n in self.row.norms)
-        assert isinstance(attention_norm, nn.LayerNorm)
-        assert isinstance(output_norm, nn.LayerNorm)
-        config = self.model.config
-        is_distilbert = config.model_type == "distilbert"
-        probability = (
-            config.attention_dropout if is_distilbert else config.attention_probs_dropout_prob
-        )
-        drops_both = not is_distilbert  # which has no dropout after attention
-        return Block(
-            qkv=fuse("query", "key", "value"),
-            attention_output=fuse("attention_output"),
-            intermediate=fuse("intermediate"),
-            output=fuse("output"),
-            attention_norm=attention_norm,
-            output_norm=output_norm,
-            num_heads=config.num_attention_heads,
-            attention_output_dropout=self.dropout if drops_both else Dropout.of(0.0),
-            output_dropout=self.dropout,
-            attention_dropout=Dropout.of(probability),
-            kernels=self.kernels,
-            first_token_only=is_last,
-        )
 
     def refresh(self) -> None:
         """Merge the adapters again, because parameters have changed."""
@@ -197,7 +150,16 @@ class FusedEncoder:
         for block in self.blocks[self.prefix_layers :]:
             x, low = block(x, low, batch.layout, training=training)
         with self.numerics.autocast():
-            return _HEADS[self.model.config.model_type](self.model, x).float()
+            return self._head(x).float()
+
+    def _head(self, first: Tensor) -> Tensor:
+        """Apply the model's own head to the first tokens, (size, hidden)."""
+        model: Any = self.model
+        if self.kind == "bert":
+            return model.classifier(model.dropout(model.bert.pooler(first[:, None])))
+        if self.kind == "distilbert":
+            return model.classifier(model.dropout(F.relu(model.pre_classifier(first))))
+        return model.classifier(first[:, None])
 
     @torch.no_grad()
     def prefix(self, batch: Batch) -> Tensor:
@@ -219,7 +181,7 @@ class FusedEncoder:
             inputs["token_type_ids"] = batch.token_type_ids[None]
         self.embeddings.eval()  # its own dropout is slow
         x: Tensor = self.embeddings(**inputs)[0]
-        if training:
+        if training and self.dropout:
             x = self.dropout(x)
         if self.projection is None:
             return x

@@ -1,69 +1,99 @@
 """Everything that a block computes between its matrix products.
 
 `Kernels` uses PyTorch's operations and works on every device and in every precision. `native.py`
-has the same in C for bf16 on a CPU.
+has the same in C for bf16 on a CPU. A computation with a gradient also returns `backward`, which
+holds the values that the gradient needs. It may be called once, and may overwrite its arguments.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (torch's own custom)
 
-from spafit_bench.models.fused.dropout import Dropout, keep, keep_
 from spafit_bench.models.ragged import Ragged
 
+Again = Callable[[], Tensor]
+"""Returns a result of the forward pass once more, stored or computed again."""
+NormGradients = tuple[Tensor, Tensor, list[Tensor], Tensor | None]
+"""Gradients of `norm(stream + dropout(branch))`: of the stream, (num_rows, hidden) fp32; of the
+branch, in the compute precision; of the norm's weight and bias, if they train; and the branch's
+summed over rows, (hidden,), if the kernel has it for free."""
 
-@dataclass(frozen=True)
-class Normed:
-    """Values that the gradient of `norm(stream + dropout(branch))` needs."""
-
-    z: Tensor
-    """(num_rows, hidden) fp32: the input of the norm, if there will be gradients. The first reader
-    may overwrite it."""
-    mean: Tensor
-    inverse_deviation: Tensor
-    dropout: Dropout | None
-    dropped: Tensor | int | None
-    """The dropout mask, or the seed that draws it again."""
+_STEPS = 1 << 15
+_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
-class Probabilities:
-    """Values that the gradient of softmax with dropout needs; each has the shape of the scores."""
+class Dropout:
+    """Drops elements with a probability and scales the rest, from 16 random bits an element.
 
-    before: Tensor
-    """Probabilities before dropout."""
-    after: Tensor | None = None
-    """Probabilities after dropout, unscaled, if they are stored."""
-    mask: Tensor | None = None
-    """The dropout mask, if that is stored instead. Without both, nothing was dropped."""
+    `bernoulli_` takes a quarter of a training step on a CPU. Here 64 random bits decide four
+    elements. Dropping is a bitwise AND with a mask of all ones or all zeros, which works for any
+    float type.
+    """
+
+    threshold: int
+    """An element is kept if its random 15-bit number is below this."""
+
+    @classmethod
+    def of(cls, probability: float) -> Dropout | None:
+        """Round a probability to a multiple of 2^-15, never to 1; None if nothing is dropped."""
+        threshold = max(1, round((1 - probability) * _STEPS))
+        return cls(threshold) if threshold < _STEPS else None
+
+    @property
+    def scale(self) -> float:
+        """Factor of the remaining elements, exact, so that the expectation is unchanged."""
+        return _STEPS / self.threshold
+
+    def draw(self, like: Tensor) -> Tensor:
+        """Draw a mask from torch's global generator: int16 in the shape of `like`; -1 keeps."""
+        words = _random_words((like.numel() + 3) // 4, like.device)
+        bits = words.view(torch.int16)[: like.numel()]
+        bits = bits.bitwise_and_(_STEPS - 1).sub_(self.threshold).bitwise_right_shift_(15)
+        return bits.view(like.shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Drop and scale, as a differentiable operation."""
+        return x * self.draw(x).to(x.dtype).mul_(-self.scale)
 
 
-@dataclass(frozen=True)
-class Activation:
-    """Values that the gradient of GELU needs."""
+def _random_words(count: int, device: torch.device) -> Tensor:
+    """Draw 64-bit words, (count,) int64.
 
-    output: Tensor | None
-    """(num_rows, width), if it is stored instead of being computed again."""
-    kept: Tensor | None
-    """(num_rows, width): the slope or the input; None without gradients."""
+    On a CPU a fast generator draws them. torch's generator seeds it each time, so the state that a
+    snapshot stores determines all of them.
+    """
+    if device.type != "cpu":
+        words = torch.empty(count, dtype=torch.int64, device=device)
+        return words.random_(-(2**63), None)
+    return torch.from_numpy(np.random.SFC64(draw_seed()).random_raw(count).view(np.int64))
 
 
-@dataclass(frozen=True)
-class NormGradients:
-    """Gradients of `norm(stream + dropout(branch))`."""
+def draw_seed() -> int:
+    """Draw 63 bits from torch's global generator of the CPU."""
+    return int(torch.empty(1, dtype=torch.int64).random_(0, None).item())
 
-    stream: Tensor
-    """(num_rows, hidden) fp32."""
-    branch: Tensor
-    """(num_rows, hidden) in the compute precision."""
-    norm: list[Tensor]
-    """Gradients of the norm's weight and bias, if they train."""
-    branch_sums: Tensor | None
-    """(hidden,): the branch's gradient summed over rows, if the kernel has it for free."""
+
+def keep(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Set dropped elements to zero, without scaling the others."""
+    if mask is None:
+        return x
+    integers = _INTEGER[x.element_size()]
+    return (x.view(integers) & mask.to(integers)).view(x.dtype)
+
+
+def keep_(x: Tensor, mask: Tensor | None) -> Tensor:
+    """`keep` in place."""
+    if mask is not None:
+        integers = _INTEGER[x.element_size()]
+        x.view(integers).bitwise_and_(mask.to(integers))
+    return x
 
 
 def plus(x: Tensor, bias: Tensor | None) -> Tensor:
@@ -72,127 +102,91 @@ def plus(x: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class Kernels:
-    """The computations in PyTorch."""
+    """The computations in PyTorch. `bias` is always the one that the product left out, or None."""
 
     name = "torch"
     takes_bias = False
     """Whether products leave their fp32 bias to the next kernel, which adds it for free."""
 
     def split(
-        self,
-        x: Tensor,
-        bias: Tensor | None,
-        layout: Ragged,
-        num_heads: int,
-        count: int,
-        *,
-        scale: float = 1.0,
+        self, x: Tensor, bias: Tensor | None, layout: Ragged, heads: int, count: int, scale: float
     ) -> Tensor:
         """Separate sequences and heads.
 
         Args:
             x: (num_rows, count * hidden), sequences end to end, parts side by side; may be
                 overwritten.
-            bias: the bias that the product left out.
+            bias: (count * hidden,).
             layout: where the sequences are; padding gets any finite values.
-            num_heads: heads of a part.
+            heads: heads of a part.
             count: parts.
             scale: factor of the first part.
 
         Returns:
-            (count, size * num_heads, length, head_size).
+            (count, size * heads, length, head_size).
         """
-        spread = layout.spread(plus(x, bias), zeros=False)
-        return self._split(spread, layout, num_heads, count, scale)
+        return _split(layout.spread(plus(x, bias), zeros=False), layout, heads, count, scale)
 
-    def split_gradient(self, x: Tensor, layout: Ragged, num_heads: int, *, scale: float) -> Tensor:
+    def split_gradient(self, x: Tensor, layout: Ragged, heads: int, scale: float) -> Tensor:
         """`split` with one part, padded with zeros."""
-        return self._split(layout.spread(x, zeros=True), layout, num_heads, 1, scale)[0]
+        return _split(layout.spread(x, zeros=True), layout, heads, 1, scale)[0]
 
-    def _split(self, x: Tensor, layout: Ragged, num_heads: int, count: int, scale: float) -> Tensor:
-        apart = x.view(layout.size, -1, count, num_heads, x.shape[1] // count // num_heads)
-        heads = apart.permute(2, 0, 3, 1, 4).contiguous()
-        if scale != 1:
-            heads[0].mul_(scale)
-        return heads.view(count, layout.size * num_heads, -1, heads.shape[-1])
+    def join(self, parts: Tensor, layout: Ragged, scale: float = 1.0) -> Tensor:
+        """Undo `split`; `parts` may be overwritten.
 
-    def join(self, heads: Tensor, layout: Ragged, *, scale: float = 1.0) -> Tensor:
-        """Undo `split`; `heads` may be overwritten.
-
-        Padding rows get finite values, and zeros if the padding of `heads` is zero.
+        Padding rows get finite values, and zeros if the padding of `parts` is zero.
         """
         if scale != 1:
-            heads[0].mul_(scale)
-        count, pairs, length, head_size = heads.shape
-        apart = heads.view(count, layout.size, pairs // layout.size, length, head_size)
+            parts[0].mul_(scale)
+        count, pairs, length, head_size = parts.shape
+        apart = parts.view(count, layout.size, pairs // layout.size, length, head_size)
         return layout.gather(apart.permute(1, 3, 0, 2, 4).reshape(layout.size * length, -1))
 
     def softmax(
         self, scores: Tensor, layout: Ragged, dropout: Dropout | None
-    ) -> tuple[Tensor, Probabilities]:
+    ) -> tuple[Tensor, Again, Callable[[Tensor], Tensor]]:
         """Turn scores into probabilities over a sequence's own keys.
 
         Args:
-            scores: (size * num_heads, queries, length) in the compute precision; overwritten.
+            scores: (size * heads, queries, length) in the compute precision; overwritten.
             layout: where the sequences are; `queries` is `length`, or one for each sequence.
             dropout: of the probabilities.
 
         Returns:
-            Probabilities after dropout, not scaled, and what their gradient needs.
+            Probabilities after dropout, not scaled; the same again; and `backward`, from their
+            gradient to the one of the scores.
         """
         dtype, scores = scores.dtype, scores.float()
         if layout.key_mask is not None:
             masked = scores.view(layout.size, -1, scores.shape[1], layout.length)
             masked.add_(layout.key_mask)
-        probabilities = scores.softmax(-1).to(dtype)
-        mask = dropout.draw(probabilities) if dropout else None
-        return keep(probabilities, mask), Probabilities(probabilities, mask=mask)
+        before = scores.softmax(-1).to(dtype)
+        mask = dropout.draw(before) if dropout else None
 
-    def dropped(self, kept: Probabilities) -> Tensor:
-        """Return the first result of `softmax` once more."""
-        return keep(kept.before, kept.mask)
+        def backward(gradient: Tensor) -> Tensor:
+            gradient = keep_(gradient, mask)  # padding has probability 0, so its gradient is 0
+            return torch.ops.aten._softmax_backward_data(gradient, before, -1, gradient.dtype)
 
-    def softmax_backward(self, gradient: Tensor, layout: Ragged, kept: Probabilities) -> Tensor:
-        """Return the gradient of the scores.
-
-        Args:
-            gradient: of probabilities after dropout; overwritten.
-            layout: where the sequences are.
-            kept: of `softmax`.
-        """
-        del layout  # padding has probability 0, so its gradient is 0
-        gradient = keep_(gradient, kept.mask)
-        return torch.ops.aten._softmax_backward_data(gradient, kept.before, -1, gradient.dtype)
+        return keep(before, mask), lambda: keep(before, mask), backward
 
     def gelu(
         self, u: Tensor, bias: Tensor | None, *, differentiable: bool, output_needed: bool
-    ) -> tuple[Tensor, Activation]:
-        """Return GELU of `u` (num_rows, width), and the values that its gradient needs.
+    ) -> tuple[Tensor, Again, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
+        """Return GELU of `u`.
 
         Args:
-            u: the input; may be overwritten.
-            bias: the bias that the product left out.
+            u: (num_rows, width), the input; may be overwritten.
+            bias: (width,).
             differentiable: whether there will be gradients.
             output_needed: whether one of them needs the output.
+
+        Returns:
+            The output; the same again; and `backward`, from its gradient to the one of `u`, and
+            that summed over rows if the kernel has it for free.
         """
         del differentiable, output_needed
         u = plus(u, bias)
-        return F.gelu(u), Activation(None, u)
-
-    def activated(self, kept: Activation) -> Tensor:
-        """Return the first result of `gelu` once more."""
-        assert kept.kept is not None
-        return F.gelu(kept.kept)
-
-    def gelu_backward(self, gradient: Tensor, kept: Activation) -> tuple[Tensor, Tensor | None]:
-        """Return the gradient of `u`, and its column sums if the kernel has them for free.
-
-        Args:
-            gradient: of GELU of `u`; overwritten.
-            kept: of `gelu`.
-        """
-        assert kept.kept is not None
-        return torch.ops.aten.gelu_backward(gradient, kept.kept), None
+        return F.gelu(u), lambda: F.gelu(u), lambda g: (torch.ops.aten.gelu_backward(g, u), None)
 
     def add_norm(
         self,
@@ -203,59 +197,40 @@ class Kernels:
         dropout: Dropout | None,
         *,
         differentiable: bool,
-    ) -> tuple[Tensor, Tensor, Normed]:
+    ) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor | None], NormGradients]]:
         """Return `norm(stream + dropout(branch))`, in fp32 and in the compute precision.
 
         Args:
             stream: (num_rows, hidden) fp32; may be overwritten, so may `branch`.
             branch: (num_rows, hidden) in the compute precision.
-            bias: the bias that the product left out of the branch.
+            bias: (hidden,).
             norm: in fp32.
             dropout: of the branch.
-            differentiable: whether the `Normed` will be used.
+            differentiable: whether there will be gradients.
+
+        Returns:
+            Both results, and `backward`, from the gradient of the first, (num_rows, hidden) fp32,
+            and a second one to add, in the compute precision.
         """
         del differentiable
         branch = plus(branch, bias)
         mask = dropout.draw(branch) if dropout else None
-        z = torch.add(stream, keep_(branch, mask), alpha=dropout.scale if dropout else 1.0)
-        shape = list(norm.normalized_shape)
-        y, mean, deviation = torch.native_layer_norm(z, shape, norm.weight, norm.bias, norm.eps)
-        return y, y.to(branch.dtype), Normed(z, mean, deviation, dropout, mask)
+        scale, dtype, shape = dropout.scale if dropout else 1.0, branch.dtype, branch.shape[-1:]
+        z = torch.add(stream, keep_(branch, mask), alpha=scale)
+        y, *moments = torch.native_layer_norm(z, shape, norm.weight, norm.bias, norm.eps)
 
-    def add_norm_backward(
-        self,
-        gradient: Tensor,
-        more: Tensor | None,
-        norm: nn.LayerNorm,
-        kept: Normed,
-        dtype: torch.dtype,
-    ) -> NormGradients:
-        """Return the gradients of `add_norm`.
+        def backward(gradient: Tensor, more: Tensor | None) -> NormGradients:
+            gradient = gradient if more is None else gradient + more
+            wanted = [True, norm.weight.requires_grad, norm.bias.requires_grad]
+            of_stream, *own = torch.ops.aten.native_layer_norm_backward(
+                gradient, z, shape, *moments, norm.weight, norm.bias, wanted
+            )
+            of_branch = keep_(of_stream.to(dtype, copy=True), mask)
+            if dropout:
+                of_branch.mul_(scale)
+            return of_stream, of_branch, [g for g in own if g is not None], None
 
-        Args:
-            gradient: (num_rows, hidden) fp32, of its output.
-            more: a second gradient to add, in the compute precision.
-            norm: as in `add_norm`.
-            kept: of `add_norm`; may be overwritten.
-            dtype: the compute precision.
-        """
-        wanted = [True, norm.weight.requires_grad, norm.bias.requires_grad]
-        z, *own = torch.ops.aten.native_layer_norm_backward(
-            gradient if more is None else gradient + more,
-            kept.z,
-            list(norm.normalized_shape),
-            kept.mean,
-            kept.inverse_deviation,
-            norm.weight,
-            norm.bias,
-            wanted,
-        )
-        branch = z.to(dtype, copy=True)
-        if kept.dropout is not None:
-            assert not isinstance(kept.dropped, int)
-            keep_(branch, kept.dropped).mul_(kept.dropout.scale)
-        trained = [tensor for tensor, is_wanted in zip(own, wanted[1:], strict=True) if is_wanted]
-        return NormGradients(z, branch, trained, None)
+        return y, y.to(dtype), backward
 
     def column_sums(self, x: Tensor) -> Tensor:
         """Sum over rows: (num_rows, width) -> (width,)."""
@@ -264,3 +239,11 @@ class Kernels:
     def add_(self, x: Tensor, more: Tensor) -> Tensor:
         """Add `more`, in the compute precision, to `x`, fp32, in place."""
         return x.add_(more)
+
+
+def _split(x: Tensor, layout: Ragged, heads: int, count: int, scale: float) -> Tensor:
+    apart = x.view(layout.size, -1, count, heads, x.shape[1] // count // heads)
+    parts = apart.permute(2, 0, 3, 1, 4).contiguous()
+    if scale != 1:
+        parts[0].mul_(scale)
+    return parts.view(count, layout.size * heads, -1, parts.shape[-1])

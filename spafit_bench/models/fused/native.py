@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -18,22 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from spafit_bench.base.errors import UserError, nearest
-from spafit_bench.models.fused.dropout import Dropout, draw_seed
-from spafit_bench.models.fused.kernels import (
-    Activation,
-    Kernels,
-    Normed,
-    NormGradients,
-    Probabilities,
-)
+from spafit_bench.models.fused.kernels import Again, Dropout, Kernels, NormGradients, draw_seed
 from spafit_bench.models.numerics import Numerics, has_bf16_instructions
 from spafit_bench.models.ragged import LENGTH_MULTIPLE, Ragged
 
 SWITCH = "SPAFIT_BENCH_KERNELS"
 """Environment variable; `torch` switches the compiled kernels off."""
 
-_ALL = 1 << 15
-"""The dropout threshold that keeps every element."""
+_KEEP_ALL = (0, 1 << 15)
+"""Seed and threshold of a dropout that keeps every element."""
 _POINTERS = {"b": torch.bfloat16, "s": torch.float32, "i": torch.int64}
 _KINDS = {"n": ctypes.c_int64, "f": ctypes.c_float} | dict.fromkeys(_POINTERS, ctypes.c_void_p)
 _SIGNATURES = {
@@ -48,7 +42,8 @@ _SIGNATURES = {
     "column_sums": "bsnnn",
     "add": "sbnn",
 }
-"""Kernel -> argument types: bf16, fp32 and int64 tensors (b, s, i; or None), integers, floats."""
+"""Kernel -> argument types: bf16, fp32 and int64 tensors (b, s, i; or None), integers, floats. The
+last argument is the number of threads."""
 
 
 def choose_kernels(numerics: Numerics) -> Kernels:
@@ -62,7 +57,7 @@ def kernels_name(numerics: Numerics) -> str:
 
 
 def why_not_native(numerics: Numerics) -> str | None:
-    """Return why compiled kernels do not serve this device and precision; None if they do."""
+    """Return why the compiled kernels cannot be used with these numerics; None if they can."""
     if numerics.device.type != "cpu" or numerics.dtype != torch.bfloat16:
         return "they are for bf16 on a CPU"
     wanted = os.environ.get(SWITCH, "native")
@@ -93,8 +88,11 @@ def _library() -> ctypes.CDLL:
     Raises:
         OSError: they cannot be loaded, or were compiled from another version of `kernels.c`.
     """
-    for openmp in _openmp_of_torch():  # one pool of threads for both
-        ctypes.CDLL(str(openmp), mode=ctypes.RTLD_GLOBAL)
+    package = Path(torch.__file__).parent
+    folders = (package / "lib", package.with_name("torch.libs"))
+    openmp = [path for folder in folders for path in sorted(folder.glob("libgomp*.so*"))]
+    for path in openmp[:1]:  # so that torch and the kernels share one pool of threads
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     loaded = ctypes.CDLL(_find())
     source = Path(__file__).with_name("kernels.c")  # in a checkout
     built_from = getattr(loaded, "built_from", None)
@@ -110,12 +108,6 @@ def _library() -> ctypes.CDLL:
     return loaded
 
 
-def _openmp_of_torch() -> list[Path]:
-    package = Path(torch.__file__).parent
-    folders = (package / "lib", package.with_name("torch.libs"))
-    return [path for folder in folders for path in sorted(folder.glob("libgomp*.so*"))][:1]
-
-
 class NativeKernels(Kernels):
     """The compiled kernels; methods are documented in `Kernels`."""
 
@@ -126,80 +118,67 @@ class NativeKernels(Kernels):
         self.library = library
 
     def _call(self, name: str, *arguments: Tensor | float | None) -> None:
+        """Call a kernel with the addresses of tensors, all numbers, and the number of threads."""
         values = [
             _address(value, kind) if isinstance(value, Tensor) else value
-            for kind, value in zip(_SIGNATURES[name], arguments, strict=True)
+            for kind, value in zip(_SIGNATURES[name], arguments, strict=False)
         ]
-        getattr(self.library, name)(*values)
+        getattr(self.library, name)(*values, torch.get_num_threads())
 
     def split(
-        self,
-        x: Tensor,
-        bias: Tensor | None,
-        layout: Ragged,
-        num_heads: int,
-        count: int,
-        *,
-        scale: float = 1.0,
+        self, x: Tensor, bias: Tensor | None, layout: Ragged, heads: int, count: int, scale: float
     ) -> Tensor:
         """Pads with zeros."""
-        size = x.shape[1] // count // num_heads
-        apart = x.new_empty(count, layout.size * num_heads, layout.length, size)
+        size = x.shape[1] // count // heads
+        parts = x.new_empty(count, layout.size * heads, layout.length, size)
         places = (layout.starts, layout.lengths, layout.size, layout.length)
-        shape, threads = (count, num_heads, size), torch.get_num_threads()
-        self._call("split_heads", x.contiguous(), bias, apart, *places, *shape, scale, threads)
-        return apart
+        self._call("split_heads", x.contiguous(), bias, parts, *places, count, heads, size, scale)
+        return parts
 
-    def split_gradient(self, x: Tensor, layout: Ragged, num_heads: int, *, scale: float) -> Tensor:
-        return self.split(x, None, layout, num_heads, 1, scale=scale)[0]
+    def split_gradient(self, x: Tensor, layout: Ragged, heads: int, scale: float) -> Tensor:
+        return self.split(x, None, layout, heads, 1, scale)[0]
 
-    def join(self, heads: Tensor, layout: Ragged, *, scale: float = 1.0) -> Tensor:
+    def join(self, parts: Tensor, layout: Ragged, scale: float = 1.0) -> Tensor:
         """Fills padding rows with zeros."""
-        count, pairs, length, size = heads.shape
-        num_heads = pairs // layout.size
-        x = heads.new_empty(layout.num_rows, count * num_heads * size)
+        count, pairs, length, size = parts.shape
+        heads, rows = pairs // layout.size, layout.num_rows
+        x = parts.new_empty(rows, count * heads * size)
         places = (layout.starts, layout.lengths, layout.size, length)
-        shape, threads = (count, num_heads, size), torch.get_num_threads()
-        rows = layout.num_rows
-        self._call("join_heads", heads.contiguous(), x, *places, *shape, scale, rows, threads)
+        self._call("join_heads", parts.contiguous(), x, *places, count, heads, size, scale, rows)
         return x
 
     def softmax(
         self, scores: Tensor, layout: Ragged, dropout: Dropout | None
-    ) -> tuple[Tensor, Probabilities]:
-        """Overwrites the scores with the probabilities."""
+    ) -> tuple[Tensor, Again, Callable[[Tensor], Tensor]]:
+        """Overwrites the scores with the probabilities before dropout."""
+        pairs, queries, length = scores.shape
+        assert length % LENGTH_MULTIPLE == 0, length
+        shape = (layout.lengths, layout.size, pairs // layout.size, queries, length)
         after = torch.empty_like(scores) if dropout else None
-        draw = (draw_seed(), dropout.threshold) if dropout else (0, _ALL)
-        shape, threads = _attention(scores, layout), torch.get_num_threads()
-        self._call("softmax", scores, after, layout.lengths, *shape, *draw, threads)
-        return scores if after is None else after, Probabilities(scores, after)
+        draw = (draw_seed(), dropout.threshold) if dropout else _KEEP_ALL
+        self._call("softmax", scores, after, *shape, *draw)
+        dropped = scores if after is None else after
 
-    def dropped(self, kept: Probabilities) -> Tensor:
-        return kept.before if kept.after is None else kept.after
+        def backward(gradient: Tensor) -> Tensor:
+            self._call("softmax_backward", gradient, scores, dropped, *shape)
+            return gradient
 
-    def softmax_backward(self, gradient: Tensor, layout: Ragged, kept: Probabilities) -> Tensor:
-        given = (gradient, kept.before, self.dropped(kept), layout.lengths)
-        shape = _attention(gradient, layout)
-        self._call("softmax_backward", *given, *shape, torch.get_num_threads())
-        return gradient
+        return dropped, lambda: dropped, backward
 
     def gelu(
         self, u: Tensor, bias: Tensor | None, *, differentiable: bool, output_needed: bool
-    ) -> tuple[Tensor, Activation]:
+    ) -> tuple[Tensor, Again, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
         """Works in place; computes the slope in the same pass, rounded to bf16."""
         slope = torch.empty_like(u) if differentiable else None
-        self._call("gelu", u, bias, slope, *u.shape, torch.get_num_threads())
-        return u, Activation(u if output_needed else None, slope)
+        self._call("gelu", u, bias, slope, *u.shape)
+        output = u if output_needed else u.new_empty(0)
 
-    def activated(self, kept: Activation) -> Tensor:
-        assert kept.output is not None
-        return kept.output
+        def backward(gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+            sums = torch.zeros(torch.get_num_threads(), gradient.shape[1])
+            self._call("gelu_backward", gradient, slope, sums, *gradient.shape)
+            return gradient, sums[0]
 
-    def gelu_backward(self, gradient: Tensor, kept: Activation) -> tuple[Tensor, Tensor | None]:
-        (rows, width), threads = gradient.shape, torch.get_num_threads()
-        sums = torch.zeros(threads, width, dtype=torch.float32)
-        self._call("gelu_backward", gradient, kept.kept, sums, rows, width, threads)
-        return gradient, sums[0]
+        return u, lambda: output, backward
 
     def add_norm(
         self,
@@ -210,51 +189,37 @@ class NativeKernels(Kernels):
         dropout: Dropout | None,
         *,
         differentiable: bool,
-    ) -> tuple[Tensor, Tensor, Normed]:
+    ) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor | None], NormGradients]]:
         """Writes the sum (or, without gradients, the result) over `stream`.
 
-        The gradient draws the same dropout bits again.
+        The gradient draws the same dropout bits again, and is written over the sum.
         """
-        z, low = stream.contiguous(), torch.empty_like(branch)
+        z, low, dtype = stream.contiguous(), torch.empty_like(branch), branch.dtype
         y = torch.empty_like(z) if differentiable else z
         mean, deviation = y.new_empty(2, len(y))
-        seed = draw_seed() if dropout else 0
-        given = (branch, bias, norm.weight, norm.bias)
-        found = (z, y, low, mean, deviation)
-        draw = _draw(dropout, seed)
-        self._call("add_norm", *given, *found, *y.shape, norm.eps, *draw, torch.get_num_threads())
-        return y, low, Normed(z, mean, deviation, dropout, seed)
+        draw = (draw_seed(), dropout.threshold) if dropout else _KEEP_ALL
+        scale = dropout.scale if dropout else 1.0
+        given, found = (branch, bias, norm.weight, norm.bias), (z, y, low, mean, deviation)
+        self._call("add_norm", *given, *found, *y.shape, norm.eps, scale, *draw)
 
-    def add_norm_backward(
-        self,
-        gradient: Tensor,
-        more: Tensor | None,
-        norm: nn.LayerNorm,
-        kept: Normed,
-        dtype: torch.dtype,
-    ) -> NormGradients:
-        """Overwrites the tensors in `kept`."""
-        assert isinstance(kept.dropped, int)
-        stream, threads = kept.z, torch.get_num_threads()
-        branch = torch.empty_like(stream, dtype=dtype)
-        sums = stream.new_zeros(threads, 3, stream.shape[1])
-        given = (gradient.contiguous(), more, kept.mean, kept.inverse_deviation, norm.weight)
-        found, draw = (stream, branch, sums), _draw(kept.dropout, kept.dropped)
-        self._call("add_norm_backward", *given, *found, *stream.shape, *draw, threads)
-        of_weight, of_bias, of_branch = sums[0]
-        own = [(norm.weight, of_weight), (norm.bias, of_bias)]
-        trained = [found for parameter, found in own if parameter.requires_grad]
-        return NormGradients(stream, branch, trained, of_branch)
+        def backward(gradient: Tensor, more: Tensor | None) -> NormGradients:
+            of_branch = torch.empty_like(z, dtype=dtype)
+            sums = z.new_zeros(torch.get_num_threads(), 3, z.shape[1])
+            given = (gradient.contiguous(), more, mean, deviation, norm.weight)
+            self._call("add_norm_backward", *given, z, of_branch, sums, *z.shape, scale, *draw)
+            own = zip((norm.weight, norm.bias), sums[0], strict=False)
+            return z, of_branch, [g for parameter, g in own if parameter.requires_grad], sums[0, 2]
+
+        return y, low, backward
 
     def column_sums(self, x: Tensor) -> Tensor:
         """Sums in fp32."""
-        threads = torch.get_num_threads()
-        sums = torch.zeros(threads, x.shape[1], dtype=torch.float32)
-        self._call("column_sums", x.contiguous(), sums, *x.shape, threads)
+        sums = torch.zeros(torch.get_num_threads(), x.shape[1])
+        self._call("column_sums", x.contiguous(), sums, *x.shape)
         return sums[0]
 
     def add_(self, x: Tensor, more: Tensor) -> Tensor:
-        self._call("add", x, more.contiguous(), x.numel(), torch.get_num_threads())
+        self._call("add", x, more.contiguous(), x.numel())
         return x
 
 
@@ -263,15 +228,3 @@ def _address(tensor: Tensor, kind: str) -> int:
     assert tensor.dtype == _POINTERS[kind], (kind, tensor.dtype)
     assert tensor.is_contiguous(), (kind, tensor.shape, tensor.stride())
     return tensor.data_ptr()
-
-
-def _attention(scores: Tensor, layout: Ragged) -> tuple[int, int, int, int]:
-    """Return the numbers of sequences, heads, queries and keys."""
-    pairs, queries, length = scores.shape
-    assert length % LENGTH_MULTIPLE == 0, length
-    return layout.size, pairs // layout.size, queries, length
-
-
-def _draw(dropout: Dropout | None, seed: int) -> tuple[float, int, int]:
-    """Return scale, seed and threshold."""
-    return (dropout.scale, seed, dropout.threshold) if dropout else (1.0, 0, _ALL)
