@@ -7,6 +7,7 @@ HTML is escaped by `html.escape`.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
@@ -23,6 +24,12 @@ _MARKUP = re.compile(r"([\\|*_<`\[\]])")
 def printable(text: str) -> str:
     """Return the text with control characters as backslash escapes; tabs and newlines stay."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return JSON in which every control character is escaped as JSON escapes it."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def printable_fields(value: T) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,12 +12,15 @@ from spafit_bench.base.units import human_bytes
 from spafit_bench.cli.app import app
 from spafit_bench.cli.loading import load_libraries
 from spafit_bench.cli.options import Json, Offline, Results
-from spafit_bench.cli.output import print_json, print_text
+from spafit_bench.cli.output import print_json, print_note, print_text
+
+if TYPE_CHECKING:
+    from spafit_bench.results.lookup import FoundRun
 
 Run = Annotated[
     str,
     typer.Argument(
-        help="A run, the beginning of its name, or a folder from export --format delta.",
+        help="A run, the beginning of its name, or a folder that export wrote (merged or delta).",
         metavar="RUN",
     ),
 ]
@@ -33,6 +36,17 @@ OtherWeights = Annotated[
     bool,
     typer.Option("--other-weights", help="Accept a base model with other weights (warns)."),
 ]
+
+
+def _find(run: str, results: Path, seed: int | None) -> FoundRun:
+    """Find the run of a model before the slow imports; say which of several seeds it is."""
+    from spafit_bench.results.lookup import find_model
+    from spafit_bench.results.store import Store
+
+    found = find_model(run, Store(results), seed)
+    if found.note:
+        print_note(found.note, "note")
+    return found
 
 
 @app.command(
@@ -59,16 +73,12 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a run as a model: weights, tokenizer, label names and a model card."""
+    found = _find(run, results, seed)
     load_libraries([(model, None, offline)] if model else [])
     from spafit_bench.export.export import export_run
     from spafit_bench.export.restore import Base
-    from spafit_bench.results.lookup import find_model
-    from spafit_bench.results.store import Store
 
     base = Base(model=model, offline=offline, other_weights=other_weights)
-    found = find_model(run, Store(results), seed)
-    if found.note:
-        typer.echo(f"note: {found.note}", err=True)
     made = export_run(found, to, format_, base)
     if as_json:
         print_json(
@@ -153,12 +163,12 @@ def predict(
     ] = None,
 ) -> None:
     """Label texts with a trained model."""
+    found = _find(run, results, seed)
     load_libraries([(model, None, offline)] if model else [], [device])
     from spafit_bench.cli.views.run import confusion_text
     from spafit_bench.data.text_input import TextSource
     from spafit_bench.export.predict import predict_file, predict_run
     from spafit_bench.export.restore import Base
-    from spafit_bench.results.store import Store
 
     source = TextSource(
         texts=tuple(text or ()), pairs=tuple(text_pair or ()), file=file, kind=input_format
@@ -171,7 +181,7 @@ def predict(
         other_weights=other_weights,
     )
     if out is not None:
-        count, scores = predict_file(Store(results), run, source, base, out, batch_size, seed=seed)
+        count, scores = predict_file(found, source, base, out, batch_size)
         lines = [f"{out}: {count:,} rows"]
         if scores is not None:
             lines += [f"{name} {100 * value:.2f}" for name, value in scores.metrics.items()]
@@ -180,6 +190,6 @@ def predict(
         print_text("\n".join(lines))
         return
     form = "json" if as_json else format_
-    for piece in predict_run(Store(results), run, source, base, form, batch_size, seed=seed):
+    for piece in predict_run(found, source, base, form, batch_size):
         sys.stdout.write(piece)
         sys.stdout.flush()

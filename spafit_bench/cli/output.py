@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import typer
 
 from spafit_bench.base.errors import UserError
-from spafit_bench.base.escaping import printable
+from spafit_bench.base.escaping import json_text, printable
 
 _SILENT_S = 2.0
 """Seconds after which a command says what it waits for."""
@@ -100,7 +99,7 @@ def print_note(text: str, label: str = "", color: str | None = None) -> None:
 
 def print_json(body: Any) -> None:
     """Print one JSON object."""
-    print_text(json.dumps(body, indent=2, ensure_ascii=False))
+    print_text(json_text(body, indent=2))
 
 
 def columns(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -21,7 +21,7 @@ from spafit_bench.base.durable import umask
 from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.export.model_card import base_name, is_hub_base, model_card
 from spafit_bench.export.peft_adapter import make_peft_adapter
-from spafit_bench.export.restore import Base, RestoredRun, merge_adapters, restore
+from spafit_bench.export.restore import Base, RestoredRun, is_merged, merge_adapters, restore
 from spafit_bench.models.checkpoint import quiet_transformers
 from spafit_bench.models.encoding import load_tokenizer
 from spafit_bench.results.lookup import FoundRun
@@ -70,6 +70,8 @@ def export_run(found: FoundRun, to: Path, format_: str, base: Base) -> Export:
     if format_ not in FORMATS:
         raise UserError(f"--format {format_}: {nearest(format_, FORMATS)}")
     _check_empty(to)
+    if is_merged(found):
+        raise UserError(f"{found.folder} is a merged model already; export the run it came from")
     restored = restore(found, base)
     form = FORMATS[format_]
     quiet_transformers()
@@ -94,9 +96,10 @@ def export_run(found: FoundRun, to: Path, format_: str, base: Base) -> Export:
     return Export(to, format_, sizes, trained_bytes, notes)
 
 
-def _write_merged(restored: RestoredRun, _found: FoundRun, folder: Path) -> tuple[str, ...]:
+def _write_merged(restored: RestoredRun, found: FoundRun, folder: Path) -> tuple[str, ...]:
     merge_adapters(restored)
     restored.adapted.model.save_pretrained(folder)
+    _copy(found, folder, "record.json")  # `predict` reads it
     return ()
 
 
@@ -116,12 +119,16 @@ def _write_peft(restored: RestoredRun, found: FoundRun, folder: Path) -> tuple[s
 
 
 def _write_delta(_restored: RestoredRun, found: FoundRun, folder: Path) -> tuple[str, ...]:
-    names = ("adapter.safetensors", "record.json")
+    _copy(found, folder, "adapter.safetensors", "record.json")
+    return ()
+
+
+def _copy(found: FoundRun, folder: Path, *names: str) -> None:
+    """Copy files of a run, with their checksums."""
     for name in names:
         shutil.copyfile(found.folder / name, folder / name)
     sums = sums_of({name: (folder / name).read_bytes() for name in names})
     (folder / SUMS).write_bytes(sums)
-    return ()
 
 
 def _write_tokenizer(restored: RestoredRun, folder: Path) -> None:

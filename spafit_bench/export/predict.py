@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import tempfile
@@ -16,15 +15,15 @@ import numpy as np
 
 from spafit_bench.base.durable import replacing
 from spafit_bench.base.errors import UserError, nearest
+from spafit_bench.base.escaping import json_text, printable
 from spafit_bench.data.load import Split
 from spafit_bench.data.metrics import score_predictions
 from spafit_bench.data.tasks import Task
 from spafit_bench.data.text_input import Texts, TextSource, read_examples, read_texts
 from spafit_bench.export.restore import Base, RestoredRun, restore
 from spafit_bench.models.encoding import encode, load_tokenizer
-from spafit_bench.results.lookup import find_model
+from spafit_bench.results.lookup import FoundRun
 from spafit_bench.results.record import Confusion
-from spafit_bench.results.store import Store
 from spafit_bench.training import memory
 from spafit_bench.training.evaluation import predict
 
@@ -68,14 +67,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def predict_run(
-    store: Store,
-    run: str,
-    source: TextSource,
-    base: Base,
-    form: str,
-    batch_size: int | None = None,
-    *,
-    seed: int | None = None,
+    found: FoundRun, source: TextSource, base: Base, form: str, batch_size: int | None = None
 ) -> Iterator[str]:
     """Predict texts with a stored run; yield output in `form` as it is ready.
 
@@ -84,7 +76,7 @@ def predict_run(
     """
     if form not in FORMATS:
         raise UserError(f"--format {form}: choices: {', '.join(FORMATS)}")
-    restored = _restored(store, run, base, seed)
+    restored = _restored(found, base)
     size = batch_size or restored.config.train.eval_batch_size
     at_once = size if source.is_stream else size * POOL_BATCHES
     examples = read_texts(restored.task, source)
@@ -92,11 +84,8 @@ def predict_run(
     return rendered(predictions, restored, form)
 
 
-def _restored(store: Store, run: str, base: Base, seed: int | None) -> RestoredRun:
+def _restored(found: FoundRun, base: Base) -> RestoredRun:
     memory.keep_freed_memory()
-    found = find_model(run, store, seed)
-    if found.note:
-        log.warning("%s", found.note)
     restored = restore(found, base)
     for warning in restored.warnings:
         log.warning("%s", warning)
@@ -113,14 +102,7 @@ class Scores:
 
 
 def predict_file(
-    store: Store,
-    run: str,
-    source: TextSource,
-    base: Base,
-    out: Path,
-    batch_size: int | None = None,
-    *,
-    seed: int | None = None,
+    found: FoundRun, source: TextSource, base: Base, out: Path, batch_size: int | None = None
 ) -> tuple[int, Scores | None]:
     """Write a file with all columns of the input, the predictions and their probabilities.
 
@@ -135,18 +117,19 @@ def predict_file(
         raise UserError(f"--out {out}: the name must end in {', '.join(OUT_ENDINGS)}")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: the folder {out.parent} does not exist")
-    restored = _restored(store, run, base, seed)
+    restored = _restored(found, base)
     task = restored.task
     examples = list(read_examples(task, source))
     rows = [row for _, row in examples]
     truth = _labels(task, rows, source.name)
     size = batch_size or restored.config.train.eval_batch_size
     texts = (texts for texts, _ in examples)
-    found = list(predict_texts(restored, texts, batch_size=size, at_once=size * POOL_BATCHES))
-    _write_table(out, _columns(task, rows, found))
+    predictions = predict_texts(restored, texts, batch_size=size, at_once=size * POOL_BATCHES)
+    answers = list(predictions)
+    _write_table(out, _columns(task, rows, answers))
     if truth is None or not rows:
         return len(rows), None
-    logits = np.stack([prediction.logits for prediction in found])
+    logits = np.stack([answer.logits for answer in answers])
     if task.is_regression:
         return len(rows), Scores(score_predictions(task, logits[:, 0], truth), None)
     classes = logits.argmax(axis=1)
@@ -269,16 +252,17 @@ def _tsv(predictions: Iterable[TextPrediction], restored: RestoredRun) -> Iterat
     for prediction in predictions:
         answer = prediction.answer(task)
         shown = [f"{v:.4f}" if isinstance(v := answer[key], float) else v for key in answers]
-        yield _line((*shown, *(" ".join(text.split()) for text in prediction.texts)))
+        yield _line((*shown, *prediction.texts))
 
 
 def _line(cells: Iterable[str]) -> str:
-    return "\t".join(cells) + "\n"
+    """Return one line for a terminal: no cell has a tab, a line break or a control character."""
+    return "\t".join(printable(" ".join(cell.split())) for cell in cells) + "\n"
 
 
 def _jsonl(predictions: Iterable[TextPrediction], restored: RestoredRun) -> Iterator[str]:
     for prediction in predictions:
-        yield json.dumps(_body(prediction, restored.task), ensure_ascii=False) + "\n"
+        yield json_text(_body(prediction, restored.task)) + "\n"
 
 
 def _body(prediction: TextPrediction, task: Task) -> dict[str, Any]:
@@ -291,9 +275,9 @@ def _json(predictions: Iterable[TextPrediction], restored: RestoredRun) -> Itera
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         for prediction in predictions:
             file.write(",\n" if prediction.index else "")
-            file.write(json.dumps(_body(prediction, restored.task), ensure_ascii=False))
+            file.write(json_text(_body(prediction, restored.task)))
         file.seek(0)
         head = {"run_id": restored.record.run_id, "task": restored.task.name}
-        yield json.dumps(head, ensure_ascii=False)[:-1] + ', "predictions": [\n'
+        yield json_text(head)[:-1] + ', "predictions": [\n'
         yield from file
         yield "\n]}\n"

@@ -23,7 +23,7 @@ from spafit_bench.base.frozen import first_problem
 from spafit_bench.config.run_config import RunConfig
 from spafit_bench.data.load import TaskData
 from spafit_bench.data.tasks import Task
-from spafit_bench.methods.method import parse_method
+from spafit_bench.methods.method import get_method, parse_method
 from spafit_bench.methods.plan import Plan, make_plan
 from spafit_bench.models.adapt import AdaptedModel
 from spafit_bench.models.checkpoint import (
@@ -33,11 +33,12 @@ from spafit_bench.models.checkpoint import (
     parameter_shapes,
 )
 from spafit_bench.models.numerics import choose_numerics
+from spafit_bench.models.stored_weights import stored_tensors
 from spafit_bench.results.lookup import FoundRun, find_run
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.run_folder import read_record
 from spafit_bench.results.store import Store
-from spafit_bench.training.prepare import PreparedRun
+from spafit_bench.training.prepare import PreparedRun, plan_method
 from spafit_bench.training.run import build_model
 
 
@@ -75,7 +76,8 @@ def load_run(store: Store, run: str, base: Base | None = None) -> RestoredRun:
 
     Args:
         store: where the run is.
-        run: its name, an unambiguous beginning of it, or a folder from `export --format delta`.
+        run: its name, an unambiguous beginning of it, or a folder that `export` wrote as `merged`
+            or `delta`.
         base: where the base model is.
 
     Raises:
@@ -98,13 +100,23 @@ def restore(found: FoundRun, base: Base) -> RestoredRun:
             f"{record.run_id} is {record.status} ({record.reason}), so there is no model of it; "
             "repeat it with `spafit-bench run --retry-failed`"
         )
-    state = _read_state(found)
     task, config = record.task_facts, recorded_config(record)
-    checkpoint = _find_base(record, config, base)
-    warnings = _check_base(record, checkpoint, other_weights=base.other_weights)
-    weights_sha256, files_sha256 = fingerprint(checkpoint)
-    plan = recorded_plan(record, checkpoint, task)
+    warnings: tuple[str, ...] = ()
+    if is_merged(found):
+        if base.model:
+            raise UserError(f"--model {base.model}: {found.folder} is a whole model; omit --model")
+        checkpoint = find_checkpoint(str(found.folder))
+        shapes = parameter_shapes(checkpoint, task)
+        # Every tensor is read from the export, as if full fine-tuning had trained it.
+        plan, _ = plan_method(get_method("full"), checkpoint, shapes, head=config.head)
+        state = dict(stored_tensors(checkpoint, list(shapes)))
+    else:
+        state = _read_state(found)
+        checkpoint = _find_base(record, config, base)
+        warnings = _check_base(record, checkpoint, other_weights=base.other_weights)
+        plan = recorded_plan(record, checkpoint, task)
     _check_state(found, plan, state)
+    weights_sha256, files_sha256 = fingerprint(checkpoint)
     prepared = PreparedRun(
         config=config,
         task=task,
@@ -123,6 +135,12 @@ def restore(found: FoundRun, base: Base) -> RestoredRun:
     adapted.restore(state)
     adapted.model.eval()
     return RestoredRun(record, config, task, checkpoint, adapted, warnings)
+
+
+def is_merged(found: FoundRun) -> bool:
+    """Tell whether a run was found in a folder that `export --format merged` wrote."""
+    names = ("adapter.safetensors", "config.json")
+    return [(found.folder / name).is_file() for name in names] == [False, True]
 
 
 def recorded_config(record: RunRecord) -> RunConfig:
@@ -234,8 +252,9 @@ def _check_state(found: FoundRun, plan: Plan, state: dict[str, Tensor]) -> None:
     if stored == wanted:
         return
     name = sorted({n for n in stored.keys() | wanted.keys() if stored.get(n) != wanted.get(n)})[0]
+    file = "model.safetensors" if is_merged(found) else "adapter.safetensors"
     raise UserError(
-        f"{found.folder / 'adapter.safetensors'}: tensor {name!r} has shape {stored.get(name)}, "
+        f"{found.folder / file}: tensor {name!r} has shape {stored.get(name)}, "
         f"but the run's method and base model need {wanted.get(name)}: the file is not this run's; "
         "repeat the run with --force to have it again"
     )

@@ -243,6 +243,11 @@ def test_a_gpu_that_is_not_there(
     """The flag is named, and what there is instead."""
     import torch
 
+    monkeypatch.setattr("spafit_bench.base.process.may_have_gpu", lambda: False)
+    assert f"--device {device}: no CUDA GPU is visible here; use --device cpu" in refused(
+        device=device
+    )
+    monkeypatch.setattr("spafit_bench.base.process.may_have_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert f"--device {device}: no CUDA GPU is visible here; use --device cpu" in refused(
         device=device

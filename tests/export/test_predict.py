@@ -16,6 +16,7 @@ from spafit_bench.data.tasks import get_task
 from spafit_bench.data.text_input import Texts, TextSource, read_texts
 from spafit_bench.export.predict import predict_run, predict_texts
 from spafit_bench.export.restore import Base, load_run
+from spafit_bench.results.lookup import find_run
 from spafit_bench.results.record import RunRecord
 from tests.conftest import Cli
 from tests.support.tiny_runs import World, make_world
@@ -46,7 +47,7 @@ def recorded(world: World, record: RunRecord, split: str) -> pd.DataFrame:
 def predicted(world: World, record: RunRecord, source: TextSource, format_: str) -> str:
     """Predict on the CPU in the run's own precision."""
     base = Base(device="cpu", precision=None)
-    return "".join(predict_run(world.store, record.run_id, source, base, format_))
+    return "".join(predict_run(find_run(record.run_id, world.store), source, base, format_))
 
 
 @pytest.mark.parametrize("task", ["mrpc", "cola", "stsb", "mnli"])
@@ -279,3 +280,42 @@ def test_a_labelled_file_of_ones_own(world: World, call: Cli, tmp_path: Path) ->
         found = read(out) if read else pd.read_json(out, lines=True)
         assert list(found)[:4] == ["id", "sentence1", "sentence2", "label"]
         assert set(found["prediction"]) <= {"equivalent", "not_equivalent"}
+
+
+def test_a_merged_folder_predicts_like_its_run(
+    world: World, records: dict[str, RunRecord], call: Cli, tmp_path: Path
+) -> None:
+    """`predict FOLDER` takes what `export` wrote: same labels, same columns, without the base."""
+    record, merged = records["mrpc"], tmp_path / "merged"
+    where = ("--results", world.store.root, "--device", "cpu")
+    exported = call("export", record.run_id, "--to", merged, "--results", world.store.root)
+    assert exported.code == 0, exported.err
+    data = ("--file", world.data / "mrpc" / "validation.csv")
+    of_run = call("predict", record.run_id, *data, "--json", *where)
+    of_folder = call("predict", merged, *data, "--json", "--results", tmp_path / "none")
+    assert of_folder.code == 0, of_folder.err
+    expected = [row.pop("probabilities") for row in json.loads(of_run.out)["predictions"]]
+    found = [row.pop("probabilities") for row in json.loads(of_folder.out)["predictions"]]
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    out = call("predict", merged, *data, "--out", tmp_path / "out.csv")
+    assert "accuracy" in out.out
+    again = call("export", merged, "--to", tmp_path / "again")
+    assert again.code == 2
+    assert "is a merged model already" in again.error
+    assert "omit --model" in call("predict", merged, *data, "--model", world.model).error
+
+
+def test_texts_send_no_escapes_to_a_terminal(
+    world: World, records: dict[str, RunRecord], call: Cli
+) -> None:
+    """TSV shows control characters; JSON escapes them as JSON does, and keeps the text."""
+    text = "the \x1b[31mcat\x9b2J\u202e sat"
+    where = ("--results", world.store.root, "--device", "cpu")
+    command = ("predict", records["cola"].run_id, "--text", text, *where)
+    shown = call(*command).out
+    assert "\\x1b[31mcat" in shown
+    for form in ("tsv", "json", "jsonl"):
+        out = call(*command, "--format", form).out
+        assert not set("\x1b\x9b\u202e") & set(out)
+    assert json.loads(out)["sentence"] == text
