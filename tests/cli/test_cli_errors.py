@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from spafit_bench.cli import output
-from tests.conftest import MAIN, Cli, clean_environment, write_checkpoint, write_data
+from tests.conftest import MAIN, REPOSITORY, Cli, clean_environment, write_checkpoint, write_data
 
 Refused = Callable[..., str]
 Edit = Callable[[Path], Any]
@@ -172,12 +172,13 @@ def test_inputs_that_do_not_exist_are_found_at_once(
         there = {"--model": "tiny-bert", "--data": "mini"} | {flag: value}
         flags = [text for pair in there.items() for text in pair]
         assert said in call(*command, *flags).error
-    others = {
-        "--model": (("plan",), ("predict", "x", "--text", "a"), ("export", "x", "--to", "y")),
-        "--device": (("predict", "x", "--text", "a"),),
-    }
+    stored = next((REPOSITORY / "results" / "minilm-l6" / "runs").iterdir())
+    predict, export = ("predict", stored, "--text", "a"), ("export", stored, "--to", "y")
+    others = {"--model": (("plan",), predict, export), "--device": (predict,)}
     for command in others.get(flag, ()):
         assert said in call(*command, flag, value).error
+    for name, *rest in (predict, export):
+        assert "no such folder" in call(name, "x", *rest[1:]).error
 
 
 def test_a_long_wait_is_said(
