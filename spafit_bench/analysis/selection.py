@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 
+from spafit_bench.analysis.tables.costs import machine_of
 from spafit_bench.analysis.tables.settings import (
     ABBREVIATIONS,
     Scalar,
@@ -16,7 +17,6 @@ from spafit_bench.analysis.tables.settings import (
     group_trials,
     leaves,
     plain,
-    short_labels,
     short_name,
     value_text,
 )
@@ -152,11 +152,12 @@ def _table_names(
     models = {run.run_id: {run.model, short_name(run.model)} for run in records}
     rows = {run.run_id: {run.method} for run in records}
     for group in (*group_runs(records), *group_trials(records)):
-        shorts = short_labels(row.label for row in group.rows)
         for run in (*group.records, *group.repeated, *group.left_out):
             label = group.setting_of(run).label
             models[run.run_id].add(group.model)
-            rows[run.run_id] |= {label, shorts.get(label, label)}
+            names = {name: group.shorts.get(name, name) for name in (label, run.method)}
+            rows[run.run_id] |= names.keys() | names.values()
+            rows[run.run_id] |= {f"{name} · {machine_of(run)}" for name in {label, names[label]}}
     return models, rows
 
 

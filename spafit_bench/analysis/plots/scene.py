@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from spafit_bench.analysis.plots.drawing import LineStyle, line_styles
-from spafit_bench.analysis.tables.cells import MARKS, Row, marks_of, sample_of, shorten_labels
+from spafit_bench.analysis.tables.cells import MARKS, label_notes, marks_of, sample_of
 from spafit_bench.analysis.tables.settings import Group, Setting, TaskRuns
 from spafit_bench.base.escaping import printable
 from spafit_bench.data.tasks import Task
@@ -95,14 +95,8 @@ class Scene:
     @cached_property
     def labels(self) -> Mapping[Setting, str]:
         """Name of each row, short enough to stand beside a line."""
-        short, _ = self._short
-        return {row: found.label for row, found in zip(self.group.rows, short, strict=True)}
-
-    @cached_property
-    def _short(self) -> tuple[list[Row], tuple[str, ...]]:
-        names = [printable(row.label) for row in self.group.rows]
-        rows = [Row(label=name, name=name, cells=()) for name in names]
-        return shorten_labels(rows)
+        shorts = self.group.shorts
+        return {r: printable(shorts.get(r.label, r.label)) for r in self.group.rows}
 
     def runs(self, rows: Iterable[Setting], tasks: Iterable[Task]) -> list[RunRecord]:
         """Runs of some rows on some tasks."""
@@ -129,8 +123,7 @@ class Scene:
             yield f"{meaning[0].upper()}{meaning[1:]}: {count}."
         official = {run.task for run in runs if run.official_split}
         yield from (f"{t.title}: {t.note}." for t in tasks if t.note and t.name in official)
-        labels = {self.labels[row] for row in rows}
-        yield from (note for note in self._short[1] if note.partition(" is ")[0] in labels)
+        yield from map(printable, label_notes((row.label for row in rows), self.group))
         lost = len(self.group.left_out)
         if lost:
             yield f"{lost} run{'s' * (lost != 1)} without a result left out."

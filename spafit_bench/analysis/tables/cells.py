@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from spafit_bench.analysis.tables.settings import Group, Setting, short_labels, slug
+from spafit_bench.analysis.tables.settings import Group, Setting, slug
 from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
 
@@ -350,15 +350,8 @@ def is_below(cell: Cell, other: Cell) -> bool:
     return both and float(cell.text) < float(other.text)
 
 
-def shorten_labels(
-    rows: Sequence[Row], group: Group | None = None
-) -> tuple[list[Row], tuple[str, ...]]:
-    """Replace labels too long for a column by numbered ones, which the returned notes explain.
-
-    The rows of a group have the same numbers in all its tables.
-    """
-    labels = [row.label for row in group.rows] if group else []
-    shorts = short_labels([*labels, *(row.name for row in rows)])
-    names = dict.fromkeys(row.name for row in rows if row.name in shorts)
-    notes = tuple(f"{shorts[name]} is {name}." for name in names)
-    return [replace(row, label=shorts.get(row.name, row.name)) for row in rows], notes
+def label_notes(labels: Iterable[str], group: Group) -> Iterator[str]:
+    """Explain the short forms of labels."""
+    for label in dict.fromkeys(labels):
+        if label in group.shorts:
+            yield f"{group.shorts[label]} is {label}."

@@ -12,10 +12,10 @@ from spafit_bench.analysis.tables.cells import (
     Measurement,
     ResultTable,
     Row,
+    label_notes,
     mean_cell,
     measurement,
     sample_of,
-    shorten_labels,
 )
 from spafit_bench.analysis.tables.settings import Group, Setting, TaskRuns
 from spafit_bench.data.tasks import Task
@@ -27,24 +27,22 @@ from spafit_bench.results.record import RunRecord
 def parameters_table(group: Group) -> ResultTable:
     """Count what each method trains; the head's size, and so the count, differs by task."""
     usual, *others = sizes = _head_sizes(group)
-    rows, notes = shorten_labels(
-        [
-            Row(
-                label=setting.label,
-                name=setting.label,
-                cells=(
-                    _count_cell(sizes[usual], runs, lambda run: run.trainable_parameters),
-                    _count_cell(sizes[usual], runs, lambda run: run.trainable_percent, _short),
-                    _count_cell(sizes[usual], runs, lambda run: run.base_parameters),
-                    *(
-                        _count_cell(sizes[size], runs, lambda run: run.trainable_parameters)
-                        for size in others
-                    ),
+    rows = [
+        Row(
+            label=group.shorts.get(setting.label, setting.label),
+            name=setting.label,
+            cells=(
+                _count_cell(sizes[usual], runs, lambda run: run.trainable_parameters),
+                _count_cell(sizes[usual], runs, lambda run: run.trainable_percent, _short),
+                _count_cell(sizes[usual], runs, lambda run: run.base_parameters),
+                *(
+                    _count_cell(sizes[size], runs, lambda run: run.trainable_parameters)
+                    for size in others
                 ),
-            )
-            for setting, runs in group.rows.items()
-        ]
-    )
+            ),
+        )
+        for setting, runs in group.rows.items()
+    ]
     head, unit = _outputs(usual), "parameters"
     listed = "; ".join(
         f"{_outputs(size)}: {', '.join(task.title for task in tasks)}"
@@ -72,7 +70,7 @@ def parameters_table(group: Group) -> ResultTable:
         ),
         rows=tuple(rows),
         notes=(
-            *notes,
+            *label_notes((row.label for row in group.rows), group),
             f"{listed}.",
             "% of base: trainable parameters over those of the base model with its head; adapters "
             "are not counted in the base.",
@@ -178,7 +176,7 @@ _QUANTITIES = (
 
 def cost_table(group: Group) -> ResultTable:
     """Compute the mean cost of each method on each task; runs on unlike machines stay apart."""
-    machines = {_machine(run) for run in group.records}
+    machines = {machine_of(run) for run in group.records}
     energy = any(run.energy_j is not None for run in group.records)
     quantities = [q for q in _QUANTITIES if energy or q.key != "energy_j"]
     rows: list[Row] = []
@@ -187,16 +185,17 @@ def cost_table(group: Group) -> ResultTable:
         for setting, cells in group.rows.items():
             by_machine: dict[str, list[RunRecord]] = defaultdict(list)
             for run in cells.get(task.name, ()):
-                by_machine[_machine(run)].append(run)
+                by_machine[machine_of(run)].append(run)
             for machine, runs in by_machine.items():
                 place = machine if len(machines) > 1 else ""
-                name = f"{setting.label} · {place}" if place else setting.label
+                after = f" · {place}" if place else ""
+                label = group.shorts.get(setting.label, setting.label) + after
                 values = (Cell(value=len(runs), text=str(len(runs))), *_costs(runs, quantities))
-                rows.append(Row(label=name, name=name, group=task.title, cells=values))
+                name = setting.label + after
+                rows.append(Row(label=label, name=name, group=task.title, cells=values))
                 text = ", ".join(filter(None, (setting.difference, place)))
                 apart = replace(setting, difference=text)
                 measurements += _cost_measurements(apart, task, runs)
-    rows, notes = shorten_labels(rows, group)
     where = f" on {machines.pop()}" if len(machines) == 1 else ""
     return ResultTable(
         kind="cost",
@@ -212,12 +211,15 @@ def cost_table(group: Group) -> ResultTable:
             ),
         ),
         rows=tuple(rows),
-        notes=(*notes, *_cost_notes(group, rows, energy=energy)),
+        notes=(
+            *label_notes((row.label for row in group.rows), group),
+            *_cost_notes(group, rows, energy=energy),
+        ),
         measurements=tuple(measurements),
     )
 
 
-def _machine(run: RunRecord) -> str:
+def machine_of(run: RunRecord) -> str:
     """Name what a run's time depends on: the devices, and on CPUs the threads of each process."""
     environment = run.environment
     several = f" ×{environment.world_size}" if environment.world_size > 1 else ""

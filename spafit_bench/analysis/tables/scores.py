@@ -25,6 +25,7 @@ from spafit_bench.analysis.tables.cells import (
     Row,
     Sample,
     is_below,
+    label_notes,
     mark_notes,
     marks_of,
     marks_text,
@@ -34,7 +35,6 @@ from spafit_bench.analysis.tables.cells import (
     rank_columns,
     sample_of,
     score_sample,
-    shorten_labels,
 )
 from spafit_bench.analysis.tables.costs import size_cells, size_columns
 from spafit_bench.analysis.tables.published import (
@@ -111,7 +111,7 @@ def scores_table(group: Group, part: Beside, baseline: Setting | None = None) ->
     ranked = rank_columns(
         [
             Row(
-                label=setting.label,
+                label=group.shorts.get(setting.label, setting.label),
                 name=setting.label,
                 cells=(
                     *(_score_cell(head, runs.get(head.task.name, ())) for head in heads),
@@ -134,9 +134,8 @@ def scores_table(group: Group, part: Beside, baseline: Setting | None = None) ->
         )
         methods.append(replace(row, cells=(*size_cells(group, runs), *cells)))
     sizes = size_columns(group)
-    shortened, label_notes = shorten_labels(methods)
     rows = (
-        *shortened,
+        *methods,
         replace(majority, cells=(*[Cell()] * len(sizes), *majority.cells)),
         *published_rows(part, heads, (len(sizes), len(averages))),
     )
@@ -156,7 +155,7 @@ def scores_table(group: Group, part: Beside, baseline: Setting | None = None) ->
         ),
         rows=rows,
         notes=(
-            *label_notes,
+            *label_notes((row.label for row in group.rows), group),
             *_notes(group, rows, averages),
             *(against.notes() if against else ()),
             *published_notes(part),

@@ -71,6 +71,8 @@ class Group:
     """Runs of a seed that a later run of the same setting repeats."""
     varying: Mapping[str, tuple[str, ...]]
     """Method -> the keys of the configuration that part its runs into rows."""
+    shorts: Mapping[str, str]
+    """Label too long for a column -> its numbered short form, the same in every table."""
 
     @cached_property
     def records(self) -> tuple[RunRecord, ...]:
@@ -96,9 +98,9 @@ def tasks_of(runs: Iterable[RunRecord]) -> tuple[Task, ...]:
     return tuple(sorted(tasks, key=lambda task: order.get(task.name, len(order))))
 
 
-def short_labels(labels: Iterable[str]) -> dict[str, str]:
-    """Return a numbered short form, such as `full [2]`, of each label too long for a column."""
-    shorts: dict[str, str] = {}
+def short_labels(labels: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Add a numbered short form, such as `full [2]`, of each label too long for a column."""
+    shorts = dict(known or {})
     for label in labels:
         if len(label) > _LONGEST_LABEL and label not in shorts:
             method = label.partition(" · ")[0]
@@ -113,9 +115,10 @@ def matching_rows(group: Group, name: str) -> list[Setting]:
     That is a label (the dot may be left out), its short form, or a method: all its rows.
     """
     wanted = plain(name)
-    shorts = short_labels(row.label for row in group.rows)
     exact = [
-        row for row in group.rows if wanted in (plain(row.label), plain(shorts.get(row.label, "")))
+        row
+        for row in group.rows
+        if wanted in (plain(row.label), plain(group.shorts.get(row.label, "")))
     ]
     return exact or [row for row in group.rows if plain(row.method) == wanted]
 
@@ -131,13 +134,19 @@ def group_runs(records: Sequence[RunRecord]) -> tuple[Group, ...]:
     may have data of different origin, as long as no task has two. Runs on held-out train only
     served a choice and are in no group.
     """
-    return _groups([record for record in records if record.holdout is None])
+    groups = _groups([record for record in records if record.holdout is None])
+    shorts = short_labels(row.label for group in groups for row in group.rows)
+    return tuple(replace(group, shorts=shorts) for group in groups)
 
 
 def group_trials(records: Sequence[RunRecord]) -> tuple[Group, ...]:
     """Part the runs on held-out train in the same way, those without a result among them."""
     trials = [record for record in records if record.holdout is not None]
-    return _groups(trials, ("done", "diverged", "failed"))
+    groups = _groups(trials, ("done", "diverged", "failed"))
+    others = group_runs(records) if groups else ()
+    methods = (row.method for group in groups for row in group.rows)  # their tables' labels
+    shorts = short_labels(methods, others[0].shorts if others else None)
+    return tuple(replace(group, shorts=shorts) for group in groups)
 
 
 def _groups(records: Sequence[RunRecord], shown: Sequence[str] = ("done",)) -> tuple[Group, ...]:
@@ -273,6 +282,7 @@ def _group(
         left_out=tuple(left_out),
         repeated=tuple(repeated),
         varying=varying,
+        shorts={},
     )
 
 

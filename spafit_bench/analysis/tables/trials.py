@@ -14,12 +14,12 @@ from spafit_bench.analysis.tables.cells import (
     ResultTable,
     Row,
     Sample,
+    label_notes,
     mark_notes,
     marks_of,
     mean_cell,
     measurement,
     sample_of,
-    shorten_labels,
 )
 from spafit_bench.analysis.tables.settings import Group
 from spafit_bench.data.tasks import Task
@@ -37,19 +37,17 @@ def trials_table(group: Group) -> ResultTable:
     """
     values = sorted({setting.difference for setting in group.rows}, key=_natural)
     methods = list(dict.fromkeys(setting.method for setting in group.rows))
-    rows, notes = shorten_labels(
-        [
-            Row(
-                label=method,
-                name=method,
-                group=task.title,
-                cells=_cells(task, method, values, group),
-            )
-            for task in group.tasks
-            for method in methods
-            if any(s.method == method and task.name in cells for s, cells in group.rows.items())
-        ]
-    )
+    rows = [
+        Row(
+            label=group.shorts.get(method, method),
+            name=method,
+            group=task.title,
+            cells=_cells(task, method, values, group),
+        )
+        for task in group.tasks
+        for method in methods
+        if any(s.method == method and task.name in cells for s, cells in group.rows.items())
+    ]
     return ResultTable(
         kind="trials",
         title=f"Trials on held-out train: {group.model}, {group.data}",
@@ -58,7 +56,7 @@ def trials_table(group: Group) -> ResultTable:
         caption="Scores times 100 on the slice of train that was kept for the choice.",
         columns=tuple(Column(key=v or _AS_SET, title=v or _AS_SET, unit=POINTS) for v in values),
         rows=tuple(rows),
-        notes=(*notes, *_notes(rows)),
+        notes=(*label_notes(methods, group), *_notes(rows)),
         measurements=tuple(_measurements(group)),
     )
 
