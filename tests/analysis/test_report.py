@@ -315,7 +315,7 @@ def test_the_policy_stops_what_an_escape_would_let_in(shown: Page) -> None:
 
 def test_a_press_on_a_heading_sorts(shown: Page) -> None:
     """Numbers as numbers, up and then down, with what is missing last both times."""
-    score, params = 5, 6
+    score, params = 6, 7
     shown.run(PRESS % score)
     values = shown.run(COLUMN % score)
     numbers = [float(text) for text in values if text != "—"]
@@ -332,6 +332,14 @@ def test_a_press_on_a_heading_sorts(shown: Page) -> None:
     counts = [int(text.replace(",", "")) for text in shown.run(COLUMN % params)]
     assert counts == sorted(counts)
     assert shown.run(state % score) is None
+
+
+def test_the_table_of_runs_lists_each_run_once_with_its_rate(shown: Page) -> None:
+    """The whole record of a run is there when its name in the table is pressed, not before."""
+    assert len(set(shown.run(COLUMN % 0))) == len(shown.run(COLUMN % 0)) == 28
+    assert set(shown.run(COLUMN % 4)) == {"1e-3"}
+    visible = "[...document.querySelectorAll('#details > details')].filter(d => d.offsetHeight)"
+    assert shown.run(f"{visible}.length") == 0
 
 
 def test_sorting_keeps_the_majority_class_below(shown: Page) -> None:
@@ -357,7 +365,7 @@ def test_words_and_choices_filter(shown: Page) -> None:
     assert set(shown.run(COLUMN % 2)) == {"lora"}
     assert shown.run(f"{{ {fill % ''} }}") == "28 of 28 runs"
     choose = """
-        const box = document.querySelector('select[data-column="4"]');
+        const box = document.querySelector('select[data-column="5"]');
         box.value = 'failed';
         box.dispatchEvent(new Event('input', {bubbles: true}));
         const count = document.querySelector('[name=count]').value;
@@ -375,6 +383,26 @@ def test_a_link_opens_the_run(shown: Page) -> None:
     shown.wait(lambda: shown.run(opened) is not None)
     target = shown.run("document.querySelector('#run-table tbody a').hash")
     assert f"#{shown.run(opened)}" == target
+
+
+def test_captions_wrap_and_wide_tables_show_that_they_scroll(shown: Page) -> None:
+    """400 pixels wide: every caption is whole, and a shadow lies on the edge of what scrolls."""
+    shown.look(400, 850, mobile=True)
+    outside = """
+        [...document.querySelectorAll('caption, figcaption, .spafit-bench li')]
+            .map(one => one.getBoundingClientRect())
+            .filter(box => box.width && (box.left < 0 || box.right > 400)).length
+    """
+    cues = """
+        [...document.querySelectorAll('.scroll, figure.plot')]
+            .filter(box => box.scrollWidth > box.clientWidth)
+            .map(box => getComputedStyle(box).backgroundImage.split('linear-gradient').length - 1)
+    """
+    assert shown.run(outside) == 0
+    found = shown.run(cues)
+    assert len(found) > 3
+    assert set(found) == {4}
+    shown.look(1280, 900)
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -9,11 +9,12 @@ from typing import Any
 
 from spafit_bench.analysis.report.charts import chart, sparkline
 from spafit_bench.analysis.tables.costs import amount
+from spafit_bench.analysis.tables.settings import value_text
 from spafit_bench.data.load import HOLDOUT
 from spafit_bench.results.record import Environment, Evaluation, RunRecord
 
 _HEADS = (
-    *("Run", "Task", "Method", "Seed", "Status", "Score", "Trained", "% of base"),
+    *("Run", "Task", "Method", "Seed", "LR", "Status", "Score", "Trained", "% of base"),
     *("Training", "Dev score"),
 )
 _TEXT = {"Run", "Task", "Method", "Status"}
@@ -62,8 +63,9 @@ def run_table(records: Sequence[RunRecord], anchors: Anchors) -> str:
             '<label>Words<input name="words" type="search" placeholder="rte spafit"></label>'
             f'{selects}<output name="count" aria-live="polite"></output></form>',
             '<div class="scroll" role="region" tabindex="0" aria-label="Every run">',
-            '<table id="run-table"><caption>Score: the chosen evaluation\'s, times 100. Training: '
-            "seconds of steps only. Dev score: over the evaluations.</caption>",
+            '<table id="run-table"><caption>LR: learning rate. Score: the chosen evaluation\'s, '
+            "times 100. Training: seconds of steps only. Dev score: over the evaluations. A run's "
+            "name leads to its whole record.</caption>",
             f"<thead><tr>{heads}</tr></thead><tbody>",
             *(_line(run, anchors) for run in records),
             "</tbody></table></div></section>",
@@ -87,10 +89,12 @@ def _line(run: RunRecord, anchors: Anchors) -> str:
     values = scores(run)
     curve = sparkline(values, f"{values[0]:.2f} to {values[-1]:.2f}") if values else "—"
     title = run.task_facts.title
+    rate = run.config.get("train", {}).get("learning_rate")
     cells = [
         f'<td class="text">{escape(title)}</td>',
         f'<td class="text">{escape(run.method)}</td>',
         f"<td>{run.seed}</td>",
+        f"<td>{'—' if rate is None else value_text(rate)}</td>",
         f'<td class="text"><span class="state {tone}">{escape(status_text(run))}</span></td>',
         f"<td>{_percent(run.score)}</td>",
         f"<td>{run.trainable_parameters:,}</td>",

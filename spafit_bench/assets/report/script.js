@@ -70,6 +70,7 @@
     apply();
   }
 
+  document.documentElement.classList.add("scripted"); // the table of runs leads to each run
   const reveal = () => {
     const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     const closed = target && target.closest("details:not([open])");
