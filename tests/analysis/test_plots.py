@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from spafit_bench.analysis.compare import compare, compare_with
 from spafit_bench.analysis.plots import (
@@ -24,7 +26,15 @@ from spafit_bench.analysis.plots.adaptation import _moved, adaptation
 from spafit_bench.analysis.plots.boundaries import Boundaries, _grids, boundaries_of, boundary_map
 from spafit_bench.analysis.plots.curves import SCORES, _panel, learning_curves
 from spafit_bench.analysis.plots.differences import _panels, _reach
-from spafit_bench.analysis.plots.drawing import COLORS, DASHES, MARKERS, line_styles, spread_out
+from spafit_bench.analysis.plots.drawing import (
+    COLORS,
+    DASHES,
+    MARKERS,
+    WIDTH,
+    line_styles,
+    plotting_style,
+    spread_out,
+)
 from spafit_bench.analysis.plots.pareto import _points, score_parameters
 from spafit_bench.analysis.plots.ranks import critical_difference
 from spafit_bench.analysis.plots.scene import MOST_SHOWN, Scene
@@ -99,6 +109,39 @@ def test_averages_are_those_of_the_scores_table() -> None:
         assert point.average.mean == pytest.approx(cells[point.label].value, abs=1e-9)
         assert point.average.sd == pytest.approx(cells[point.label].sd, abs=1e-9)
         assert point.parameters == METHODS[point.label]
+
+
+@pytest.mark.parametrize(("apart", "close"), [(0, 0.0), (0, 0.02), (0, 0.5), (90_000, 0.5)])
+def test_no_name_covers_a_point_a_bar_or_another_name(apart: int, close: float) -> None:
+    """Where a name has no free place beside its point, all stand in a legend beside the axes."""
+    records = [
+        finished(
+            "rte", f"0-{layer}:frozen;{layer + 1}-23:bias", seed, final=0.6 + close * spread
+        ).model_copy(update={"trainable_parameters": 5_000_000 + apart * layer})
+        for layer in range(12)
+        for seed, spread in ((0, 0.1 * layer), (1, 0.2 - 0.01 * layer), (2, 0.3))
+    ]
+    figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
+    with plotting_style():
+        shown(score_parameters(scene_of(*records))).draw(figure)
+        figure.draw_without_rendering()
+    (axes,) = figure.axes
+    names = [text.get_window_extent() for text in axes.texts]
+    bars = [
+        Bbox(axes.transData.transform(segment))
+        for collection in axes.collections
+        for segment in collection.get_segments()
+    ]
+    points = [
+        Bbox(axes.transData.transform([*line.get_xydata()] * 2)).padded(3)
+        for line in axes.lines
+        if line.get_marker() in MARKERS
+    ]
+    assert len(points) == 12
+    for index, name in enumerate(names):
+        assert not name.count_overlaps([*bars, *points, *names[:index], *names[index + 1 :]])
+    legends = [len(legend.get_texts()) for legend in figure.legends]
+    assert (len(names), legends) == ((0, [12]) if apart else (12, []))
 
 
 def test_the_front_is_what_no_smaller_method_equals() -> None:

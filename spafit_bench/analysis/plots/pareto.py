@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from spafit_bench.analysis.plots.drawing import INK, MUTED, PAPER, LineStyle, Plot, Skipped
 from spafit_bench.analysis.plots.scene import NOT_COUNTED, Average, Scene, joined
@@ -15,6 +15,8 @@ from spafit_bench.analysis.tables.settings import Setting
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
 NAME, TITLE = "score-parameters", "Score against trainable parameters"
 _MOST_LABELS = 12
@@ -96,6 +98,7 @@ def _draw(figure: FigureBase, points: Sequence[Point]) -> None:
         x = [point.parameters for point in front] + [1.6 * high]
         y = [point.average.mean for point in front]
         axes.step(x, [*y, y[-1]], where="post", color=MUTED, linewidth=1, zorder=1)
+    named = front if len(points) > _MOST_LABELS else points
     for point in points:
         axes.errorbar(
             point.parameters,
@@ -108,6 +111,7 @@ def _draw(figure: FigureBase, points: Sequence[Point]) -> None:
             markersize=7,
             elinewidth=1,
             capsize=2.5,
+            label=point.label if point in named else None,
         )
     axes.set_xscale("log")
     for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
@@ -120,7 +124,7 @@ def _draw(figure: FigureBase, points: Sequence[Point]) -> None:
     axes.set_ylabel("mean dev score times 100")
     axes.grid(visible=True)
     axes.set_xlim(low / 1.6, high * 1.6)
-    _label(axes, front if len(points) > _MOST_LABELS else points, front, points)
+    _label(axes, named, front, points)
 
 
 def _count(value: float) -> str:
@@ -134,73 +138,75 @@ def _count(value: float) -> str:
 def _label(
     axes: Axes, points: Sequence[Point], front: Sequence[Point], everything: Sequence[Point]
 ) -> None:
-    """Write each name beside its point, where it covers no line, point, bar or other name."""
+    """Write each name beside its point; all in a legend if one would cover a point, bar or name."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
-    scale = figure.dpi / 72
-    window = axes.get_window_extent()
-    area = (window.x0, window.y0, window.x1, window.y1)
-    marks = list(_marks(axes, everything, 5 * scale))
-    taken = [*marks, *_steps(axes, front, scale)]
+    marks = list(_marks(axes, everything))
+    lines = list(_front_line(axes, front))
+    texts = []
     for point in points:
-        x, y = axes.transData.transform((point.parameters, point.average.mean))
-        width, height = 5.1 * len(point.label) * scale, 10 * scale
-        costs = []
-        for dx, dy, align in _OFFSETS:
-            left = x + dx * scale - {"left": 0, "center": width / 2, "right": width}[align]
-            box = (left, y + dy * scale - height / 2, left + width, y + dy * scale + height / 2)
-            outside = width * height - _overlap(box, area)
-            covered = sum(_overlap(box, other) for other in taken)
-            covered += 3 * sum(_overlap(box, other) for other in marks)
-            costs.append((covered + 3 * outside, box))
-        best = min(range(len(costs)), key=lambda index: round(costs[index][0]))
-        taken.append(costs[best][1])
-        axes.annotate(
+        text = axes.annotate(
             point.label,
             (point.parameters, point.average.mean),
-            xytext=_OFFSETS[best][:2],
+            xytext=(0, 0),
             textcoords="offset points",
-            ha=_OFFSETS[best][2],
             va="center",
             color=INK,
             fontsize=8.5,
         )
-
-
-def _marks(axes: Axes, points: Sequence[Point], radius: float) -> Iterator[Box]:
-    """Boxes of the points and their bars, in pixels."""
-    for point in points:
-        x, y = axes.transData.transform((point.parameters, point.average.mean))
-        yield x - radius, y - radius, x + radius, y + radius
-        if sd := point.average.sd:  # a bar with its caps
-            _, top = axes.transData.transform((point.parameters, point.average.mean + sd))
-            edge = 0.8 * radius
-            yield x - edge, 2 * y - top - edge, x + edge, top + edge
-
-
-def _steps(axes: Axes, front: Sequence[Point], radius: float) -> Iterator[Box]:
-    """Boxes of the front's line, in pixels."""
-    data = axes.transData
-    corners = [tuple(data.transform((p.parameters, p.average.mean))) for p in front]
-    if not corners:
+        texts.append(text)
+        if not (_place(text, axes, [*marks, *lines]) or _place(text, axes, marks)):
+            break
+        marks.append(text.get_window_extent())
+    else:
         return
-    corners.append((axes.get_window_extent().x1, corners[-1][1]))
+    for text in texts:
+        text.remove()
+    part: Any = axes.figure
+    part.legend(loc="outside right upper", frameon=False, fontsize=8.5)
+
+
+def _place(text: Annotation, axes: Axes, taken: Sequence[Bbox]) -> bool:
+    """Move a name to the first place where it covers nothing that is taken, if there is one."""
+    area = axes.get_window_extent()
+    for x, y, align in _OFFSETS:
+        text.set_position((x, y))
+        text.set_horizontalalignment(align)
+        box = text.get_window_extent()
+        inside = area.x0 <= box.x0 and box.x1 <= area.x1 and area.y0 <= box.y0 and box.y1 <= area.y1
+        if inside and not box.count_overlaps(taken):
+            return True
+    return False
+
+
+def _marks(axes: Axes, points: Sequence[Point]) -> Iterator[Bbox]:
+    """Boxes of the points and their bars, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    radius = 5 * axes.figure.dpi / 72
+    for point in points:
+        sd = point.average.sd or 0.0
+        ends = [(point.parameters, point.average.mean + way * sd) for way in (-1, 1)]
+        yield Bbox(axes.transData.transform(ends)).padded(radius)
+
+
+def _front_line(axes: Axes, front: Sequence[Point]) -> Iterator[Bbox]:
+    """Boxes of the line through the front, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    corners = [tuple(axes.transData.transform((p.parameters, p.average.mean))) for p in front]
+    if corners:
+        corners.append((axes.get_window_extent().x1, corners[-1][1]))
     for (x, y), (right, top) in pairwise(corners):
-        yield x, y - radius, right, y + radius
-        yield right - radius, y, right + radius, top
+        yield Bbox([(x, y), (right, y)]).padded(1)
+        yield Bbox([(right, y), (right, top)]).padded(1)
 
 
-Box = tuple[float, float, float, float]
-_OFFSETS = (
+_OFFSETS: tuple[tuple[float, float, Literal["left", "center", "right"]], ...] = (
     *((7.0, 8.0, "left"), (7.0, -8.0, "left"), (-7.0, 8.0, "right"), (-7.0, -8.0, "right")),
     *((9.0, 0.0, "left"), (-9.0, 0.0, "right"), (0.0, 13.0, "center"), (0.0, -13.0, "center")),
     *((9.0, 18.0, "left"), (9.0, -18.0, "left"), (-9.0, 18.0, "right"), (-9.0, -18.0, "right")),
     *((9.0, 28.0, "left"), (9.0, -28.0, "left"), (-9.0, 28.0, "right"), (-9.0, -28.0, "right")),
 )
-
-
-def _overlap(one: Box, other: Box) -> float:
-    wide = min(one[2], other[2]) - max(one[0], other[0])
-    high = min(one[3], other[3]) - max(one[1], other[1])
-    return max(0.0, wide) * max(0.0, high)
+"""Where a name may stand from its point, in points, the best first."""
