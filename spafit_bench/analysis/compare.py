@@ -32,7 +32,7 @@ from spafit_bench.analysis.stats import (
 )
 from spafit_bench.analysis.tables.cells import Mark, Sample, marks_of, mean_of, score_sample, sd_of
 from spafit_bench.analysis.tables.scores import left_out_notes
-from spafit_bench.analysis.tables.settings import Group, Setting, group_runs, matching_rows
+from spafit_bench.analysis.tables.settings import RunGroup, Setting, group_runs, matching_rows
 from spafit_bench.base.errors import DamagedError, UnreadableError, UserError, nearest
 from spafit_bench.data.metrics import score
 from spafit_bench.data.tasks import Task
@@ -229,9 +229,9 @@ def compare(
 
 
 def _not_found(
-    groups: Sequence[Group],
+    groups: Sequence[RunGroup],
     names: Sequence[str],
-    ambiguous: Sequence[tuple[Group, str, Sequence[Setting]]],
+    ambiguous: Sequence[tuple[RunGroup, str, Sequence[Setting]]],
 ) -> UserError:
     if ambiguous:
         _, name, rows = ambiguous[0]
@@ -257,7 +257,7 @@ def _not_found(
 
 def compare_with(
     store: Store,
-    group: Group,
+    group: RunGroup,
     baseline: Setting,
     rows: Sequence[Setting],
     ranked: Sequence[Setting],
@@ -287,7 +287,7 @@ class _Bench:
     """Rows of one table that are compared in pairs; the predictions of a run are read once."""
 
     def __init__(
-        self, store: Store, group: Group, rows: Sequence[Setting], against: Setting | None = None
+        self, store: Store, group: RunGroup, rows: Sequence[Setting], against: Setting | None = None
     ) -> None:
         """Pair all rows, or each with `against` alone, which comes second."""
         self.group, self.rows = group, tuple(rows)

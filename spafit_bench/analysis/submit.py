@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spafit_bench.analysis.tables.settings import (
-    Group,
+    RunGroup,
     Setting,
     TaskRuns,
     group_runs,
@@ -157,7 +157,7 @@ def build_submission(store: Store, request: SubmitRequest) -> Submission:
     return Submission(label=setting.label, model=group.model, data=group.data, files=files)
 
 
-def _find_row(records: Sequence[RunRecord], request: SubmitRequest) -> tuple[Group, Setting]:
+def _find_row(records: Sequence[RunRecord], request: SubmitRequest) -> tuple[RunGroup, Setting]:
     """Return the only row of the tables that the request can mean."""
     every = [(group, row) for group in group_runs(records) for row in group.rows]
     if not every:
@@ -188,16 +188,16 @@ def _find_row(records: Sequence[RunRecord], request: SubmitRequest) -> tuple[Gro
     return found[0]
 
 
-def _model_names(group: Group) -> set[str]:
+def _model_names(group: RunGroup) -> set[str]:
     models = {run.model for run in group.records}
     return {group.model, *models, *map(short_name, models)}
 
 
-def _row_text(group: Group, row: Setting) -> str:
+def _row_text(group: RunGroup, row: Setting) -> str:
     return ", ".join(filter(None, (group.model, group.data, row.difference)))
 
 
-def _listed(rows: Sequence[tuple[Group, Setting]]) -> str:
+def _listed(rows: Sequence[tuple[RunGroup, Setting]]) -> str:
     return "".join(
         f"\n  {_row_text(group, row)} ({len(group.rows[row])} tasks)" for group, row in rows
     )

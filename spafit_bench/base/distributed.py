@@ -50,7 +50,7 @@ class PeerLost(UserError):  # noqa: N818 (what happened, as `Diverged`)
 
 
 @dataclass
-class _Group:
+class _Processes:
     """What the processes of this run talk through."""
 
     store: Store
@@ -59,7 +59,7 @@ class _Group:
     """Nobody answers any more."""
 
 
-_group: _Group | None = None
+_group: _Processes | None = None
 
 
 def size() -> int:
@@ -99,7 +99,7 @@ def join() -> None:
         except ValueError as error:
             raise UserError(f"LOCAL_RANK is set as by torchrun, but: {error}") from None
         dist.init_process_group(backend, store=store, rank=number, world_size=count)
-        _group = _Group(store, dist.new_group(backend="gloo", timeout=_NO_LIMIT))
+        _group = _Processes(store, dist.new_group(backend="gloo", timeout=_NO_LIMIT))
     atexit.register(_leave)
     if number > 0:
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 what = partial(typer.Option, rich_help_panel="What to run")
 how = partial(typer.Option, rich_help_panel="How to train")
 where = partial(typer.Option, rich_help_panel="Where and how it computes")
-keep = partial(typer.Option, rich_help_panel="What is kept")
+keep = partial(typer.Option, rich_help_panel="Results")
 only = partial(typer.Option, rich_help_panel="Which runs")
 
 
@@ -65,8 +65,7 @@ Tasks = Annotated[
     list[str] | None,
     what(
         "--task",
-        help="Task, comma list, all, or a YAML file that describes another. Of a sweep: only these "
-        "tasks.",
+        help="Tasks: names, all, or a YAML file that describes your own task.",
         autocompletion=complete_tasks,
         metavar="T[,T]|all",
     ),
@@ -75,14 +74,34 @@ Methods = Annotated[
     list[str] | None,
     what(
         "--method",
-        help="Method, comma list, all, a YAML file, or one line such as "
-        "'0-4:frozen;5-9:bias;10-23:lora(query+value,r=8,alpha=16)'. Of a sweep: only these "
-        "methods.",
+        help="Methods: names, all, a YAML file, or one line such as "
+        "'0-4:frozen;5-9:bias;10-23:lora(query+value,r=8,alpha=16)'.",
         autocompletion=complete_methods,
         metavar="M[,M]|all",
     ),
 ]
 Seeds = Annotated[list[str] | None, what("--seed", help="Seeds: 0, 0,2 or 0-4. \\[0]")]
+SweepTasks = Annotated[
+    list[str] | None,
+    what(
+        "--task",
+        help="Run only these tasks of the sweep.",
+        autocompletion=complete_tasks,
+        metavar="T[,T]",
+    ),
+]
+SweepMethods = Annotated[
+    list[str] | None,
+    what(
+        "--method",
+        help="Run only these methods of the sweep.",
+        autocompletion=complete_methods,
+        metavar="M[,M]",
+    ),
+]
+SweepSeeds = Annotated[
+    list[str] | None, what("--seed", help="Run these seeds instead of the sweep's: 0, 0,2 or 0-4.")
+]
 Model = Annotated[
     str | None,
     what(
@@ -109,7 +128,7 @@ Set = Annotated[
     list[str] | None,
     how(
         "--set",
-        help="Any setting, e.g. method.rank=8, head.pooler=full. Repeatable.",
+        help="Change any setting, such as method.rank=8 or head.pooler=full. Repeatable.",
         metavar="KEY=VALUE",
     ),
 ]
@@ -117,7 +136,7 @@ AllowEmpty = Annotated[
     bool,
     how(
         "--allow-empty",
-        help="Accept a method of which nothing in the layers trains (BitFit without biases).",
+        help="Allow a method that trains nothing in the layers (BitFit on a model without biases).",
     ),
 ]
 Offline = Annotated[bool, where("--offline", help="Never ask the hub.")]
@@ -126,7 +145,8 @@ Jobs = Annotated[
     int,
     where(
         min=1,
-        help="Runs at a time, in worker processes: each has a GPU, or its part of the CPU threads.",
+        help="Number of runs at a time. Each has a worker process with a GPU, or with a share of "
+        "the CPU threads.",
     ),
 ]
 Force = Annotated[bool, keep("--force", help="Repeat finished runs.")]
@@ -135,7 +155,7 @@ Log = Annotated[
     str | None,
     keep(
         "--log",
-        help="Curves to watch while it trains, in DIR/tensorboard (extra: tensorboard).",
+        help="Write curves to DIR/tensorboard during training (needs the extra tensorboard).",
         autocompletion=lambda incomplete: [n for n in ("tensorboard",) if n.startswith(incomplete)],
         metavar="tensorboard",
     ),

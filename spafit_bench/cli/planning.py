@@ -42,7 +42,7 @@ def plan(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Task whose number of outputs counts. \\[two labels]",
+            help="Task that sets the number of outputs. \\[two labels]",
             autocompletion=complete_tasks,
         ),
     ] = None,

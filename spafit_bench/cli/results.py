@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from spafit_bench.analysis.references import References
     from spafit_bench.analysis.selection import Selection
     from spafit_bench.analysis.tables import ResultTable
-    from spafit_bench.analysis.tables.settings import Group
+    from spafit_bench.analysis.tables.settings import RunGroup
 
 log = logging.getLogger(__name__)
 
@@ -67,13 +67,14 @@ def table(
     unlike: Annotated[
         bool,
         typer.Option(
-            "--unlike", help="Also show published scores of other models, splits or data, marked."
+            "--unlike",
+            help="Also show published scores of another model, split or data, with a mark.",
         ),
     ] = False,
     baseline: Annotated[
         str | None,
         typer.Option(
-            help="Row to test all others against; separable differences are marked ↑ and ↓.",
+            help="Row to test all others against. Separable differences get the marks ↑ and ↓.",
             autocompletion=complete_methods,
             metavar="METHOD",
         ),
@@ -161,11 +162,13 @@ def submit(
     out: Annotated[Path, typer.Option(help="Zip file to write.", metavar="FILE.zip")],
     results: Results = Path("results"),
     seed: Annotated[int | None, typer.Option(help="Seed. \\[each task's best dev score]")] = None,
-    model: Annotated[str | None, typer.Option(help="Model, if there are runs of several.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model, if there are runs of several models.")
+    ] = None,
     setting: Annotated[
         str | None,
         typer.Option(
-            help="Settings or data, if there are runs of several: part of their text, such as "
+            help="Row or data to submit, if there are several: a part of its name, such as "
             "'lr 1e-3'.",
             metavar="TEXT",
         ),
@@ -312,7 +315,7 @@ def report(
         print_text(f"{path}: {len(content) / 1e6:.2f} MB")
 
 
-def _groups(store: Store, chosen: Selection) -> tuple[Group, ...]:
+def _groups(store: Store, chosen: Selection) -> tuple[RunGroup, ...]:
     """Divide finished runs into tables.
 
     Raises:

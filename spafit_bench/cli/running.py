@@ -36,6 +36,9 @@ from spafit_bench.cli.options import (
     Revision,
     Seeds,
     Set,
+    SweepMethods,
+    SweepSeeds,
+    SweepTasks,
     Tasks,
     complete_sweeps,
     complete_tasks,
@@ -86,7 +89,7 @@ def run(
     epochs: Annotated[float | None, how(help="Epochs.")] = None,
     batch_size: Annotated[int | None, how(help="Examples per optimizer step.")] = None,
     batch_tokens: Annotated[
-        int | None, how(help="About as many tokens per optimizer step, instead of --batch-size.")
+        int | None, how(help="Tokens per optimizer step (about), instead of --batch-size.")
     ] = None,
     max_length: Annotated[int | None, how(help="Tokens per example at most.")] = None,
     warmup: Annotated[float | None, how(help="Fraction of steps if below 1, else steps.")] = None,
@@ -94,7 +97,10 @@ def run(
     allow_empty: AllowEmpty = False,
     select: Annotated[
         str | None,
-        how(help="Report the last evaluation or the best (optimistic).", metavar="last|best"),
+        how(
+            help="Which evaluation to report. The best one on dev is optimistic.",
+            metavar="last|best",
+        ),
     ] = None,
     precision: Annotated[
         str | None,
@@ -111,8 +117,8 @@ def run(
         bool,
         how(
             "--cache-prefix",
-            help="Compute the frozen first layers once and keep their output; they have no dropout "
-            "then, which changes results.",
+            help="Compute the output of the frozen first layers once and cache it. These layers "
+            "have no dropout then, which changes results.",
         ),
     ] = False,
     cuda_graphs: Annotated[
@@ -126,7 +132,10 @@ def run(
     results: Results = Path("results"),
     processes: Annotated[
         int,
-        where(min=1, help="Processes that share every batch: each has a GPU, or some CPU threads."),
+        where(
+            min=1,
+            help="Number of processes that share every batch. Each has a GPU, or some CPU threads.",
+        ),
     ] = 1,
     predict_test: Annotated[
         bool | None,
@@ -135,7 +144,7 @@ def run(
     save_weights: Annotated[
         str | None,
         keep(
-            help="Trained tensors to keep: of all evaluations, the reported one, or none.",
+            help="Which trained tensors to store: of all evaluations, the reported one, or none.",
             metavar="all|best|none",
         ),
     ] = None,
@@ -239,7 +248,7 @@ def demo(
     jobs: Jobs = _DEMO_JOBS,
     as_json: Json = False,
 ) -> None:
-    """Show it all: nine tasks x four methods on a tiny BERT and mini-GLUE."""
+    """Run nine tasks x four methods on a tiny BERT and mini-GLUE, and show the tables."""
     from spafit_bench.running.runner import Options
 
     agenda = _carry_out_sweep(
@@ -265,9 +274,9 @@ def sweep(
         ),
     ],
     results: Results = Path("results"),
-    task: Tasks = None,
-    method: Methods = None,
-    seed: Seeds = None,
+    task: SweepTasks = None,
+    method: SweepMethods = None,
+    seed: SweepSeeds = None,
     model: Model = None,
     data: Data = None,
     assignments: Set = None,
@@ -277,20 +286,29 @@ def sweep(
     jobs: Jobs = 1,
     executor: Annotated[
         str,
-        where(help="Where runs are carried out: here, or on a Ray cluster.", metavar="local|ray"),
+        where(
+            help="Where runs are computed: on this machine, or on a Ray cluster.",
+            metavar="local|ray",
+        ),
     ] = "local",
     address: Annotated[
         str | None,
         where(
-            help="Ray cluster. \\[RAY_ADDRESS, or a cluster on this machine, or a new one]",
+            help="Ray cluster's address. \\[RAY_ADDRESS, else one on this machine, else a new one]",
             metavar="HOST:PORT",
         ),
     ] = None,
-    cpus_per_run: Annotated[float | None, where(min=0.1, help="On the cluster. \\[1]")] = None,
-    gpus_per_run: Annotated[float | None, where(min=0, help="On the cluster. \\[0]")] = None,
+    cpus_per_run: Annotated[
+        float | None, where(min=0.1, help="CPUs for each run on the Ray cluster. \\[1]")
+    ] = None,
+    gpus_per_run: Annotated[
+        float | None, where(min=0, help="GPUs for each run on the Ray cluster. \\[0]")
+    ] = None,
     shard: Annotated[
         str,
-        where(help="Do only this part of the cells, for a scheduler's array.", metavar="i/n"),
+        where(
+            help="Run only part i of n of the sweep, for a scheduler's job array.", metavar="i/n"
+        ),
     ] = "1/1",
     log: Log = None,
     force: Force = False,
@@ -298,7 +316,7 @@ def sweep(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Carry out a matrix of runs; the same command resumes after a stop."""
+    """Run a matrix of tasks, methods and seeds; the same command resumes after a stop."""
     cluster = (address, cpus_per_run, gpus_per_run)
     on_cluster = executor == "ray"
     _check_executor(executor, jobs, cluster)
@@ -322,9 +340,8 @@ def sweep(
     if dry_run:
         if on_cluster:
             sys.stderr.write(
-                "note: nodes may have another device, precision or number of threads than this "
-                "machine, which are part of a run's name; then this plan counts runs that they "
-                "have finished as still to run\n"
+                "note: device, precision and threads are part of a run's name. If the nodes differ "
+                "from this machine, this plan counts runs that they have finished as still to run\n"
             )
         _print_sweep_forecast(matrix, Store(results), options, jobs, as_json=as_json)
         return
@@ -546,8 +563,8 @@ def _summary(agenda: Agenda, results: Path, options: Options, *, sweep: bool = F
         cell = f"{group.method} on {group.task}"
         if value is None:
             lines.append(
-                f"nothing chosen for {cell}: every value has a trial that failed or collapsed "
-                "(predicts one constant), so this cell has no reported runs; try other values"
+                f"nothing chosen for {cell}: with every value a trial failed or collapsed (it "
+                "predicts one constant), so there are no reported runs; try other values"
             )
         elif agenda.choice is not None and len(agenda.choice.values) > 1:
             settings = agenda.choice.settings(value).items()

@@ -52,7 +52,11 @@ def rm(
     seed: Annotated[list[str] | None, only("--seed", help="Only these seeds.")] = None,
     status: Annotated[
         list[str] | None,
-        only("--status", help="Only these.", metavar="done|diverged|failed|interrupted"),
+        only(
+            "--status",
+            help="Only runs with this status.",
+            metavar="done|diverged|failed|interrupted",
+        ),
     ] = None,
     results: Results = Path("results"),
     dry_run: DryRun = False,
@@ -66,7 +70,8 @@ def rm(
     filters = {"task": task, "method": method, "model": model, "where": where}
     filters |= {"seed": seed, "status": status}
     if not names and not given(filters):
-        raise UserError(f"say which runs: their names, {', '.join(f'--{key}' for key in filters)}")
+        flags = ", ".join(f"--{key}" for key in filters)
+        raise UserError(f"name the runs, or choose them with {flags}")
     store = Store(results)
     records = select(store.records(), selection_of(**filters))
     if names:
@@ -84,7 +89,7 @@ def gc(
     yes: Yes = False,
     as_json: Json = False,
 ) -> None:
-    """Remove half-written files, snapshots of ended runs, superseded failures, dead lock files."""
+    """Remove half-written files, snapshots of finished runs, repeated failures, unused locks."""
     from spafit_bench.config.run_config import WITHOUT_EFFECT
     from spafit_bench.results.cleanup import leftovers
 
@@ -125,7 +130,7 @@ def _remove(
     elif not found:
         print_text(f"no {what} to remove in {store.root}")
     else:
-        left = [f"kept {names[each]}: it changed, or another process uses it" for each in kept]
+        left = [f"not removed: {names[each]} changed, or another process uses it" for each in kept]
         print_text("\n".join([*left, f"{len(gone)} {what} removed from {store.root}"]))
 
 
@@ -144,8 +149,8 @@ def merge(
         bool,
         typer.Option(
             "--keep-apart",
-            help="If two runs of one name have different metrics, put the new one into "
-            "DIR/conflicts. Without this flag nothing is merged then.",
+            help="Store a run in DIR/conflicts if DIR has a run of the same name with other "
+            "metrics. Without this flag, nothing is merged if there is such a run.",
         ),
     ] = False,
     dry_run: DryRun = False,
@@ -169,8 +174,8 @@ def merge(
     lines += [f"conflict: {line}" for line in conflicts]
     if refused:
         lines.append(
-            f"nothing would be merged: {len(conflicts)} run(s) have other metrics than the run of "
-            "the same name; --keep-apart stores them in a folder of their own"
+            f"nothing is merged: {len(conflicts)} run(s) have other metrics than the run of the "
+            "same name; add --keep-apart to store them in a separate folder"
         )
     elif conflicts and not dry_run:
         lines.append(f"{len(conflicts)} conflicting runs are in {results / 'conflicts'}")

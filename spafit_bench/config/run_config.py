@@ -1,6 +1,6 @@
-"""The configuration of one run, and how the layers of settings become one.
+"""The configuration of one run, and how the sources of settings become one.
 
-A later layer wins: shipped defaults, `--preset`, `--config`, `--set`, flags. Within one file its
+A later source wins: shipped defaults, `--preset`, `--config`, `--set`, flags. Within one file its
 top level comes first, then `tasks: <task>:`, then `methods: <defaults key of the method>:`, then
 `methods: <method>:`.
 """
@@ -207,7 +207,7 @@ class RunConfig(Settings):
     cache: bool = True
     """Keep tokenised text for later runs, in the user's cache folder."""
     cache_prefix: bool = False
-    """Compute the frozen first layers once and keep their output; they have no dropout then."""
+    """Compute the output of the frozen first layers once and cache it, without their dropout."""
     cuda_graphs: bool = False
     """On a GPU, record the steps of each batch shape and replay them."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -234,7 +234,7 @@ class RunConfig(Settings):
     measure_forgetting: bool = False
     """Record how far the encoder moved from the pretrained one; changes nothing else."""
     allow_empty: bool = False
-    """Run a method of which nothing in the layers trains, such as BitFit without biases."""
+    """Allow a method that trains nothing in the layers (BitFit on a model without biases)."""
     head: HeadSettings = HeadSettings()
     """What happens on top of the encoder."""
     train: TrainSettings
@@ -277,7 +277,7 @@ class RunConfig(Settings):
 
 
 @dataclass(frozen=True)
-class Layer:
+class SettingsSource:
     """One source of settings."""
 
     where: str
@@ -288,10 +288,10 @@ class Layer:
 _SECTIONS = ("tasks", "methods")
 
 
-def load_layers(
+def load_sources(
     *, preset: str | None, config: Path | None, assignments: Sequence[str], flags: Mapping[str, Any]
-) -> tuple[Layer, ...]:
-    """Collect and check every layer of settings, weakest first.
+) -> tuple[SettingsSource, ...]:
+    """Collect and check every source of settings, weakest first.
 
     Args:
         preset: name of a file in `configs/presets`.
@@ -302,16 +302,16 @@ def load_layers(
     Raises:
         UserError: an unreadable file or an unknown key, with the nearest match.
     """
-    layers = [_file_layer(config_folder() / "defaults.yaml", "defaults")]
+    sources = [_file_source(config_folder() / "defaults.yaml", "defaults")]
     if preset is not None:
         if preset not in preset_names():
             raise UserError(f"unknown preset {preset!r}: {nearest(str(preset), preset_names())}")
-        layers.append(_file_layer(config_folder() / "presets" / f"{preset}.yaml", preset))
+        sources.append(_file_source(config_folder() / "presets" / f"{preset}.yaml", preset))
     if config is not None:
-        layers.append(_file_layer(config, str(config)))
-    layers += [_assignment_layer(text) for text in assignments]
-    layers.append(Layer("the command line", flags))
-    return tuple(layers)
+        sources.append(_file_source(config, str(config)))
+    sources += [_assignment_source(text) for text in assignments]
+    sources.append(SettingsSource("the command line", flags))
+    return tuple(sources)
 
 
 def preset_names() -> tuple[str, ...]:
@@ -319,10 +319,10 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (config_folder() / "presets").glob("*.yaml")))
 
 
-def _file_layer(path: Path, where: str) -> Layer:
+def _file_source(path: Path, where: str) -> SettingsSource:
     body = read_mapping(path)
     check_settings(body, where)
-    return Layer(where, body)
+    return SettingsSource(where, body)
 
 
 def check_settings(body: Any, where: str) -> None:
@@ -364,7 +364,7 @@ def chosen_by(key: str, value: Any) -> str | None:
     return key if key in ("task", "seed", "method") and names else None
 
 
-def check_method_sections(layers: Sequence[Layer], methods: Sequence[str]) -> None:
+def check_method_sections(sources: Sequence[SettingsSource], methods: Sequence[str]) -> None:
     """Refuse a section of `methods:` that is neither of a known method nor of a requested one.
 
     Raises:
@@ -372,11 +372,11 @@ def check_method_sections(layers: Sequence[Layer], methods: Sequence[str]) -> No
     """
     names = [*method_names(), *methods]
     known = dict.fromkeys([*names, *(get_method(name).defaults for name in names)])
-    for layer in layers:
-        for name in layer.body.get("methods", {}):
+    for source in sources:
+        for name in source.body.get("methods", {}):
             if name not in known:
                 raise UserError(
-                    f"{layer.where}: methods.{name}: no such method: {nearest(str(name), known)}"
+                    f"{source.where}: methods.{name}: no such method: {nearest(str(name), known)}"
                 )
 
 
@@ -416,7 +416,7 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _assignment_layer(text: str) -> Layer:
+def _assignment_source(text: str) -> SettingsSource:
     key, equals, value = text.partition("=")
     where = f"--set {text}"
     if not equals or not key.strip():
@@ -424,8 +424,8 @@ def _assignment_layer(text: str) -> Layer:
     return assignment(key.strip(), parse_yaml(value, where), where)
 
 
-def assignment(key: str, value: Any, where: str) -> Layer:
-    """Return one setting as a layer.
+def assignment(key: str, value: Any, where: str) -> SettingsSource:
+    """Return one setting as a source.
 
     Args:
         key: with dots, e.g. `train.learning_rate`.
@@ -443,36 +443,36 @@ def assignment(key: str, value: Any, where: str) -> Layer:
         if first in ("task", "seed"):
             raise UserError(f"{where}: use --{first}")
         _check_key(RunConfig, first, inner, where, "")
-    return Layer(where, value)
+    return SettingsSource(where, value)
 
 
-def resolve(layers: Sequence[Layer], *, task: str, method: str, seed: int) -> RunConfig:
-    """Merge the layers into the configuration of one run.
+def resolve(sources: Sequence[SettingsSource], *, task: str, method: str, seed: int) -> RunConfig:
+    """Merge the sources into the configuration of one run.
 
     Raises:
         UserError: a value of the wrong type or out of range, naming the key and its source.
     """
-    own = Layer(f"the file of {task}", {"train": find_task(task).train})
+    own = SettingsSource(f"the file of {task}", {"train": find_task(task).train})
     check_settings(own.body, own.where)
     family = get_method(method).defaults
-    families = {name: None for layer in layers for name in layer.body.get("methods", {})}
+    families = {name: None for source in sources for name in source.body.get("methods", {})}
     if family not in families:
         raise UserError(f"method {method}: defaults: {family}: {nearest(family, families)}")
     merged: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    given_by: dict[str, str] = {}
     sections = dict.fromkeys((("tasks", task), ("methods", family), ("methods", method)))
-    for layer in (layers[0], own, *layers[1:]):
-        _merge(merged, _without_names(layer.body), sources, layer.where)
+    for source in (sources[0], own, *sources[1:]):
+        _merge(merged, _without_names(source.body), given_by, source.where)
         for section, name in sections:
-            settings = layer.body.get(section, {}).get(name, {})
-            _merge(merged, settings, sources, f"{layer.where}, {section}.{name}")
+            settings = source.body.get(section, {}).get(name, {})
+            _merge(merged, settings, given_by, f"{source.where}, {section}.{name}")
     merged |= {"task": task, "seed": seed, "method": merged.get("method", {}) | {"name": method}}
-    sources |= {"seed": "--seed"}
+    given_by |= {"seed": "--seed"}
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
         key, problem = first_problem(error)
-        raise UserError(f"{sources.get(key, 'configuration')}: {problem}") from None
+        raise UserError(f"{given_by.get(key, 'configuration')}: {problem}") from None
 
 
 def _merge(

@@ -10,10 +10,10 @@ from typing import Any
 
 from spafit_bench.base.errors import UserError, known_name
 from spafit_bench.config.run_config import (
-    Layer,
     RunConfig,
+    SettingsSource,
     check_method_sections,
-    load_layers,
+    load_sources,
     resolve,
 )
 from spafit_bench.data.custom_tasks import shipped_tasks
@@ -33,15 +33,15 @@ class RunRequest:
     assignments: tuple[str, ...] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
 
-    def layers(self) -> tuple[Layer, ...]:
+    def sources(self) -> tuple[SettingsSource, ...]:
         """Collect every source of settings.
 
         Raises:
-            UserError: a batch given in examples and in tokens, or what `load_layers` refuses.
+            UserError: a batch given in examples and in tokens, or what `load_sources` refuses.
         """
         if {"batch_size", "batch_tokens"} <= self.flags.get("train", {}).keys():
             raise UserError("--batch-size and --batch-tokens: a batch is given in one of the two")
-        return load_layers(
+        return load_sources(
             preset=self.preset,
             config=self.config,
             assignments=self.assignments,
@@ -55,16 +55,16 @@ def run_configs(request: RunRequest) -> list[RunConfig]:
     Raises:
         UserError: a wrong name or value, or LoRA settings where no method has LoRA.
     """
-    layers = request.layers()
-    tasks = _names("task", request.task or _named(layers, "task"), tuple(TASKS))
-    methods = _names("method", request.method or _named(layers, "method"), method_names())
-    set_ = [layer for layer in layers if layer.where.startswith("--set ")]
+    sources = request.sources()
+    tasks = _names("task", request.task or _named(sources, "task"), tuple(TASKS))
+    methods = _names("method", request.method or _named(sources, "method"), method_names())
+    set_ = [source for source in sources if source.where.startswith("--set ")]
     if request.method and (other := _named(set_, "method")):
         raise UserError(f"--method {request.method}, but --set method={other}: name it once")
-    check_method_sections(layers, methods)
-    seeds = parse_seeds(request.seed or _named(layers, "seed") or "0")
+    check_method_sections(sources, methods)
+    seeds = parse_seeds(request.seed or _named(sources, "seed") or "0")
     configs = [
-        resolve(layers, task=task, method=method, seed=seed)
+        resolve(sources, task=task, method=method, seed=seed)
         for task in tasks
         for method in methods
         for seed in seeds
@@ -105,18 +105,20 @@ def parse_seeds(text: str) -> list[int]:
             raise UserError(f"--seed {text!r}: write a number, a comma list, or a range like 0-4")
         first, last = int(match[1]), int(match[2] or match[1])
         if last - first > 10_000:
-            raise UserError(f"--seed {text!r}: that is {last - first + 1} seeds")
+            raise UserError(
+                f"--seed {text!r}: the range has {last - first + 1:,} seeds; at most 10,001"
+            )
         seeds += range(first, last + 1)
     if not seeds:
-        raise UserError(f"--seed {text!r}: no seed")
+        raise UserError(f"--seed {text!r}: this names no seed; write 0, 0,2 or 0-4")
     return list(dict.fromkeys(seeds))
 
 
-def _named(layers: Sequence[Layer], key: str) -> str | None:
+def _named(sources: Sequence[SettingsSource], key: str) -> str | None:
     """Return the task, method or seed that a configuration file names, if any."""
     found = None
-    for layer in layers:
-        value = layer.body.get(key)
+    for source in sources:
+        value = source.body.get(key)
         if isinstance(value, dict):
             value = value.get("name")
         if isinstance(value, list):

@@ -36,13 +36,13 @@ from typing import Any
 from spafit_bench.base.errors import UserError, nearest
 from spafit_bench.base.yaml_files import config_folder, read_mapping
 from spafit_bench.config.run_config import (
-    Layer,
     RunConfig,
+    SettingsSource,
     assignment,
     check_method_sections,
     check_settings,
     chosen_by,
-    load_layers,
+    load_sources,
     resolve,
 )
 from spafit_bench.config.selection import check_lora_settings, known, parse_seeds, split_list
@@ -81,7 +81,7 @@ class Choice:
     holdout: float
     seeds: tuple[int, ...]
 
-    def candidates(self, group: Group) -> list[Any]:
+    def candidates(self, group: SweepCell) -> list[Any]:
         """Return what a cell can choose from: values of one setting, or combinations of several."""
         axes = [values[group.task, group.method] for values in self.values.values()]
         return list(axes[0]) if len(axes) == 1 else list(itertools.product(*axes))
@@ -99,7 +99,7 @@ class Sweep:
     tasks: tuple[str, ...]
     methods: tuple[str, ...]
     seeds: Values
-    layers: tuple[Layer, ...]
+    sources: tuple[SettingsSource, ...]
     grid: Mapping[str, Values]
     choice: Choice | None
     shard: tuple[int, int] = (1, 1)
@@ -112,7 +112,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class Group:
+class SweepCell:
     """One cell of the matrix at one point of the grid: the seeds that a score averages over."""
 
     task: str
@@ -165,12 +165,12 @@ def read_sweep(path: Path, flags: Mapping[str, Any], assignments: Sequence[str] 
     settings = body.get("settings") or {}
     check_settings(settings, f"{path}, settings")
     _check_chosen_elsewhere(settings, f"{path}, settings")
-    layers = load_layers(
+    sources = load_sources(
         preset=body.get("preset"), config=None, assignments=assignments, flags=flags
     )
-    last = len(layers) - len(assignments) - 1
-    layers = (*layers[:last], Layer(f"{path}, settings", settings), *layers[last:])
-    check_method_sections(layers, methods)
+    last = len(sources) - len(assignments) - 1
+    sources = (*sources[:last], SettingsSource(f"{path}, settings", settings), *sources[last:])
+    check_method_sections(sources, methods)
     cells = Cells(tasks, methods)
     grid = body.get("grid") or {}
     if not isinstance(grid, dict) or not all(isinstance(key, str) for key in grid):
@@ -180,7 +180,7 @@ def read_sweep(path: Path, flags: Mapping[str, Any], assignments: Sequence[str] 
         tasks=tasks,
         methods=methods,
         seeds=cells.values(body.get("seeds", 0), f"{path}, seeds", _seeds),
-        layers=layers,
+        sources=sources,
         grid={key: cells.values(value, f"{path}, grid.{key}") for key, value in grid.items()},
         choice=_choice(body.get("choose"), cells, path),
     )
@@ -317,7 +317,7 @@ def _choice(body: Any, cells: Cells, path: Path) -> Choice | None:
     )
 
 
-def groups(sweep: Sweep) -> list[Group]:
+def groups(sweep: Sweep) -> list[SweepCell]:
     """Return every cell of this shard at every point of the grid; a task's stand together.
 
     Shard `i/n` has every n-th cell: a cell's trials and its reported runs stay together, so that no
@@ -327,7 +327,7 @@ def groups(sweep: Sweep) -> list[Group]:
     return list(_every_group(sweep))[first - 1 :: count]
 
 
-def _every_group(sweep: Sweep) -> Iterator[Group]:
+def _every_group(sweep: Sweep) -> Iterator[SweepCell]:
     for task in sweep.tasks:
         for method in sweep.methods:
             axes = [
@@ -335,10 +335,10 @@ def _every_group(sweep: Sweep) -> Iterator[Group]:
                 for key, values in sweep.grid.items()
             ]
             for point in itertools.product(*axes):
-                yield Group(task, method, tuple(point))
+                yield SweepCell(task, method, tuple(point))
 
 
-def trial_configs(sweep: Sweep) -> dict[Group, dict[Any, list[RunConfig]]]:
+def trial_configs(sweep: Sweep) -> dict[SweepCell, dict[Any, list[RunConfig]]]:
     """Return the runs that a choice needs: group -> value -> one per seed of `choose`."""
     if sweep.choice is None:
         return {}
@@ -356,7 +356,7 @@ def trial_configs(sweep: Sweep) -> dict[Group, dict[Any, list[RunConfig]]]:
     }
 
 
-def final_configs(sweep: Sweep, chosen: Mapping[Group, Any]) -> list[RunConfig]:
+def final_configs(sweep: Sweep, chosen: Mapping[SweepCell, Any]) -> list[RunConfig]:
     """Return the runs whose scores are reported.
 
     Args:
@@ -376,10 +376,10 @@ def final_configs(sweep: Sweep, chosen: Mapping[Group, Any]) -> list[RunConfig]:
     return configs
 
 
-def _config(sweep: Sweep, group: Group, seed: int, settings: Mapping[str, Any]) -> RunConfig:
+def _config(sweep: Sweep, group: SweepCell, seed: int, settings: Mapping[str, Any]) -> RunConfig:
     own = [
         assignment(key, value, f"the sweep's {key}")
         for key, value in (*group.settings, *settings.items())
     ]
-    layers = (*sweep.layers[:-1], *own, sweep.layers[-1])
-    return resolve(layers, task=group.task, method=group.method, seed=seed)
+    sources = (*sweep.sources[:-1], *own, sweep.sources[-1])
+    return resolve(sources, task=group.task, method=group.method, seed=seed)

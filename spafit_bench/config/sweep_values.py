@@ -130,7 +130,7 @@ def _span(given: Mapping[str, Any], spacing: Any, where: str) -> tuple[Any, ...]
 def _stepped(first: float, last: float, step: float, where: str) -> tuple[Any, ...]:
     count = math.floor((last - first) / step + 1e-9) + 1
     if count > _MOST:
-        raise UserError(f"{where}: that is {count} values")
+        raise UserError(f"{where}: the range has {count:,} values; at most {_MOST:,} are allowed")
     if all(isinstance(value, int) for value in (first, last, step)):
         return tuple(first + n * step for n in range(count))
     return tuple(float(f"{first + n * step:.12g}") for n in range(count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -306,10 +307,13 @@ def data_folder(source: str) -> Path:
         return root
     if root.exists():
         raise UserError(f"{source} is a file; --data takes a folder, or 'hub' or 'mini'")
-    hint = ""
-    if root.parent.is_dir():
-        hint = nearest(root.name, [p.name for p in _listing(root.parent) if p.is_dir()][:20])
-    words = nearest(source, ("hub", "mini")) if "/" not in source else hint
+    words = nearest(source, ("hub", "mini"))
+    if "/" in source:
+        there = (
+            [p.name for p in _listing(root.parent) if p.is_dir()] if root.parent.is_dir() else []
+        )
+        close = difflib.get_close_matches(root.name, there, n=1)
+        words = f"did you mean {str(root.parent / close[0])!r}?" if close else "check the path"
     raise UserError(
         f"no such data folder: {source}; --data takes a folder, 'hub' or 'mini' ({words})"
     )

@@ -100,9 +100,10 @@ def restore(found: FoundRun, base: Base) -> RestoredRun:
             f"{record.run_id} is {record.status} ({record.reason}), so there is no model of it; "
             "repeat it with `spafit-bench run --retry-failed`"
         )
-    task, config = record.task_facts, recorded_config(record)
-    warnings: tuple[str, ...] = ()
-    if is_merged(found):
+    task, merged, warnings = record.task_facts, is_merged(found), ()
+    state = {} if merged else _read_state(found)
+    config = recorded_config(record)
+    if merged:
         if base.model:
             raise UserError(f"--model {base.model}: {found.folder} is a whole model; omit --model")
         checkpoint = find_checkpoint(str(found.folder))
@@ -111,7 +112,6 @@ def restore(found: FoundRun, base: Base) -> RestoredRun:
         plan, _ = plan_method(get_method("full"), checkpoint, shapes, head=config.head)
         state = dict(stored_tensors(checkpoint, list(shapes)))
     else:
-        state = _read_state(found)
         checkpoint = _find_base(record, config, base)
         warnings = _check_base(record, checkpoint, other_weights=base.other_weights)
         plan = recorded_plan(record, checkpoint, task)
@@ -181,7 +181,7 @@ def recorded_plan(record: RunRecord, checkpoint: Checkpoint, task: Task) -> Plan
         raise UserError(
             f"{record.run_id} trained {record.trainable_parameters:,} parameters, but "
             f"{method.spec} trains {plan.trainable_parameters:,} in {checkpoint.path}: "
-            "another base model? Give the right one with --model"
+            "if this is another base model, give the right one with --model"
         )
     return plan
 

@@ -46,7 +46,7 @@ def _scaled(match: re.Match[str], num_layers: int) -> range:
     shares = []
     for numerator, denominator, default in ((match[1], match[2], 0), (match[3], match[4], 1)):
         if denominator is not None and int(denominator) == 0:
-            raise UserError(f"layers {match[0]!r}: a fraction over zero")
+            raise UserError(f"layers {match[0]!r}: the denominator of a fraction is zero")
         share = (
             Fraction(default) if numerator is None else Fraction(int(numerator), int(denominator))
         )

@@ -100,7 +100,7 @@ class Store:
             UserError: the folder does not exist, or a record is of another version.
         """
         if not self.root.is_dir():
-            raise UserError(f"--results {self.root}: no such folder")
+            raise UserError(f"results folder {self.root} does not exist")
         self._restore_replaced()
         return self._survey(self._read_surely)
 

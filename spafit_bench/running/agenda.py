@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from spafit_bench.config.run_config import RunConfig
-from spafit_bench.config.sweep import Choice, Group, Sweep, final_configs, trial_configs
+from spafit_bench.config.sweep import Choice, Sweep, SweepCell, final_configs, trial_configs
 from spafit_bench.results.record import RunRecord
 from spafit_bench.training.prepare import PreparedRun, Preparer
 
@@ -20,14 +20,14 @@ class Agenda:
         """The reported runs that are known by now."""
         self.records: dict[str, RunRecord] = {}
         """Run id -> record, of the runs that have ended."""
-        self.chosen: dict[Group, Any] = {}
-        """Group -> the chosen value, None if every trial failed or collapsed."""
+        self.chosen: dict[SweepCell, Any] = {}
+        """SweepCell -> the chosen value, None if every trial failed or collapsed."""
         self.choice: Choice | None = None
         """What the trials choose."""
-        self._trials: dict[Group, dict[Any, list[PreparedRun]]] = {}
-        self._guesses: dict[Group, list[PreparedRun]] = {}
+        self._trials: dict[SweepCell, dict[Any, list[PreparedRun]]] = {}
+        self._guesses: dict[SweepCell, list[PreparedRun]] = {}
         """The reported runs of a group if its first value is chosen."""
-        self._finals_of: Callable[[Mapping[Group, Any]], list[PreparedRun]] = lambda _: []
+        self._finals_of: Callable[[Mapping[SweepCell, Any]], list[PreparedRun]] = lambda _: []
         """Prepares the reported runs that follow from choices."""
 
     @classmethod
@@ -46,7 +46,7 @@ class Agenda:
         def prepared(configs: Sequence[RunConfig]) -> list[PreparedRun]:
             return [preparer.prepare(config) for config in configs]
 
-        def finals(chosen: Mapping[Group, Any]) -> list[PreparedRun]:
+        def finals(chosen: Mapping[SweepCell, Any]) -> list[PreparedRun]:
             return prepared(final_configs(sweep, chosen))
 
         for group, values in trial_configs(sweep).items():
@@ -62,7 +62,7 @@ class Agenda:
         """Every run that only serves a choice, cell by cell."""
         return [run for group in self._trials for run in self._trials_of(group)]
 
-    def _trials_of(self, group: Group) -> list[PreparedRun]:
+    def _trials_of(self, group: SweepCell) -> list[PreparedRun]:
         return [run for runs in self._trials[group].values() for run in runs]
 
     def expected(self) -> list[PreparedRun]:

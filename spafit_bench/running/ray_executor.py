@@ -27,7 +27,7 @@ from spafit_bench.results.locks import RunLock, RunLocks
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.store import Store
 from spafit_bench.running.events import Busy, Ended, Event, Hear, Lost, Refused, Started, Warned
-from spafit_bench.running.ray_node import Delivery, Mailbox, Order, carry_out
+from spafit_bench.running.ray_node import Delivery, Mailbox, RunOrder, carry_out
 from spafit_bench.running.runner import Options, save_unfinished
 from spafit_bench.training.prepare import PreparedRun, Preparer
 
@@ -197,7 +197,7 @@ class RayExecutor:
 
     def _send(self, run: PreparedRun, lock: RunLock) -> None:
         resources = self._cluster.resources
-        order = Order(
+        order = RunOrder(
             config=_elsewhere(run),
             run_id=run.run_id,
             options=self._options,

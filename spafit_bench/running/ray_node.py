@@ -64,7 +64,7 @@ class Mailbox:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class RunOrder:
     """A run that a node must carry out."""
 
     config: RunConfig
@@ -102,7 +102,7 @@ class _NodeStore(Store):
             self.send(run_id, b"".join(pieces))
 
 
-def carry_out(order: Order, mailbox: Any) -> Delivery:
+def carry_out(order: RunOrder, mailbox: Any) -> Delivery:
     """Carry out one run in a temporary folder of the node; return its record and files.
 
     Args:
@@ -153,7 +153,7 @@ def _preparer() -> Preparer:
     return Preparer()
 
 
-def _prepared(order: Order) -> PreparedRun:
+def _prepared(order: RunOrder) -> PreparedRun:
     if order.version != __version__:
         raise UserError(f"spafit-bench {__version__} is installed here, not {order.version}")
     prepared = _preparer().prepare(order.config)

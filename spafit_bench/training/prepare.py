@@ -372,7 +372,7 @@ def _check_stored(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]]) ->
                         f"with {wanted[0]} replaces it"
                     )
                 continue
-            raise UserError(f"{file}: {key} {problem} (see config.json; other task or checkpoint?)")
+            raise UserError(f"{file}: {key} {problem}; compare the checkpoint with its config.json")
     return tuple(warnings)
 
 

@@ -234,7 +234,7 @@ def test_baselines_by_label_and_their_mistakes() -> None:
         for rate in (1e-4, 2e-4)
     ]
     assert "Baseline lora · lr 2e-4" in notes(against(records, "lora lr 2e-4"))
-    with pytest.raises(UserError, match="that is 2 rows of the table; name one"):
+    with pytest.raises(UserError, match="2 rows of the table have this name"):
         against(records, "lora")
     with pytest.raises(UserError, match=r"no finished run of it.*'full'"):
         against(records, "ful")

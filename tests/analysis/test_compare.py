@@ -292,7 +292,7 @@ def test_what_collapsed_gets_no_verdict(store: Store, task: str) -> None:
     found = only(store, "spafit", "bitfit")
     assert first_task(found).over_seeds.tested.separable
     assert first_task(found).verdict == "no verdict: bitfit collapsed"
-    assert "1 of 1 not settled" in " ".join(comparison_text([found]).split())
+    assert "1 of 1 not separable" in " ".join(comparison_text([found]).split())
 
 
 def test_wilcoxon_over_tasks_needs_enough_tasks(store: Store) -> None:
@@ -487,7 +487,7 @@ def test_runs_without_a_result_are_counted(store: Store) -> None:
 
 def test_user_mistakes_are_one_message(store: Store) -> None:
     """Too few, unknown or repeated names, and methods without a common task."""
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="does not exist"):
         compare(store, ["spafit", "lora"])
     add_run(store, "rte", "spafit")
     add_run(store, "mrpc", "lora")

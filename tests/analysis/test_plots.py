@@ -512,7 +512,7 @@ def test_a_baseline_is_named_as_everywhere(store: Store) -> None:
     ]
     (gallery,) = build_galleries(store, group_runs(rates), "LORA lr 2e-3")
     assert gallery.scene.baseline.label == "lora · lr 2e-3"
-    with pytest.raises(UserError, match="that is 2 rows of the table"):
+    with pytest.raises(UserError, match="2 rows of the table have this name"):
         build_galleries(store, group_runs(rates), "lora")
 
 

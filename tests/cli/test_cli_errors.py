@@ -178,7 +178,7 @@ def test_inputs_that_do_not_exist_are_found_at_once(
     for command in others.get(flag, ()):
         assert said in call(*command, flag, value).error
     for name, *rest in (predict, export):
-        assert "no such folder" in call(name, "x", *rest[1:]).error
+        assert "does not exist" in call(name, "x", *rest[1:]).error
 
 
 def test_a_long_wait_is_said(
@@ -469,7 +469,7 @@ def test_commands_on_results_that_are_not_there(call: Cli, tmp_path: Path) -> No
     """A missing and an empty folder are named, with a way to the first result."""
     (tmp_path / "empty").mkdir()
     for args in (("table",), ("list", "runs"), ("show", "x")):
-        assert "--results nowhere: no such folder" in call(*args, "--results", "nowhere").error
+        assert "results folder nowhere does not exist" in call(*args, "--results", "nowhere").error
     message = call("table", "--results", "empty").error
     assert "--results empty: no runs here" in message
     assert "--preset smoke" in message

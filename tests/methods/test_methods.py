@@ -158,7 +158,7 @@ def test_layer_groups(text: str, layers: range) -> None:
         ("24-last", "at most 23"),
         ("9-5", "run backwards; write 5-9"),
         ("10/24..5/24", "run backwards; write 5/24..5/12"),
-        ("1/0..", "over zero"),
+        ("1/0..", "denominator"),
         ("..3/2", "at most 1"),
         ("-1", "is not a layer group"),
         ("first", "is not a layer group"),

@@ -79,7 +79,7 @@ def test_chosen_runs_go(call: Cli, store: Store, arguments: list[str], gone: int
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say which runs"),
+        ([], "name the runs"),
         (["nothing"], "no run 'nothing'"),
         (["mrpc"], "could be any of 4 runs"),
         (["--status", "broken"], "no run has it; choices: done, failed"),
@@ -320,7 +320,7 @@ def test_conflicts_are_named_and_nothing_is_merged(call: Cli, tmp_path: Path) ->
     ("sources", "message"),
     [
         (["dest"], "is the destination itself"),
-        (["missing"], "no such folder"),
+        (["missing"], "does not exist"),
         (["empty"], "no runs here"),
     ],
 )

@@ -18,7 +18,7 @@ from spafit_bench.analysis.plots.pareto import score_parameters
 from spafit_bench.analysis.plots.ranks import critical_difference
 from spafit_bench.analysis.plots.scene import Scene
 from spafit_bench.analysis.tables.baseline import find_baselines
-from spafit_bench.analysis.tables.settings import Group, Setting, matching_rows, slug
+from spafit_bench.analysis.tables.settings import RunGroup, Setting, matching_rows, slug
 from spafit_bench.results.store import Store
 
 __all__ = [
@@ -43,7 +43,7 @@ class Gallery:
 
 
 def build_galleries(
-    store: Store, groups: Sequence[Group], baseline: str | None = None
+    store: Store, groups: Sequence[RunGroup], baseline: str | None = None
 ) -> tuple[Gallery, ...]:
     """Prepare every figure of each group; nothing is drawn yet.
 
@@ -64,7 +64,7 @@ def build_galleries(
     return tuple(_named_apart(gallery, len(galleries)) for gallery in galleries)
 
 
-def _usual_baseline(group: Group) -> Setting:
+def _usual_baseline(group: RunGroup) -> Setting:
     """Return the row of full fine-tuning with most runs: another may be an attempt given up."""
     rows = matching_rows(group, "full") or list(group.rows)
     return max(rows, key=lambda row: sum(map(len, group.rows[row].values())))

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from spafit_bench.analysis.plots.drawing import LineStyle, line_styles
 from spafit_bench.analysis.tables.cells import MARKS, label_notes, marks_of, sample_of
-from spafit_bench.analysis.tables.settings import Group, Setting, TaskRuns
+from spafit_bench.analysis.tables.settings import RunGroup, Setting, TaskRuns
 from spafit_bench.base.escaping import printable
 from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
@@ -35,7 +35,7 @@ class Average:
 class Scene:
     """The runs of one table."""
 
-    group: Group
+    group: RunGroup
     baseline: Setting
     """The row that others are compared with: always shown."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from spafit_bench.analysis.report.runs import Anchors
-from spafit_bench.analysis.tables.settings import Group, tasks_of
+from spafit_bench.analysis.tables.settings import RunGroup, tasks_of
 from spafit_bench.results.record import RunRecord
 
 STATES = {
@@ -28,7 +28,7 @@ def state_of(run: RunRecord) -> str:
     return "collapsed" if run.status == "done" and run.collapsed else run.status
 
 
-def overview(group: Group, anchors: Anchors) -> str:
+def overview(group: RunGroup, anchors: Anchors) -> str:
     """Write tasks by methods, a box per seed."""
     rows = _rows(group)
     titles = {task.name: task.title for task in tasks_of((*group.records, *group.left_out))}
@@ -72,7 +72,7 @@ def _usual_seeds(cells: Sequence[Cell]) -> list[int]:
     return sorted(seed for seed, count in counts.items() if 2 * count >= len(cells))
 
 
-def _rows(group: Group) -> Mapping[str, Mapping[str, Cell]]:
+def _rows(group: RunGroup) -> Mapping[str, Mapping[str, Cell]]:
     """Arrange finished runs by row of the table, others by the row that their method has."""
     rows: dict[str, dict[str, Cell]] = {}
     labels: dict[str, list[str]] = defaultdict(list)

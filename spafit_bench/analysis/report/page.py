@@ -20,7 +20,7 @@ from spafit_bench.analysis.report.verdicts import verdicts
 from spafit_bench.analysis.selection import Selection, read_runs
 from spafit_bench.analysis.tables import ResultTable, build_tables
 from spafit_bench.analysis.tables.html import html_block
-from spafit_bench.analysis.tables.settings import Group
+from spafit_bench.analysis.tables.settings import RunGroup
 from spafit_bench.base.escaping import printable
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.store import Store
@@ -30,7 +30,7 @@ TITLE = "spafit-bench results"
 
 def build_report(
     store: Store,
-    groups: Sequence[Group],
+    groups: Sequence[RunGroup],
     baseline: str | None = None,
     references: References | None = None,
     selection: Selection | None = None,

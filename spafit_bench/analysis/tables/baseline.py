@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from spafit_bench.analysis.stats import ALPHA, LEAST_SEEDS, Tested, family, over_seeds
 from spafit_bench.analysis.tables.cells import Cell, Mark, Measurement, Sample
-from spafit_bench.analysis.tables.settings import Group, Setting, matching_rows
+from spafit_bench.analysis.tables.settings import RunGroup, Setting, matching_rows
 from spafit_bench.base.errors import UserError, nearest
 
 Place = tuple[Setting, int]
@@ -16,7 +16,7 @@ Place = tuple[Setting, int]
 _ROUNDING = 1e-9
 
 
-def find_baselines(groups: Sequence[Group], name: str | None) -> list[Setting | None]:
+def find_baselines(groups: Sequence[RunGroup], name: str | None) -> list[Setting | None]:
     """Find the named row in each group; None in a group that does not have it.
 
     Raises:
@@ -30,7 +30,8 @@ def find_baselines(groups: Sequence[Group], name: str | None) -> list[Setting | 
         if len(rows) > 1:
             listed = "".join(f"\n  {row.label!r}" for row in rows)
             raise UserError(
-                f"--baseline {name}: that is {len(rows)} rows of the table; name one:{listed}"
+                f"--baseline {name}: {len(rows)} rows of the table have this name; give one of "
+                f"them:{listed}"
             )
         found.append(rows[0] if rows else None)
     if not any(found):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
-from spafit_bench.analysis.tables.settings import Group, Setting, slug
+from spafit_bench.analysis.tables.settings import RunGroup, Setting, slug
 from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
 
@@ -350,7 +350,7 @@ def is_below(cell: Cell, other: Cell) -> bool:
     return both and float(cell.text) < float(other.text)
 
 
-def label_notes(labels: Iterable[str], group: Group) -> Iterator[str]:
+def label_notes(labels: Iterable[str], group: RunGroup) -> Iterator[str]:
     """Explain the short forms of labels."""
     for label in dict.fromkeys(labels):
         if label in group.shorts:

@@ -17,14 +17,14 @@ from spafit_bench.analysis.tables.cells import (
     measurement,
     sample_of,
 )
-from spafit_bench.analysis.tables.settings import Group, Setting, TaskRuns
+from spafit_bench.analysis.tables.settings import RunGroup, Setting, TaskRuns
 from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
 
 # Parameters
 
 
-def parameters_table(group: Group) -> ResultTable:
+def parameters_table(group: RunGroup) -> ResultTable:
     """Count what each method trains; the head's size, and so the count, differs by task."""
     usual, *others = sizes = _head_sizes(group)
     rows = [
@@ -79,7 +79,7 @@ def parameters_table(group: Group) -> ResultTable:
     )
 
 
-def size_columns(group: Group) -> tuple[Column, Column]:
+def size_columns(group: RunGroup) -> tuple[Column, Column]:
     """Head the two columns that a scores table begins with."""
     usual = _outputs(next(iter(_head_sizes(group))))
     return (
@@ -88,7 +88,7 @@ def size_columns(group: Group) -> tuple[Column, Column]:
     )
 
 
-def size_cells(group: Group, runs: TaskRuns) -> tuple[Cell, Cell]:
+def size_cells(group: RunGroup, runs: TaskRuns) -> tuple[Cell, Cell]:
     """Count what a row trains, with the classifier that most tasks have."""
     tasks = next(iter(_head_sizes(group).values()))
     return (
@@ -97,7 +97,7 @@ def size_cells(group: Group, runs: TaskRuns) -> tuple[Cell, Cell]:
     )
 
 
-def _head_sizes(group: Group) -> dict[int, list[Task]]:
+def _head_sizes(group: RunGroup) -> dict[int, list[Task]]:
     """Part the tasks by outputs of their classifier, the size of most tasks first."""
     sizes: dict[int, list[Task]] = defaultdict(list)
     for task in group.tasks:
@@ -130,7 +130,7 @@ def _short(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
-def _parameters_measurements(group: Group) -> Iterator[Measurement]:
+def _parameters_measurements(group: RunGroup) -> Iterator[Measurement]:
     values: dict[tuple[str, str], Callable[[RunRecord], float]] = {
         ("trainable_parameters", "parameters"): lambda run: run.trainable_parameters,
         ("trainable_percent", "%"): lambda run: run.trainable_percent,
@@ -174,7 +174,7 @@ _QUANTITIES = (
 )
 
 
-def cost_table(group: Group) -> ResultTable:
+def cost_table(group: RunGroup) -> ResultTable:
     """Compute the mean cost of each method on each task; runs on unlike machines stay apart."""
     machines = {machine_of(run) for run in group.records}
     energy = any(run.energy_j is not None for run in group.records)
@@ -253,7 +253,7 @@ def _cost_measurements(
             yield measurement(setting, (task.name, ""), (quantity.key, quantity.unit), sample)
 
 
-def _cost_notes(group: Group, rows: Sequence[Row], *, energy: bool) -> Iterator[str]:
+def _cost_notes(group: RunGroup, rows: Sequence[Row], *, energy: bool) -> Iterator[str]:
     yield (
         "Training: steps only, without evaluation and set-up. Tokens: real ones, no padding. "
         "Stored: what a task adds to the shared base model. 1 MB is 1,000,000 bytes."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from spafit_bench.analysis.references import MEAN, Reference, References
 from spafit_bench.analysis.tables.cells import POINTS, Cell, Mark, Measurement, Row
-from spafit_bench.analysis.tables.settings import Group, short_name
+from spafit_bench.analysis.tables.settings import RunGroup, short_name
 from spafit_bench.base.errors import UserError
 from spafit_bench.data.tasks import TASKS, mean_or_none
 
@@ -61,7 +61,7 @@ class Beside:
         }
 
 
-def beside(references: References | None, group: Group, *, unlike: bool) -> Beside:
+def beside(references: References | None, group: RunGroup, *, unlike: bool) -> Beside:
     """Part published scores into those that may stand beside a group's runs and the others.
 
     Args:
@@ -101,7 +101,7 @@ def check_any_shown(references: References, found: Sequence[Beside]) -> None:
     )
 
 
-def _difference(entry: Reference, group: Group) -> str:
+def _difference(entry: Reference, group: RunGroup) -> str:
     """Say how a published score is unlike ours; empty where it is like them."""
     ours = {short_name(run.model) for run in group.records}
     runs = [run for run in group.records if run.task == entry.task]

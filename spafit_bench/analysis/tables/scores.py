@@ -43,7 +43,7 @@ from spafit_bench.analysis.tables.published import (
     published_notes,
     published_rows,
 )
-from spafit_bench.analysis.tables.settings import Group, Setting, TaskRuns
+from spafit_bench.analysis.tables.settings import RunGroup, Setting, TaskRuns
 from spafit_bench.data.tasks import TASKS, Task, mean_or_none
 from spafit_bench.results.record import RunRecord, SplitMetrics
 
@@ -97,7 +97,7 @@ class Average:
         return [score_sample(task, runs.get(task.name, ())) for task in self.tasks]
 
 
-def scores_table(group: Group, part: Beside, baseline: Setting | None = None) -> ResultTable:
+def scores_table(group: RunGroup, part: Beside, baseline: Setting | None = None) -> ResultTable:
     """Compute mean and spread of every method on every task of a group, ranked by column.
 
     Args:
@@ -252,7 +252,7 @@ def _average_cell(average: Average, runs: TaskRuns) -> Cell:
 
 def _against(
     baseline: Setting,
-    group: Group,
+    group: RunGroup,
     rows: Sequence[Row],
     heads: Sequence[ScoreColumn],
     averages: Sequence[Average],
@@ -271,13 +271,15 @@ def _against(
     return compare_scores(baseline, samples, shown, tested, len(heads))
 
 
-def _majority_run(group: Group, task: Task) -> RunRecord:
+def _majority_run(group: RunGroup, task: Task) -> RunRecord:
     """Choose whose training set decides the majority class: the largest."""
     runs = [run for run in group.records if run.task == task.name]
     return max(runs, key=lambda run: (run.train_limit is None, run.train_limit or 0))
 
 
-def _majority_row(group: Group, heads: Sequence[ScoreColumn], averages: Sequence[Average]) -> Row:
+def _majority_row(
+    group: RunGroup, heads: Sequence[ScoreColumn], averages: Sequence[Average]
+) -> Row:
     chosen = {task.name: _majority_run(group, task) for task in group.tasks}
 
     def cell(value: float | None, runs: Sequence[RunRecord]) -> Cell:
@@ -300,7 +302,7 @@ def _majority_row(group: Group, heads: Sequence[ScoreColumn], averages: Sequence
 # Caption and notes
 
 
-def _caption(group: Group, rows: Sequence[Row], usual: int) -> str:
+def _caption(group: RunGroup, rows: Sequence[Row], usual: int) -> str:
     """Say what a number of the table is, and over how many seeds."""
     selects = {run.select for run in group.records}
     if len(selects) > 1:
@@ -314,7 +316,7 @@ def _caption(group: Group, rows: Sequence[Row], usual: int) -> str:
     return f"Dev scores times 100 {when}: mean ± sample sd over {seeds}."
 
 
-def _notes(group: Group, rows: Sequence[Row], averages: Sequence[Average]) -> Iterator[str]:
+def _notes(group: RunGroup, rows: Sequence[Row], averages: Sequence[Average]) -> Iterator[str]:
     """Explain marks, metrics and averages, and count what is left out."""
     tasks = group.tasks
     yield from mark_notes([mark for row in rows for cell in row.cells for mark in cell.marks])
@@ -353,7 +355,7 @@ def _notes(group: Group, rows: Sequence[Row], averages: Sequence[Average]) -> It
         yield f"Left out: {runs} of a seed that a later run of the same setting repeats."
 
 
-def _collapse_notes(group: Group) -> Iterator[str]:
+def _collapse_notes(group: RunGroup) -> Iterator[str]:
     """Where only some seeds of a cell collapsed, give its mean with and without them."""
     for setting, runs_of in group.rows.items():
         for task in group.tasks:
@@ -401,7 +403,7 @@ def left_out_notes(left_out: Sequence[RunRecord]) -> Iterator[str]:
 # The long form
 
 
-def _measurements(group: Group, averages: Sequence[Average]) -> Iterator[Measurement]:
+def _measurements(group: RunGroup, averages: Sequence[Average]) -> Iterator[Measurement]:
     """List every metric of every split, each task's score, and the averages."""
     for setting, runs in group.rows.items():
         for task in group.tasks:

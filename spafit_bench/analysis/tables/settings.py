@@ -58,7 +58,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class RunGroup:
     """The runs of one table."""
 
     model: str
@@ -109,7 +109,7 @@ def short_labels(labels: Iterable[str], known: Mapping[str, str] | None = None) 
     return shorts
 
 
-def matching_rows(group: Group, name: str) -> list[Setting]:
+def matching_rows(group: RunGroup, name: str) -> list[Setting]:
     """Find rows by a name that tables print.
 
     That is a label (the dot may be left out), its short form, or a method: all its rows.
@@ -127,7 +127,7 @@ def plain(label: str) -> str:
     return " ".join(label.replace("·", " ").casefold().split())
 
 
-def group_runs(records: Sequence[RunRecord]) -> tuple[Group, ...]:
+def group_runs(records: Sequence[RunRecord]) -> tuple[RunGroup, ...]:
     """Part finished runs into groups; the largest group comes first.
 
     Two data sets of one task are never in one group, nor are two sets of weights. Different tasks
@@ -139,7 +139,7 @@ def group_runs(records: Sequence[RunRecord]) -> tuple[Group, ...]:
     return tuple(replace(group, shorts=shorts) for group in groups)
 
 
-def group_trials(records: Sequence[RunRecord]) -> tuple[Group, ...]:
+def group_trials(records: Sequence[RunRecord]) -> tuple[RunGroup, ...]:
     """Part the runs on held-out train in the same way, those without a result among them."""
     trials = [record for record in records if record.holdout is not None]
     groups = _groups(trials, ("done", "diverged", "failed"))
@@ -149,7 +149,7 @@ def group_trials(records: Sequence[RunRecord]) -> tuple[Group, ...]:
     return tuple(replace(group, shorts=shorts) for group in groups)
 
 
-def _groups(records: Sequence[RunRecord], shown: Sequence[str] = ("done",)) -> tuple[Group, ...]:
+def _groups(records: Sequence[RunRecord], shown: Sequence[str] = ("done",)) -> tuple[RunGroup, ...]:
     done = [record for record in records if record.status in shown]
     by_weights: dict[str, list[RunRecord]] = defaultdict(list)
     for record in done:
@@ -251,7 +251,7 @@ def short_name(name: str) -> str:
 
 def _group(
     runs: Sequence[RunRecord], name: tuple[str, str], left_out: Sequence[RunRecord]
-) -> Group:
+) -> RunGroup:
     """Arrange runs in rows with one run per task and seed, the latest."""
     by_method: dict[str, list[RunRecord]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: (run.started_at, run.run_id)):
@@ -275,7 +275,7 @@ def _group(
     }
     for (setting, task, _), run in sorted(latest.items(), key=lambda item: item[0][2]):
         rows[setting][task] = (*rows[setting].get(task, ()), run)
-    return Group(
+    return RunGroup(
         model=name[0],
         data=name[1],
         rows=rows,

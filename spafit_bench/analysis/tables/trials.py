@@ -21,7 +21,7 @@ from spafit_bench.analysis.tables.cells import (
     measurement,
     sample_of,
 )
-from spafit_bench.analysis.tables.settings import Group
+from spafit_bench.analysis.tables.settings import RunGroup
 from spafit_bench.data.tasks import Task
 from spafit_bench.results.record import RunRecord
 
@@ -29,7 +29,7 @@ _AS_SET = "as set"
 """Heading where a method was tried with one value alone."""
 
 
-def trials_table(group: Group) -> ResultTable:
+def trials_table(group: RunGroup) -> ResultTable:
     """Lay out a row for each task and method, a column for each value that was tried.
 
     Args:
@@ -71,7 +71,7 @@ def _is_number(word: str) -> bool:
     return re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", word) is not None
 
 
-def _cells(task: Task, method: str, values: Sequence[str], group: Group) -> tuple[Cell, ...]:
+def _cells(task: Task, method: str, values: Sequence[str], group: RunGroup) -> tuple[Cell, ...]:
     """Score every value; bold is the best of those that never collapsed or failed."""
     tried = {s.difference: cells for s, cells in group.rows.items() if s.method == method}
     runs = [tried.get(value, {}).get(task.name, ()) for value in values]
@@ -110,7 +110,7 @@ def _is_at_an_edge(cells: Sequence[Cell]) -> bool:
     return len(tried) > 1 and (tried[0] or tried[-1])
 
 
-def _measurements(group: Group) -> Iterator[Measurement]:
+def _measurements(group: RunGroup) -> Iterator[Measurement]:
     for setting, cells in group.rows.items():
         for task, runs in cells.items():
             if sample := _scores(runs):
