@@ -100,7 +100,8 @@ def restore(found: FoundRun, base: Base) -> RestoredRun:
             f"{record.run_id} is {record.status} ({record.reason}), so there is no model of it; "
             "repeat it with `spafit-bench run --retry-failed`"
         )
-    task, merged, warnings = record.task_facts, is_merged(found), ()
+    task, merged = record.task_facts, is_merged(found)
+    warnings: tuple[str, ...] = ()
     state = {} if merged else _read_state(found)
     config = recorded_config(record)
     if merged:

@@ -15,7 +15,7 @@ import yaml
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.base.yaml_files import config_folder
-from spafit_bench.config.run_config import load_layers, resolve
+from spafit_bench.config.run_config import load_sources, resolve
 from spafit_bench.config.selection import RunRequest, run_configs
 from spafit_bench.config.sweep import final_configs, read_sweep, sweep_path
 from spafit_bench.data.tasks import get_task
@@ -93,12 +93,12 @@ def test_random_strata_deal_the_same_treatments(depth: int) -> None:
 
 def test_the_seed_of_the_dealing_matters() -> None:
     """Ten seeds deal 24 layers in ten ways, by a setting."""
-    layers = load_layers(preset=None, config=None, assignments=(), flags={})
+    layers = load_sources(preset=None, config=None, assignments=(), flags={})
     found = set()
     for seed in range(10):
         own = (
             *layers[:-1],
-            *load_layers(
+            *load_sources(
                 preset=None, config=None, assignments=(f"method.shuffle={seed}",), flags={}
             )[1:],
         )

@@ -16,12 +16,12 @@ from tests.conftest import REPOSITORY, clean_environment
 
 PROBE = """
 import spafit_bench
-from spafit_bench.config.run_config import load_layers, preset_names
+from spafit_bench.config.run_config import load_sources, preset_names
 from spafit_bench.data.load import load_task_data, official_fingerprints
 from spafit_bench.data.tasks import get_task
 from spafit_bench.methods.method import get_method, method_names
 from spafit_bench.base.yaml_files import config_folder
-layers = load_layers(preset="smoke", config=None, assignments=(), flags={})
+layers = load_sources(preset="smoke", config=None, assignments=(), flags={})
 assert layers[0].body["train"]["epochs"], layers
 assert load_task_data(get_task("mnli"), "mini").splits["ax"].num_rows == 250
 print(spafit_bench.__file__)

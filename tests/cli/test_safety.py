@@ -17,7 +17,7 @@ from spafit_bench.analysis.references import read_references
 from spafit_bench.base.checksums import SUMS, read_sums
 from spafit_bench.base.errors import DamagedError, UserError
 from spafit_bench.base.yaml_files import read_mapping
-from spafit_bench.config.run_config import load_layers
+from spafit_bench.config.run_config import load_sources
 from spafit_bench.config.sweep import read_sweep
 from spafit_bench.methods.method import get_method
 from spafit_bench.models.checkpoint import find_checkpoint, weight_files
@@ -71,8 +71,8 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
         lambda: read_sweep(path, {}),
         lambda: read_references(path),
         lambda: get_method(str(path)),
-        lambda: load_layers(preset=None, config=path, assignments=(), flags={}),
-        lambda: load_layers(preset=None, config=None, assignments=(f"seed={text}",), flags={}),
+        lambda: load_sources(preset=None, config=path, assignments=(), flags={}),
+        lambda: load_sources(preset=None, config=None, assignments=(f"seed={text}",), flags={}),
     ):
         with pytest.raises(UserError, match="not valid YAML"):
             read()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from spafit_bench.base.errors import UserError
 from spafit_bench.base.yaml_files import config_folder, read_mapping
 from spafit_bench.config.reference import configuration_keys
-from spafit_bench.config.run_config import RunConfig, load_layers, preset_names, resolve
+from spafit_bench.config.run_config import RunConfig, load_sources, preset_names, resolve
 from spafit_bench.config.selection import RunRequest, parse_seeds, run_configs, split_list
 from spafit_bench.data.tasks import TASKS
 from spafit_bench.methods.method import method_names
@@ -159,7 +159,7 @@ def test_ranges_of_seeds() -> None:
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=5))
 def test_no_value_is_a_crash(value: Any) -> None:
     """Whatever YAML can hold, a wrong value is a message."""
-    layers = load_layers(
+    layers = load_sources(
         preset=None, config=None, assignments=(), flags={"train": {"warmup": value}}
     )
     try:
@@ -176,7 +176,7 @@ def test_no_value_is_a_crash(value: Any) -> None:
 def test_the_shipped_files_are_sound() -> None:
     """Every preset resolves for every task and method; every method file reads back."""
     for preset in (None, *preset_names()):
-        layers = load_layers(preset=preset, config=None, assignments=(), flags={})
+        layers = load_sources(preset=preset, config=None, assignments=(), flags={})
         for task in TASKS:
             for method in method_names():
                 config = resolve(layers, task=task, method=method, seed=0)

@@ -20,8 +20,8 @@ import yaml
 
 from spafit_bench.base.errors import UserError
 from spafit_bench.config.sweep import (
-    Group,
     Sweep,
+    SweepCell,
     final_configs,
     groups,
     narrowed,
@@ -194,7 +194,7 @@ def test_shards_divide_the_cells(tmp_path: Path) -> None:
     from dataclasses import replace
 
     sweep = sweep_of(tmp_path, grid={"train.max_length": [32, 64, 96]})
-    parts: list[Group] = []
+    parts: list[SweepCell] = []
     for number in range(1, 6):
         parts += groups(replace(sweep, shard=(number, 5)))
     assert sorted(parts, key=str) == sorted(groups(sweep), key=str)

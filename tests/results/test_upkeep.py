@@ -300,7 +300,7 @@ def test_conflicts_are_named_and_nothing_is_merged(call: Cli, tmp_path: Path) ->
     assert "nothing was merged" in message
     assert names(Store(tmp_path / "all")) == [B.run_id]
     rehearsal = call("merge", "two", "three", "--results", "all", "--dry-run")
-    assert "nothing would be merged" in rehearsal.out
+    assert "nothing is merged" in rehearsal.out
     told = call("merge", "two", "three", "--results", "all", "--dry-run", "--json").json
     assert (told["would_merge"], len(told["conflicts"])) == ([], 2)
     apart = call("merge", "two", "three", "--results", "all", "--dry-run", "--keep-apart")

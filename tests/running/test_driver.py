@@ -241,7 +241,7 @@ def test_a_failed_trial_is_not_chosen_and_stops_nobody(world: World) -> None:
     assert [r.task.name for r in result.finals] == ["cola"]
     assert not result.is_whole
     summary = _summary(result, Path("r"), Options(), sweep=True).splitlines()
-    assert summary[0].startswith("nothing chosen for bitfit on mrpc: every value has a trial that")
+    assert summary[0].startswith("nothing chosen for bitfit on mrpc: with every value a trial")
     assert summary[1] == "chosen for bitfit on cola: 0.001"
     assert "--retry-failed" in summary[-1]
     assert len(world.view._ended) == len(world.view._work) == 5

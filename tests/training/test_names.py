@@ -13,7 +13,7 @@ from spafit_bench.config.run_config import (
     MethodSettings,
     RunConfig,
     TrainSettings,
-    load_layers,
+    load_sources,
     resolve,
 )
 from spafit_bench.training.prepare import Preparer
@@ -74,7 +74,7 @@ def preparer() -> Preparer:
 def config(folders: dict[str, str], **flags: Any) -> RunConfig:
     """Return the configuration of a run on the tiny model."""
     flags = {"train": {"max_length": 16}, **folders, **flags}
-    layers = load_layers(preset=None, config=None, assignments=(), flags=flags)
+    layers = load_sources(preset=None, config=None, assignments=(), flags=flags)
     return resolve(layers, task="rte", method="spafit", seed=0)
 
 
