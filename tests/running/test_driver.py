@@ -360,7 +360,8 @@ def test_workers_refuse_other_runs_and_keep_the_state_of_theirs(world: World) ->
 
     The other is told to stop twice, as by a scheduler that signals all processes.
     """
-    first, second = world.agenda().expected()
+    endless = world.settings | {"train": {"epochs": 10_000}}  # so that the run cannot end first
+    first, second = world.agenda(settings=endless).expected()
     store, threads = Store(world.folder / "results"), torch.get_num_threads()
     environments = [worker_environments(1, [], n)[0] for n in (threads + 1, threads)]
     workers = Workers(store, Options(), environments)
