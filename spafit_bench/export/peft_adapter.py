@@ -1,9 +1,9 @@
-"""A trained model as an adapter of the PEFT library, written without needing that library.
+"""Write a trained model as an adapter of the PEFT library, without needing that library.
 
-PEFT's `LoraConfig` has one rank for all matrices and trains all biases or none, so a stratified
-method is written out in full: every adapted matrix by name, other ranks and alphas as patterns,
-modules that trained in full as `modules_to_save`, and single biases through `bias="all"`, of which
-only the trained ones are in the file (PEFT leaves the others as the base model has them).
+PEFT's `LoraConfig` has one rank for all matrices, and trains all biases or none. So we write a
+stratified method in full: every adapted matrix by its name, other ranks and alphas as patterns, and
+fully trained modules as `modules_to_save`. Trained biases need `bias="all"`; the file contains only
+the trained ones, and PEFT keeps the base model's values for the others.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from spafit_bench.models.adapt import AdaptedModel
 from spafit_bench.models.adapters import LoraLinear
 
 PREFIX = "base_model.model."
-"""What PEFT puts before the name of a module of the wrapped model."""
+"""PEFT's prefix of the names of the base model's modules."""
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
-    """What is in an adapter folder."""
+    """The content of an adapter folder."""
 
     config: dict[str, Any]
     """`adapter_config.json`, without the base model's name."""
     tensors: dict[str, Tensor]
     """`adapter_model.safetensors`, fp32 on the CPU."""
     notes: tuple[str, ...]
-    """What training on from this adapter would do differently; its outputs are the same."""
+    """How further training of this adapter would differ. Its outputs are the same."""
 
 
 def make_peft_adapter(adapted: AdaptedModel, architecture: Architecture) -> PeftAdapter:
-    """Write a model's adapters, biases and fully trained modules as PEFT has them.
+    """Convert a model's adapters, biases and fully trained modules to PEFT's form.
 
     Args:
         adapted: restored, on the CPU in fp32.
@@ -110,11 +110,11 @@ def _single_biases(plan: Plan, whole: list[str]) -> list[str]:
 
 
 def _lora_config(loras: dict[str, Lora]) -> tuple[dict[str, Any], list[str]]:
-    """Express every adapter: the commonest rank and alpha, and patterns for the others.
+    """Describe every adapter: the most common rank and alpha, and patterns for the others.
 
-    PEFT has rsLoRA, DoRA and dropout for all adapters or none. rsLoRA's factor is written as an
-    alpha where adapters differ; a plain adapter beside DoRA's is DoRA with the magnitude that its
-    adapted matrix has anyway.
+    PEFT applies rsLoRA, DoRA and dropout to all adapters or none. Where adapters differ, rsLoRA's
+    factor becomes a part of alpha. A plain adapter beside DoRA adapters becomes a DoRA adapter with
+    the norm of its adapted matrix as magnitude.
     """
     notes = []
     patterned = len({(lora.rank, lora.alpha, lora.rslora) for lora in loras.values()}) > 1

@@ -1,13 +1,13 @@
-"""The output of the frozen first layers, computed once and kept for every epoch and run.
+"""A cache of the output of the frozen first layers, for every epoch and run.
 
-Below everything that trains, a token's activations are the same in every step if nothing is dropped
-there (frozen layers need no gradient, either). Evaluation and training then start at the first
-layer that trains. Leaving dropout out of those layers is a change of regularisation: it is part of
-a run's name, and tables show it. Whether the activations were kept or had to be computed again
-(there was no room, say) changes nothing but the shapes of products, so at most rounding.
+Without dropout, the output of the frozen layers below all training is the same in every step. So it
+is computed once, and training and evaluation start at the first layer that trains. These layers
+then have no dropout, which changes regularisation. So it is part of a run's name, and tables show
+it. If an output cannot be cached, every step computes it again. This changes the shapes of matrix
+products, and so at most the rounding.
 
-Entries are mapped, not read: what the system holds of them counts towards a process's peak memory,
-and it drops that when it needs room.
+Entries are memory-mapped. The pages that the system keeps in memory count towards the peak memory
+of a process; the system frees them when it needs memory.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from spafit_bench.training.prepare import PreparedRun
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-"""To be raised when an entry comes to mean something else, so that no old one is taken."""
+"""Raise this when the meaning of an entry changes, so that old entries are not used."""
 BATCH_SIZE = 64
-"""Examples per forward pass; one number, so that an entry is the same whichever run made it."""
+"""Examples per forward pass. It is fixed, so that every run makes the same entry."""
 _HEADER_BYTES = 1_000
-"""More than an entry has beside its values."""
+"""An upper bound of what an entry needs beside its values."""
 _STORED = {"fp32": np.float32, "bf16": np.int16, "fp16": np.float16}
 
 
@@ -46,11 +46,11 @@ def with_prefixes(
     splits: dict[str, EncodedSplit],
     stop: Callable[[], bool],
 ) -> dict[str, EncodedSplit]:
-    """Return the splits with what a run wants kept of its first layers: nothing, if not asked.
+    """Return the splits with the cached output of the first layers, if the run asks for it.
 
     Raises:
-        UserError: the user's bound is no number.
-        KeyboardInterrupt: `stop` said so.
+        UserError: SPAFIT_BENCH_CACHE_GB is not a number.
+        KeyboardInterrupt: `stop` returned true.
     """
     if not prepared.prefix_layers:
         return splits
@@ -61,28 +61,28 @@ def with_prefixes(
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Fills and reads the entries of one model: one per split and number of frozen layers."""
+    """Makes and reads the entries of one model: one for each split and number of frozen layers."""
 
     adapted: AdaptedModel
-    """With the fast engine."""
+    """It must use the fast engine."""
     weights_sha256: str
     files_sha256: str
     """Of the checkpoint's configuration."""
     cache: ArrayCache | None
-    """None keeps nothing."""
+    """None caches nothing."""
     stop: Callable[[], bool] = lambda: False
     """Asked before every batch."""
     check: Callable[[], None] = lambda: None
     """Raises if the weights are no longer those of the hash; called before an entry is complete."""
 
     def attach(self, splits: Mapping[str, EncodedSplit]) -> dict[str, EncodedSplit]:
-        """Return the splits with their prefixes, memory-mapped; what is missing is computed.
+        """Return the splits with their memory-mapped prefixes; compute those that are missing.
 
-        Splits are served in order. One for which the bound leaves no room beside those before it
-        stays as it is, with a warning: the engine then computes its first layers in every step.
+        The splits are handled in order. If the cache has no room left for a split, it gets no
+        prefix, and a warning says that the engine computes its first layers in every step.
 
         Raises:
-            KeyboardInterrupt: `stop` said so.
+            KeyboardInterrupt: `stop` returned true.
         """
         room = self.cache.max_bytes if self.cache else 0
         found = dict(splits)
@@ -98,14 +98,14 @@ class PrefixCache:
         return found
 
     def _warn(self, name: str, size: int, room: int) -> None:
-        reason = f"needs {size / 1e9:.3g} GB, and {room / 1e9:.3g} GB are left of the cache"
+        reason = f"needs {size / 1e9:.3g} GB, but only {room / 1e9:.3g} GB of the cache are left"
         if self.cache is None:
-            reason = "may not be kept"
+            reason = "is not cached (--set cache=false)"
         elif size <= room:
-            reason = "could not be kept"
+            reason = "could not be written to the cache"
         log.warning(
-            "cache_prefix: the first layers' output for %s %s, so it is computed in every step; "
-            "SPAFIT_BENCH_CACHE_GB and --set cache=... decide what is kept",
+            "cache_prefix: the output of the first layers for %s %s, so every step computes it "
+            "again; SPAFIT_BENCH_CACHE_GB sets the size of the cache",
             name,
             reason,
         )
@@ -129,7 +129,7 @@ class PrefixCache:
         return int(split.offsets[-1]), int(self.adapted.model.config.hidden_size)
 
     def _chunks(self, split: EncodedSplit) -> Iterator[np.ndarray]:
-        """Compute batch after batch in the order of `longest_first`."""
+        """Compute the values batch by batch, the longest texts first."""
         engine, numerics = self.adapted.engine, self.adapted.numerics
         assert isinstance(engine, FusedEncoder)
         most = EVALUATION_TOKENS[numerics.device.type]
@@ -151,7 +151,7 @@ class PrefixCache:
         self.check()
 
     def _key(self, split: EncodedSplit) -> str:
-        """Digest everything that decides the values: tokens, weights, layers, arithmetic."""
+        """Hash everything that determines the values: tokens, weights, layers, arithmetic."""
         engine, numerics = self.adapted.engine, self.adapted.numerics
         assert isinstance(engine, FusedEncoder)
         on_cpu = numerics.device.type == "cpu"

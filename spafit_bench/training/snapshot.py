@@ -1,8 +1,8 @@
-"""The state of an unfinished run, so that it can go on as if nothing had happened.
+"""The state of an unfinished run, from which it resumes.
 
-As bytes: a SHA-256 in hexadecimal, then safetensors. Read and written here tensor by tensor, for
-they may be most of a machine's memory: Adam's moments and the parameters take 12 bytes for each
-parameter that trains.
+The file is a SHA-256 in hexadecimal, followed by the safetensors format. We read and write it
+tensor by tensor, because the tensors may fill most of a machine's memory: parameters and Adam's
+moments take 12 bytes for each trainable parameter.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _TYPES = {
 }
 """Element types by safetensors' names."""
 _UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, RuntimeError, OverflowError)
-"""What reading of nonsense raises."""
+"""Errors that a file with other content can cause."""
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 
 
 class DamagedSnapshot(Exception):  # noqa: N818 (found and set aside, not an error of ours)
-    """The bytes are not a snapshot that was written whole."""
+    """The bytes are not a complete snapshot."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Snapshot:
         return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
 
     def release(self) -> None:
-        """Let go of the tensors: a run that goes on from here has taken what it needs."""
+        """Free the tensors, after a run has copied what it needs."""
         self.tensors.clear()
 
     def pieces(self) -> tuple[bytes | memoryview, ...]:
-        """Serialise; tensors are not copied, so what is returned changes as they do."""
+        """Serialise without copying: the returned pieces change with the tensors."""
         buffers = {name: _bytes_of(tensor) for name, tensor in sorted(self.tensors.items())}
         entries: dict[str, Any] = {"__metadata__": {"facts": json.dumps(dict(self.facts))}}
         end = 0
@@ -71,10 +71,10 @@ class Snapshot:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Snapshot:
-        """Read a snapshot back; its tensors are their own, not views of `content`.
+        """Read a snapshot; its tensors do not share memory with `content`.
 
         Raises:
-            DamagedSnapshot: truncated, altered, or something else.
+            DamagedSnapshot: the content is truncated, altered, or no snapshot.
         """
         view = memoryview(content)
         digest, body = content[:_DIGEST_LENGTH], view[_DIGEST_LENGTH:]

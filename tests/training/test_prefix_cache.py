@@ -215,7 +215,7 @@ def test_a_full_or_forbidden_disk_stops_nothing(
         {"train": split_of(12)}
     )
     assert found["train"].prefix is None
-    assert "could not be kept" in caplog.text
+    assert "could not be written" in caplog.text
 
 
 def test_out_of_memory_halves_the_batch(

@@ -1,9 +1,9 @@
-/* What a block computes between its matrix products, in bf16 on a CPU, in one pass over memory each.
+/* The operations of a block between its matrix products, in bf16 on a CPU. Each passes over memory once.
  *
- * Functions are called from native.py, which describes them; `Kernels` in kernels.py does the same
- * with PyTorch's operations. Numbers are computed in fp32, 16 at a time. Which element is dropped
- * depends on seed, row and column alone, not on threads. AVX-512 with bf16 is taken for granted.
- * setup.py defines SOURCE, which native.py compares with this file.
+ * native.py calls these functions and describes them. `Kernels` in kernels.py does the same with
+ * PyTorch's operations. The functions compute in fp32, 16 numbers at a time. The seed, the row and the
+ * column decide whether an element is dropped; the number of threads does not matter. The processor
+ * must have AVX-512 with bf16. setup.py defines SOURCE, which native.py compares with this file.
  */
 #include <immintrin.h>
 #include <omp.h>
@@ -19,7 +19,7 @@ enum { LANES = 16, AT_ONCE = 64, BITS = 2 * AT_ONCE, ALL = 1 << 15 };
 #define EACH(i, count) (i64 i = 0; i < (count); i += LANES)
 #define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads)")
 
-/* Threads, of those that may be used, that are worth waking. */
+/* The number of threads to use: few for little work, because waking a thread costs time. */
 static int worthwhile(i64 elements, i64 threads) { return elements > 16384 ? (int)threads : 1; }
 
 static inline __mmask16 rest(i64 count) { return count < LANES ? (1u << count) - 1 : 0xffff; }
@@ -41,7 +41,7 @@ static inline void down(bf16 *x, __mmask16 m, __m512 v) {
   _mm256_mask_storeu_epi16(x, m, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
-/* With nothing to add, `bias` is NULL. */
+/* `bias` is NULL if there is nothing to add. */
 static inline __m512 plus(const bf16 *x, const float *bias, i64 i, __mmask16 m) {
   return bias ? _mm512_add_ps(up(x + i, m), load(bias + i, m)) : up(x + i, m);
 }
@@ -57,7 +57,7 @@ static inline void copy(bf16 *to, const bf16 *from, const float *bias, i64 count
   }
 }
 
-/* Sums of each thread, below one another, to the first. */
+/* `sums` has one row for each thread. Add all rows to the first. */
 static inline void reduce(float *sums, i64 count, i64 threads) {
   for (i64 thread = 1; thread < threads; thread++)
     for EACH(i, count) {
@@ -68,10 +68,10 @@ static inline void reduce(float *sums, i64 count, i64 threads) {
 
 static inline void clear(bf16 *x, i64 count) { memset(x, 0, sizeof(bf16) * count); }
 
-/* e^x of x <= 0, of which at least -110: 2^n e^r with |r| <= ln(2) / 2, by Taylor's series to r^6, some
- * 2 units in the last place. A NaN stays one. */
+/* e^x for x <= 0; below -110 it is e^-110. e^x = 2^n e^r with |r| <= ln(2) / 2, and e^r is Taylor's
+ * series up to r^6. The error is about 2 units in the last place. A NaN stays a NaN. */
 static inline __m512 exponential(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-110.0f), x); /* the second operand where one is a NaN */
+  x = _mm512_max_ps(_mm512_set1_ps(-110.0f), x); /* returns the second operand if one is a NaN */
   __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);
   r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
@@ -82,7 +82,7 @@ static inline __m512 exponential(__m512 x) {
 }
 
 /* x Phi(x) with Phi the normal distribution (Hendrycks & Gimpel 2016, arXiv:1606.08415), and its
- * slope. Phi(-|x|) by Abramowitz & Stegun 1964, 7.1.26: off by 8e-8 at most. */
+ * slope. Phi(-|x|) is computed by Abramowitz & Stegun 1964, 7.1.26, with an error of at most 8e-8. */
 static inline __m512 gelu_of(__m512 x, __m512 *slope) {
   const float terms[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
   const __m512 one = _mm512_set1_ps(1.0f);
@@ -103,9 +103,9 @@ const char *built_from(void) { return SOURCE; }
 
 static i64 padded(i64 count) { return (count + BITS - 1) / BITS * BITS; }
 
-/* At least `count` numbers of 16 bits, up to the next multiple of AT_ONCE, for which there is room:
- * Philox4x32-7 (Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3) with the seed as key
- * and eight counters at a time: a block's number within its row, and the row. */
+/* Write random 16-bit numbers: `count`, rounded up to a multiple of AT_ONCE (`bits` must have room).
+ * The generator is Philox4x32-7 (Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3). The
+ * seed is its key. A counter is a row and a block within the row. Eight counters are computed at a time. */
 static void random_bits(uint64_t seed, i64 row, uint16_t *out, i64 count) {
   const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
   const __m512i numbers = _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0);
@@ -114,7 +114,7 @@ static void random_bits(uint64_t seed, i64 row, uint16_t *out, i64 count) {
     __m512i c = _mm512_set1_epi64(row), d = _mm512_setzero_si512();
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
     for (int round = 0; round < 7; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-      __m512i p = _mm512_mul_epu32(a, m0), q = _mm512_mul_epu32(c, m1); /* low halves count */
+      __m512i p = _mm512_mul_epu32(a, m0), q = _mm512_mul_epu32(c, m1); /* multiplies only the low halves */
       __m512i hi_p = _mm512_srli_epi64(p, 32), hi_q = _mm512_srli_epi64(q, 32);
       a = _mm512_ternarylogic_epi64(hi_q, b, _mm512_set1_epi64(k0), 0x96); /* exclusive or */
       c = _mm512_ternarylogic_epi64(hi_p, d, _mm512_set1_epi64(k1), 0x96);
@@ -129,7 +129,7 @@ static void random_bits(uint64_t seed, i64 row, uint16_t *out, i64 count) {
   }
 }
 
-/* Which of 16 elements stay. */
+/* A mask of the elements, of 16, that dropout keeps. */
 static inline __mmask16 kept(const uint16_t *bits, i64 threshold) {
   __m256i x = _mm256_and_si256(_mm256_loadu_si256((const __m256i *)bits), _mm256_set1_epi16(ALL - 1));
   return _mm256_cmplt_epu16_mask(x, _mm256_set1_epi16((short)threshold));
@@ -164,7 +164,7 @@ void gelu_backward(bf16 *gradient, const bf16 *slope, float *sums, i64 rows, i64
   reduce(sums, width, threads);
 }
 
-/* `z`, the stream, becomes stream + dropout(branch + its bias). `y` may be the same memory. */
+/* `z` is the stream, and becomes stream + dropout(branch + bias). `y` may be the same memory as `z`. */
 void add_norm(const bf16 *branch, const float *branch_bias, const float *weight, const float *bias,
               float *z, float *y, bf16 *low, float *mean, float *inverse_deviation, i64 rows,
               i64 width, float eps, float scale, uint64_t seed, i64 threshold, i64 threads) {
@@ -293,7 +293,7 @@ void softmax(bf16 *scores, bf16 *dropped, const i64 *lengths, i64 sequences, i64
   for (i64 pair = 0; pair < sequences * heads; pair++) {
     i64 tokens = lengths[pair / heads], asked = queries == 1 ? 1 : tokens;
     i64 at = pair * queries * length, end = at + queries * length;
-    i64 sharing = length < BITS ? BITS / length : 1; /* rows that draw together */
+    i64 sharing = length < BITS ? BITS / length : 1; /* short rows share one draw */
     uint16_t bits[padded(sharing * length)];
     float powers[padded(length)];
     for (i64 query = 0; query < asked; query++, at += length) {
