@@ -31,9 +31,9 @@ from spafit_bench.models.checkpoint import (
     find_checkpoint,
     fingerprint,
     parameter_shapes,
+    stored_tensors,
 )
 from spafit_bench.models.numerics import choose_numerics
-from spafit_bench.models.stored_weights import stored_tensors
 from spafit_bench.results.lookup import FoundRun, find_run
 from spafit_bench.results.record import RunRecord
 from spafit_bench.results.run_folder import read_record

@@ -1,4 +1,4 @@
-"""Carries a plan out on a real model: freezes, unfreezes and inserts adapters."""
+"""Carries out a plan on a real model: freezes, unfreezes and inserts adapters."""
 
 from __future__ import annotations
 
@@ -11,35 +11,31 @@ from transformers import PreTrainedModel
 from spafit_bench.methods.plan import Plan
 from spafit_bench.models.adapters import LoraLinear
 from spafit_bench.models.checkpoint import generator
-from spafit_bench.models.engines import Engine, make_engine
+from spafit_bench.models.engines import Engine, PlainEngine
+from spafit_bench.models.fused import FusedEncoder
 from spafit_bench.models.numerics import Numerics
 
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """A model in which exactly what its plan says can train."""
+    """A model whose trainable parameters are exactly those of its plan."""
 
     model: PreTrainedModel
     plan: Plan
     numerics: Numerics
-    """Where the model is, and how it computes."""
     engine: Engine
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Return what trains, by name: base tensors and adapters."""
+        """Return the trained base tensors and adapters by name."""
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """Copy what trains to the CPU: all that has to be stored for this task."""
+        """Return copies of the trained tensors on the CPU."""
         return {n: p.detach().cpu().clone().contiguous() for n, p in self.trainable().items()}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put a trained state back.
-
-        Args:
-            state: exactly the tensors of `trained_state`.
-        """
+        """Overwrite the trained tensors with those that `trained_state` returned."""
         parameters = self.trainable()
         assert parameters.keys() == state.keys(), parameters.keys() ^ state.keys()
         for name, value in state.items():
@@ -55,21 +51,16 @@ def adapt(
     engine: str = "plain",
     prefix_layers: int = 0,
 ) -> AdaptedModel:
-    """Carry out a plan in place and move the model to its device.
+    """Make an fp32 model train what the plan says, in place, and move it to its device.
 
-    Args:
-        model: in fp32, with the parameters that the plan was made for.
-        plan: what trains.
-        numerics: device and precision; frozen matrices are kept in the latter.
-        seed: for the adapters' first factor; each draws from a generator of its own name, so that
-            the adapters that two methods share start alike.
-        engine: `fast` or `plain`.
-        prefix_layers: layers whose output may be kept; nothing is dropped in them then.
+    Frozen matrices are kept in the compute precision. The seed and an adapter's name decide its
+    first factor, so that an adapter starts alike in every method. The output of the first
+    `prefix_layers` layers may be cached, so they have no dropout.
     """
     parameters = dict(model.named_parameters())
     for tensor in plan.tensors:
         parameters[tensor.name].requires_grad_(tensor.trains)
-    for name in frozen_matrices(model, plan):  # before DoRA measures the matrices it computes with
+    for name in frozen_matrices(model, plan):  # first, as DoRA must measure the rounded matrices
         parameters[name].data = parameters[name].data.to(numerics.dtype)
     for tensor in plan.tensors:
         if tensor.lora is not None:
@@ -79,7 +70,9 @@ def adapt(
             with_adapter = LoraLinear(linear, tensor.lora, generator(seed, f"{path}.lora_A"))
             model.set_submodule(path, with_adapter)
     nn.Module.to(model, numerics.device)
-    made = make_engine(engine, model, numerics, prefix_layers)
+    fast = engine == "fast"
+    assert fast or not prefix_layers
+    made = FusedEncoder(model, numerics, prefix_layers) if fast else PlainEngine(model, numerics)
     adapted = AdaptedModel(model, plan, numerics, made)
     trains = sum(p.numel() for p in adapted.trainable().values())
     assert trains == plan.trainable_parameters, (trains, plan.trainable_parameters)
@@ -87,9 +80,9 @@ def adapt(
 
 
 def frozen_matrices(model: nn.Module, plan: Plan) -> tuple[str, ...]:
-    """Name what is kept in the compute precision, once, instead of cast in each step.
+    """Return the names of the matrices that are stored in the compute precision.
 
-    Only linear maps: embeddings and vectors stay fp32, and so does everything that trains.
+    These are the frozen linear maps. Embeddings, vectors and trained tensors stay fp32.
     """
     trained = {tensor.name for tensor in plan.tensors if tensor.trains}
     linears = (path for path, module in model.named_modules() if isinstance(module, nn.Linear))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -44,6 +44,8 @@ _REDIRECTIONS = {
 }
 """Keys that make transformers read other files than those above."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_TENSORS_AT_ONCE = 16
+"""A layer of BERT. What was read of a mapped file takes memory as long as the file is open."""
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt")
 
 SHIPPED_MODELS = {"tiny-bert": Path(__file__).parents[1] / "assets" / "tiny-bert"}
@@ -104,13 +106,9 @@ class Checkpoint:
 def find_checkpoint(
     name: str, *, revision: str | None = None, offline: bool = False, weights: bool = True
 ) -> Checkpoint:
-    """Find a checkpoint in the package, in a folder, or on the hub.
+    """Return a checkpoint of the package, of a folder, or of the hub.
 
-    Args:
-        name: `tiny-bert`, the path of a folder, or a hub repository.
-        revision: hub branch, tag or commit.
-        offline: use only what is already downloaded.
-        weights: whether weights and tokenizer are needed, or only `config.json`.
+    Without `weights`, only `config.json` is needed. `offline` uses only downloaded files.
 
     Raises:
         UserError: not found, not a checkpoint, pickled weights, or an unsupported encoder.
@@ -150,7 +148,13 @@ def find_checkpoint(
             f"{path / 'config.json'}: an encoder needs at least one layer (num_hidden_layers)"
         )
     if weights:
-        _check_weights(path)
+        if not weight_files(path):
+            for pickled in (path / file for file in _PICKLED if (path / file).is_file()):
+                raise UserError(
+                    f"{pickled}: pickled weights are refused, opening them can run code; convert "
+                    "the checkpoint to model.safetensors (save_pretrained does) and use that folder"
+                )
+            raise UserError(f"{path}: no model.safetensors in the checkpoint folder")
         if not any((path / file).is_file() for file in _VOCABULARIES):
             raise UserError(
                 f"{path}: no vocabulary in the checkpoint, one of {', '.join(_VOCABULARIES)}"
@@ -170,8 +174,7 @@ def _local(name: str) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists()
-    if looks_like_path:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or path.exists():
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise UserError(f"--model {name}: {what}; give a Hugging Face checkpoint folder")
     return None
@@ -202,23 +205,11 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return body
 
 
-def _check_weights(path: Path) -> None:
-    if weight_files(path):
-        return
-    pickled = [name for name in _PICKLED if (path / name).is_file()]
-    if pickled:
-        raise UserError(
-            f"{path / pickled[0]}: pickled weights are refused, opening them can run code; convert "
-            "the checkpoint to model.safetensors (save_pretrained does) and use that folder"
-        )
-    raise UserError(f"{path}: no model.safetensors in the checkpoint folder")
-
-
 def weight_files(path: Path) -> tuple[Path, ...]:
-    """Return the safetensors files that make up a checkpoint; other ones beside them do not count.
+    """Return the safetensors files of a checkpoint; transformers ignores others in the folder.
 
     Raises:
-        UserError: an index that is damaged or names a file that is not there.
+        UserError: the index is damaged or names a missing file.
     """
     whole, index = (path / name for name in _WEIGHTS)
     if whole.is_file():
@@ -238,7 +229,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
 
 
 Identity = tuple[int, int, int, int]
-"""Size, time of modification, inode and time of change: what tells that a file may have changed."""
+"""Size, modification time, inode and change time. If they are equal, the file has not changed."""
 
 
 def _identity(path: Path) -> Identity:
@@ -246,7 +237,7 @@ def _identity(path: Path) -> Identity:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_ctime_ns
 
 
-@cache  # a sweep over checkpoints asks for each again and again
+@cache  # a sweep asks for the same checkpoints many times
 def _sha256(path: Path, identity: Identity) -> str:
     del identity  # part of the cache key only
     with path.open("rb") as file:
@@ -311,16 +302,10 @@ def load_model(
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load the encoder in fp32 with a head for the task.
 
-    The classifier, and whatever else the checkpoint lacks, is drawn from the seed alone, each
-    tensor from a generator of its own, so that every method starts from the same head.
-
-    Args:
-        checkpoint: where the weights are.
-        task: decides the number of outputs.
-        seed: for fresh tensors.
-        fresh_pooler: draw the pooler anew although the checkpoint has one.
-        attention: transformers' attention implementation (`eager`, `sdpa`); an encoder that has
-            only `eager` gets that.
+    The classifier and all tensors that the checkpoint lacks are drawn from the seed. Each has its
+    own generator, so every method starts from the same head. With `fresh_pooler` the pooler is
+    drawn too, although the checkpoint has one. `attention` is transformers' implementation
+    (`eager` or `sdpa`); an encoder that has only `eager` uses `eager`.
 
     Returns:
         The model on the CPU, and the names of its fresh tensors in the model's order.
@@ -328,27 +313,12 @@ def load_model(
     Raises:
         UserError: weights that cannot be read or do not fit the configuration.
     """
-    row = checkpoint.architecture
-    model, missing = _load_pretrained(checkpoint, task, attention if row.has_sdpa else "eager")
-    redrawn = {"classifier", "pooler"} if fresh_pooler else {"classifier"}
-    scale = float(getattr(model.config, "initializer_range", 0.02))
-    fresh = []
-    for name, parameter in model.named_parameters():
-        if name in missing or locate(name, row).component in redrawn:
-            _initialise(name, parameter, seed, scale)
-            fresh.append(name)
-    return model, tuple(fresh)
-
-
-def _load_pretrained(
-    checkpoint: Checkpoint, task: Task, attention: str
-) -> tuple[PreTrainedModel, set[str]]:
-    """Load what is stored; return the model and the parameters that the weights lack."""
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
     quiet_transformers()
+    row = checkpoint.architecture
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             checkpoint.path,
@@ -356,7 +326,7 @@ def _load_pretrained(
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,
-            attn_implementation=attention,
+            attn_implementation=attention if row.has_sdpa else "eager",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # a classifier of another task; the rest is checked below
         )
@@ -366,23 +336,24 @@ def _load_pretrained(
             f"{checkpoint.path}: the weights cannot be loaded ({reason:.300})"
         ) from None
     for name, stored, expected in sorted(info["mismatched_keys"]):
-        if locate(name, checkpoint.architecture).component != "classifier":
+        if locate(name, row).component != "classifier":
             raise UserError(
                 f"{checkpoint.path}: {name!r} is stored with shape {tuple(stored)}, but "
                 f"config.json means {tuple(expected)}; the two do not belong together"
             )
-    return model, set(info["missing_keys"])
-
-
-def _initialise(name: str, parameter: torch.Tensor, seed: int, scale: float) -> None:
-    """Draw a fresh tensor: matrices N(0, scale), biases 0, normalisations 1 (as BERT does)."""
-    import torch
-
-    with torch.no_grad():
-        if parameter.dim() > 1:
-            parameter.normal_(0.0, scale, generator=generator(seed, name))
-        else:
-            parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+    redrawn = {"classifier", "pooler"} if fresh_pooler else {"classifier"}
+    scale = float(getattr(model.config, "initializer_range", 0.02))
+    fresh = []
+    for name, parameter in model.named_parameters():
+        if name not in info["missing_keys"] and locate(name, row).component not in redrawn:
+            continue
+        fresh.append(name)
+        with torch.no_grad():  # as BERT does
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, scale, generator=generator(seed, name))
+            else:
+                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+    return model, tuple(fresh)
 
 
 def generator(seed: int, name: str) -> torch.Generator:
@@ -411,3 +382,96 @@ def quiet_transformers() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def fresh_parameters(checkpoint: Checkpoint, names: list[str]) -> tuple[str, ...]:
+    """Return the parameters without pretrained values, reading no weights.
+
+    The classifier is always fresh: a stored one has learnt another task, and methods can only be
+    compared if they start alike. Other parameters are fresh if the stored weights lack them. For a
+    folder without weights (only `config.json`), published encoders decide.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    row = checkpoint.architecture
+    components = {name: locate(name, row).component for name in names}
+    files = weight_files(checkpoint.path)
+    if not files:
+        fresh = {"classifier"} if row.pooler_is_pretrained else {"classifier", "pooler"}
+        return tuple(name for name in names if components[name] in fresh)
+    stored: set[str] = set()
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                stored |= {_modern(key) for key in tensors.keys()}  # noqa: SIM118 (not a dict)
+        except (SafetensorError, OSError) as error:
+            raise unreadable_weights(file, error) from None
+    # A bare encoder is stored without the prefix of its own name (`bert.`, `model.`, ...).
+    return tuple(
+        n for n in names if components[n] == "classifier" or not stored & {n, n.partition(".")[2]}
+    )
+
+
+def stored_tensors(
+    checkpoint: Checkpoint, names: Sequence[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield name and pretrained value of parameters that are not fresh, in fp32 on the CPU.
+
+    Raises:
+        OSError, SafetensorError: a file cannot be read.
+    """
+    from safetensors import safe_open
+
+    # A bare encoder is stored without the prefix of its own name (`bert.`, `model.`, ...).
+    wanted = {name.partition(".")[2]: name for name in names} | {name: name for name in names}
+    for file in weight_files(checkpoint.path):
+        with safe_open(file, framework="pt") as tensors:
+            stored = {key: wanted.get(_modern(key)) for key in tensors.keys()}  # noqa: SIM118
+        keys = [key for key, name in stored.items() if name]
+        for first in range(0, len(keys), _TENSORS_AT_ONCE):
+            with safe_open(file, framework="pt") as tensors:
+                for key in keys[first : first + _TENSORS_AT_ONCE]:
+                    yield str(stored[key]), tensors.get_tensor(key).float()
+
+
+def read_again(
+    model: PreTrainedModel, checkpoint: Checkpoint, names: Sequence[str], dtype: torch.dtype
+) -> None:
+    """Read the parameters `names`, which are not fresh, into a model in another precision.
+
+    A loaded tensor is a mapped part of the file. It takes memory once it is read, and keeps it
+    until all tensors of the file are gone. Conversion in place would therefore need 2.0 GB for a
+    checkpoint of 1.3 GB in fp32 that takes 0.7 GB in bf16.
+
+    Raises:
+        UserError: a file can no longer be read.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        for name, tensor in stored_tensors(checkpoint, names):
+            model.get_parameter(name).data = tensor.to(dtype, copy=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{checkpoint.path}: the weights cannot be loaded ({error})") from None
+
+
+def _modern(key: str) -> str:
+    """Translate LayerNorm tensors of old checkpoints, as transformers does on loading."""
+    return key.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+        "LayerNorm.beta", "LayerNorm.bias"
+    )
+
+
+def untrained_pooler(checkpoint: Checkpoint) -> bool:
+    """Return whether the stored pooler was never trained: its bias is exactly zero.
+
+    A classifier behind a frozen random projection hardly learns, so the caller warns.
+    """
+    from safetensors import safe_open
+
+    for file in weight_files(checkpoint.path):
+        with safe_open(file, framework="pt") as tensors:  # numpy has no bf16
+            for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                if key.endswith("pooler.dense.bias"):
+                    return not tensors.get_tensor(key).any()
+    return False

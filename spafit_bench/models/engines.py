@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from spafit_bench.base.errors import UserError
 from spafit_bench.methods.plan import Plan
 from spafit_bench.models.encoding import Batch
-from spafit_bench.models.fused import FusedEncoder, why_not_fused
+from spafit_bench.models.fused import why_not_fused
 from spafit_bench.models.numerics import Numerics
 
 
@@ -48,12 +48,9 @@ class PlainEngine:
 
 
 def engine_name(wanted: str, config: Mapping[str, Any], plan: Plan) -> str:
-    """Return `fast` or `plain`; `auto` becomes `fast` where that is possible.
+    """Return the engine for `--engine WANTED`: `auto` is `fast` if that engine supports the run.
 
-    Args:
-        wanted: `fast`, `plain` or `auto`.
-        config: the checkpoint's `config.json`.
-        plan: what trains.
+    `config` is the checkpoint's `config.json`.
 
     Raises:
         UserError: `fast` for an encoder or a method that the fast engine does not support.
@@ -64,15 +61,18 @@ def engine_name(wanted: str, config: Mapping[str, Any], plan: Plan) -> str:
     return "plain" if wanted == "plain" or reason is not None else "fast"
 
 
-def check_prefix(wanted: str, config: Mapping[str, Any], plan: Plan) -> None:
-    """Refuse `--cache-prefix` where nothing can be cached.
-
-    Raises:
-        UserError: the plain engine, or the embeddings or the first layer train.
-    """
+def _check_fast(flag: str, wanted: str, config: Mapping[str, Any], plan: Plan) -> None:
     reason = "this run uses --engine plain" if wanted == "plain" else why_not_fused(config, plan)
     if reason is not None:
-        raise UserError(f"--cache-prefix needs the fast engine: {reason}")
+        raise UserError(f"{flag} needs the fast engine: {reason}")
+
+
+def check_prefix(wanted: str, config: Mapping[str, Any], plan: Plan) -> None:
+    """Raise UserError if `--cache-prefix` has nothing to cache.
+
+    It needs the fast engine, and frozen embeddings and a frozen first layer.
+    """
+    _check_fast("--cache-prefix", wanted, config, plan)
     if not plan.frozen_layers:
         names = (tensor.name for tensor in plan.tensors if tensor.num_trainable)
         raise UserError(
@@ -83,30 +83,7 @@ def check_prefix(wanted: str, config: Mapping[str, Any], plan: Plan) -> None:
 
 
 def check_graphs(wanted: str, config: Mapping[str, Any], plan: Plan, numerics: Numerics) -> None:
-    """Refuse `--cuda-graphs` without the fast engine or a GPU.
-
-    Raises:
-        UserError: the plain engine, or no GPU.
-    """
-    reason = "this run uses --engine plain" if wanted == "plain" else why_not_fused(config, plan)
-    if reason is not None:
-        raise UserError(f"--cuda-graphs needs the fast engine: {reason}")
+    """Raise UserError if `--cuda-graphs` is used without the fast engine or without a GPU."""
+    _check_fast("--cuda-graphs", wanted, config, plan)
     if numerics.device.type != "cuda":
         raise UserError(f"--cuda-graphs needs a CUDA GPU, but this run uses {numerics.device}")
-
-
-def make_engine(
-    name: str, model: PreTrainedModel, numerics: Numerics, prefix_layers: int = 0
-) -> Engine:
-    """Return the engine for a model with its adapters.
-
-    Args:
-        name: `fast` or `plain`.
-        model: on its device.
-        numerics: of that device.
-        prefix_layers: for the fast engine, first layers whose output may be cached.
-    """
-    if name == "fast":
-        return FusedEncoder(model, numerics, prefix_layers)
-    assert not prefix_layers
-    return PlainEngine(model, numerics)

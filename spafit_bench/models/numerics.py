@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import random
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,14 +43,12 @@ class Numerics:
 
 
 def choose_numerics(device: str, precision: str) -> Numerics:
-    """Resolve `auto` on this machine.
+    """Return the numerics for `--device` and `--precision` on this machine.
 
-    Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:<index>`.
-        precision: `auto` (bf16 where the hardware computes it natively, else fp32), or a name.
+    The precision `auto` is bf16 if the hardware supports it natively, else fp32.
 
     Raises:
-        UserError: no such name, or a device that is not there or cannot compute in the precision.
+        UserError: an unknown name, a missing device, or one that does not support the precision.
     """
     try:
         known_device(device)
@@ -59,7 +57,10 @@ def choose_numerics(device: str, precision: str) -> Numerics:
     if precision != "auto" and precision not in DTYPES:
         raise UserError(f"--precision {precision}: {nearest(precision, ('auto', *DTYPES))}")
     chosen = _device(device)
-    native_bf16 = _has_native_bf16(chosen)
+    if chosen.type == "cuda":
+        native_bf16 = torch.cuda.get_device_capability(chosen) >= (8, 0)
+    else:
+        native_bf16 = has_bf16_instructions()
     if precision == "auto":
         precision = "bf16" if native_bf16 else "fp32"
     if precision == "bf16" and chosen.type == "cuda" and not native_bf16:
@@ -72,19 +73,15 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if count else "cpu"
     device = torch.device(name)
-    if device.type == "cuda":
-        if not count:
-            raise UserError(f"--device {name}: no CUDA GPU is visible here; use --device cpu")
-        if (local_rank := distributed.local_rank()) is not None:
-            return _own_gpu(device, local_rank, count)
+    if device.type != "cuda":
+        return device
+    if not count:
+        raise UserError(f"--device {name}: no CUDA GPU is visible here; use --device cpu")
+    local_rank = distributed.local_rank()
+    if local_rank is None:
         if (device.index or 0) >= count:
             raise UserError(f"--device {name}: only {count} GPU(s) here, cuda:0-cuda:{count - 1}")
         return torch.device("cuda", device.index or 0)
-    return device
-
-
-def _own_gpu(device: torch.device, local_rank: int, count: int) -> torch.device:
-    """Return the GPU of one of several processes of a run."""
     if device.index is not None:
         raise UserError(
             f"--device {device}: each process takes a GPU of its own; use --device cuda"
@@ -97,33 +94,25 @@ def _own_gpu(device: torch.device, local_rank: int, count: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _has_native_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return has_bf16_instructions()
-
-
 def has_bf16_instructions() -> bool:
-    """Whether this machine's processor multiplies in bf16."""
+    """Return whether this machine's processor has bf16 instructions."""
     capability = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(capability and capability())
 
 
 def device_name(device: torch.device) -> str:
-    """Return the processor's or GPU's own name."""
+    """Return the product name of the processor or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "unknown"
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a library may draw from."""
+    """Seed the generators of Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -16,8 +16,7 @@ from torch import Tensor
 from spafit_bench.methods.architectures import Architecture, Place
 from spafit_bench.models.adapt import AdaptedModel
 from spafit_bench.models.adapters import LoraLinear
-from spafit_bench.models.checkpoint import Checkpoint
-from spafit_bench.models.stored_weights import stored_tensors
+from spafit_bench.models.checkpoint import Checkpoint, stored_tensors
 from spafit_bench.results.record import Movement
 
 Movements = dict[str, dict[str, Movement]]

@@ -25,9 +25,11 @@ from spafit_bench.models.checkpoint import (
     Checkpoint,
     find_checkpoint,
     fingerprint,
+    fresh_parameters,
     identities,
     parameter_shapes,
     unreadable_weights,
+    untrained_pooler,
     weight_files,
 )
 from spafit_bench.models.encoding import (
@@ -38,7 +40,6 @@ from spafit_bench.models.encoding import (
 from spafit_bench.models.engines import check_graphs, check_prefix, engine_name
 from spafit_bench.models.fused import kernels_name
 from spafit_bench.models.numerics import Numerics, choose_numerics
-from spafit_bench.models.stored_weights import fresh_parameters, untrained_pooler
 
 TRIED_ROWS = 200
 """Training rows that a tokenizer is tried on."""

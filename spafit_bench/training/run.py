@@ -16,10 +16,9 @@ from torch import Tensor
 from spafit_bench.base import distributed
 from spafit_bench.methods.plan import Plan
 from spafit_bench.models.adapt import AdaptedModel, adapt, frozen_matrices
-from spafit_bench.models.checkpoint import load_model
+from spafit_bench.models.checkpoint import load_model, read_again
 from spafit_bench.models.encoding import EncodedSplit
 from spafit_bench.models.numerics import seed_everything
-from spafit_bench.models.stored_weights import read_again
 from spafit_bench.results.record import (
     DataProvenance,
     Evaluation,

@@ -21,11 +21,12 @@ from spafit_bench.models.adapt import AdaptedModel
 from spafit_bench.models.checkpoint import (
     find_checkpoint,
     fingerprint,
+    fresh_parameters,
     load_model,
     model_config,
     parameter_shapes,
+    untrained_pooler,
 )
-from spafit_bench.models.stored_weights import fresh_parameters, untrained_pooler
 from spafit_bench.training.loop import make_optimizer
 from tests.support.models import (
     HIDDEN,

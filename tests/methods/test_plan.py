@@ -17,8 +17,7 @@ from spafit_bench.data.tasks import get_task
 from spafit_bench.methods.architectures import get_architecture
 from spafit_bench.methods.method import get_method, method_names, parse_method
 from spafit_bench.methods.plan import Plan, make_plan
-from spafit_bench.models.checkpoint import find_checkpoint, parameter_shapes
-from spafit_bench.models.stored_weights import fresh_parameters
+from spafit_bench.models.checkpoint import find_checkpoint, fresh_parameters, parameter_shapes
 from spafit_bench.running.estimate import training_flops_per_token
 from spafit_bench.training.prepare import plan_method
 from tests.conftest import Cli

@@ -15,12 +15,12 @@ from spafit_bench.methods.plan import Plan, make_plan
 from spafit_bench.models.adapt import AdaptedModel, adapt
 from spafit_bench.models.checkpoint import (
     find_checkpoint,
+    fresh_parameters,
     load_model,
     parameter_shapes,
     quiet_transformers,
 )
 from spafit_bench.models.numerics import Numerics
-from spafit_bench.models.stored_weights import fresh_parameters
 from spafit_bench.results.record import Evaluation
 from spafit_bench.training.loop import Progress
 
