@@ -288,7 +288,7 @@ def test_an_arrowhead_of_either_bar_is_explained(tmp_path: Path) -> None:
     assert bars["RTE"] is not None
     widest = max(map(abs, (bars["RTE"].low, bars["RTE"].high)))
     assert widest > _reach(_panels(found.scene, found.comparison)), "the test tests nothing"
-    assert "Arrowhead: goes on beyond the axis." in plot.caption
+    assert "Arrowhead: the interval continues beyond the axis." in plot.caption
     assert "Arrowhead" in svg
 
 

@@ -115,7 +115,7 @@ def test_average_without_common_seeds_has_no_spread() -> None:
     table = scores(records)
     assert cell(table, "spafit", "avg").value == pytest.approx(80)
     assert cell(table, "spafit", "avg").sd is None
-    assert "no spread where its tasks ran different seeds" in notes(table)
+    assert "no spread if its tasks ran different seeds" in notes(table)
 
 
 def test_a_row_that_lacks_a_task_has_no_average() -> None:
@@ -434,7 +434,7 @@ def test_cost_of_several_devices_is_not_averaged_with_that_of_one() -> None:
     names = ["spafit · NVIDIA H100", "spafit · NVIDIA H100 ×4", "spafit · CPU ×2, 8 threads"]
     assert [row.name for row in table.rows] == names
     assert cell(table, names[1], "train_time_s", group="MRPC").value == 100
-    said = "Memory: of the first process, where several shared a run (×)."
+    said = "Memory: that of the first process, if several processes shared a run (×)."
     assert said in table.notes
     assert said not in build_tables([alone])[2].notes
 

@@ -62,9 +62,9 @@ def differences(scene: Scene, comparison: Comparison | None) -> Plot | Skipped:
         f"Dev score times 100, method minus {scene.labels[baseline]}: right of the line the method "
         "is ahead. Dark bar: interval over seeds (would other training runs agree?). Pale bar: "
         "interval on predictions (would other dev examples, for these models?). Each is at the "
-        "level of Holm's correction that decides its test, 95 % where there is none.",
+        "level that Holm's correction gives its test, or 95 % without a test.",
         "No dark bar: fewer than three seeds, or no spread." * lacks,
-        "Arrowhead: goes on beyond the axis." * beyond,
+        "Arrowhead: the interval continues beyond the axis." * beyond,
         "Filled: separable in both after Holm's correction; open: not separable, or untested.",
         _average_text(panels, comparison),
         *scene.left_out(rows),

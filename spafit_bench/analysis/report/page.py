@@ -147,6 +147,6 @@ def _figures(figures: Sequence[Plot | Skipped]) -> Iterator[str]:
             )
     skipped = [figure for figure in figures if isinstance(figure, Skipped)]
     if skipped:
-        yield '<p class="note">Not drawn, for want of data:</p><ul class="notes">'
+        yield '<p class="note">Not drawn, because there are too few data:</p><ul class="notes">'
         yield from (f"<li>{escape(one.title)}: {escape(one.why)}.</li>" for one in skipped)
         yield "</ul>"

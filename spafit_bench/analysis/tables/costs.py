@@ -264,7 +264,7 @@ def _cost_notes(group: RunGroup, rows: Sequence[Row], *, energy: bool) -> Iterat
             "programs included; where the CPU has no counters, the GPU alone."
         )
     if any(run.environment.world_size > 1 for run in group.records):
-        yield "Memory: of the first process, where several shared a run (×)."
+        yield "Memory: that of the first process, if several processes shared a run (×)."
     yield "Spreads are in the CSV and JSON forms."
     if any(cell.value is None for row in rows for cell in row.cells):
         yield "—: not measured."

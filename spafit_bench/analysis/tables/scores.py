@@ -345,8 +345,8 @@ def _notes(group: RunGroup, rows: Sequence[Row], averages: Sequence[Average]) ->
             text = " and ".join(sorted(bases))
             yield f"{task.title} is in no average: {task.note}. Its data: {text}."
     yield (
-        "Params: what trains, adapters and classifier included, in millions; %: of the base model, "
-        "adapters not counted in it."
+        "Params (M): trainable parameters in millions, with adapters and classifier. %: their "
+        "share of the base model's parameters, which do not include adapters."
     )
     yield from left_out_notes(group.left_out)
     if group.repeated:
@@ -384,9 +384,9 @@ def _average_notes(
         yield text + "".join(f"; {title} counts once" for title in several) + "."
     tests = ("better", "worse")
     if averages and any(mark.name not in tests for cell in means for mark in cell.marks):
-        yield "A mark on an average holds for at least one of its scores."
+        yield "A mark on an average means that at least one of its scores has this mark."
     if any(cell.value is not None and cell.sd is None and cell.n > 1 for cell in means):
-        yield "An average has no spread where its tasks ran different seeds."
+        yield "An average has no spread if its tasks ran different seeds."
     if any(cell.text == MISSING for cells in methods for cell in cells):
         rule = "; a row that lacks a task has no average" if averages else ""
         yield f"—: no finished run{rule}."
