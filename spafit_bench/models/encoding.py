@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 POOL_BATCHES = 32
-"""Batches among which examples are sorted by length in training; see `training_batches`."""
+"""In training, examples are sorted by length within this many batches; see `training_batches`."""
 
 SEGMENTS = "token_type_ids"
 MOST_UNKNOWN, SOME_UNKNOWN = 0.8, 0.05
@@ -35,7 +36,7 @@ CHUNK_ROWS = 10_000
 
 @dataclass(frozen=True)
 class Prefix:
-    """What the frozen layers below all training say of every token of a split, kept outside RAM."""
+    """The output of the frozen lower layers for every token of a split, kept on disk."""
 
     values: np.ndarray
     """(num_tokens, hidden) in the compute precision, bf16 as the int16 of its bits; examples in
@@ -45,7 +46,7 @@ class Prefix:
 
     @classmethod
     def of(cls, values: np.ndarray, lengths: np.ndarray) -> Prefix:
-        """Find the examples among the rows."""
+        """Return the prefix of examples with these lengths."""
         order = longest_first(lengths)
         starts = np.empty_like(lengths)
         starts[order] = np.cumsum(lengths[order]) - lengths[order]
@@ -72,7 +73,7 @@ class EncodedSplit:
 
     @property
     def targets(self) -> np.ndarray:
-        """Labels of a split that has them."""
+        """The labels of a split that has labels."""
         assert self.labels is not None, "a test set has no labels to learn or score"
         return self.labels
 
@@ -101,7 +102,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens."""
+        """Number of tokens without padding."""
         return self.layout.num_tokens
 
     @property
@@ -111,7 +112,7 @@ class Batch:
 
     @property
     def shape(self) -> tuple[int, int, int, bool]:
-        """All of a batch that decides what is launched; the rest is in its tensors."""
+        """What a CUDA graph depends on; batches of one shape differ only in their tensors."""
         layout = self.layout
         return layout.size, layout.num_rows, layout.length, layout.places is None
 
@@ -127,7 +128,7 @@ class Batch:
                 tensor.copy_(getattr(source, name))
 
     def padded(self) -> dict[str, Tensor]:
-        """Return what a transformers model takes: each (size, longest) int64."""
+        """Return the arguments of a transformers model, each (size, longest) int64."""
         inputs = {
             "input_ids": self.layout.pad(self.input_ids, self.pad_token_id),
             "attention_mask": self.layout.pad(torch.ones_like(self.input_ids), 0),
@@ -146,11 +147,10 @@ def _clones(part: Batch | Ragged) -> dict[str, Any]:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """Load a checkpoint's tokenizer so that it suits the encoder.
+    """Load a checkpoint's tokenizer, adjusted to the encoder.
 
-    It returns segment ids if the encoder was pretrained with them, and none if it has none. Special
-    tokens that stand inside a text, such as a literal `[PAD]`, are text: they are split into
-    ordinary tokens.
+    It returns segment ids if the encoder was pretrained with them, and none if the encoder has no
+    segments. A special token inside a text, such as a literal `[PAD]`, becomes ordinary tokens.
 
     Raises:
         UserError: its files are damaged or incomplete.
@@ -180,10 +180,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 def tokenizer_problem(
     tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint, texts: Sequence[str]
 ) -> tuple[str | None, str | None]:
-    """Look at what a tokenizer does to some training texts; return an error and a warning.
+    """Return an error and a warning about what a tokenizer does to some training texts, or None.
 
-    A damaged tokenizer trains without complaint and gives a wrong score, so the likely cause is
-    named before the first step.
+    Training with a damaged tokenizer raises no error but gives wrong scores.
     """
     files = checkpoint.path
     ids = [i for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for i in row]
@@ -216,7 +215,7 @@ def tokenizer_problem(
 def _share_without_merges(tokenizer: PreTrainedTokenizerBase) -> float:
     """Return the share of a byte-pair vocabulary's longer tokens that no merge makes.
 
-    A complete merges file makes all of them but a few special ones.
+    A complete merges file makes all but a few special ones.
     """
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or type(backend.model).__name__ != "BPE":
@@ -231,7 +230,7 @@ def _share_without_merges(tokenizer: PreTrainedTokenizerBase) -> float:
 
 
 def segment_warning(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) -> str | None:
-    """Return a warning if an encoder has segments that its tokenizer does not know of."""
+    """Return a warning if an encoder has segments that its tokenizer does not support."""
     if not checkpoint.needs_segments:
         return None
     if not any(tokenizer("a", "b")[SEGMENTS]):
@@ -246,21 +245,18 @@ def segment_warning(tokenizer: PreTrainedTokenizerBase, checkpoint: Checkpoint) 
 
 
 def encode(split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> EncodedSplit:
-    """Tokenise a split.
+    """Tokenise a split; an example has at most `max_length` tokens, special ones included.
 
-    Args:
-        split: one text column, or two for pairs.
-        tokenizer: the checkpoint's.
-        max_length: tokens of an example, special ones included; a pair's longer text is cut first.
+    In a pair the longer text is cut first.
     """
     lengths, input_ids, segments = [0], [], []
     for start in range(0, split.num_rows, CHUNK_ROWS):
         columns = [list(column[start : start + CHUNK_ROWS]) for column in split.texts]
         encoded = tokenizer(*columns, truncation="longest_first", max_length=max_length)
         lengths += [len(ids) for ids in encoded["input_ids"]]
-        input_ids.append(_flat(encoded["input_ids"], np.int32))
+        input_ids.append(np.fromiter(chain.from_iterable(encoded["input_ids"]), np.int32))
         if SEGMENTS in encoded:
-            segments.append(_flat(encoded[SEGMENTS], np.uint8))
+            segments.append(np.fromiter(chain.from_iterable(encoded[SEGMENTS]), np.uint8))
     return EncodedSplit(
         input_ids=np.concatenate(input_ids),
         token_type_ids=np.concatenate(segments) if segments else None,
@@ -270,18 +266,8 @@ def encode(split: Split, tokenizer: PreTrainedTokenizerBase, *, max_length: int)
     )
 
 
-def _flat(rows: Sequence[Sequence[int]], dtype: type) -> np.ndarray:
-    return np.fromiter((value for row in rows for value in row), dtype=dtype)
-
-
 def collate(split: EncodedSplit, indices: np.ndarray, device: torch.device) -> Batch:
-    """Put the chosen examples end to end.
-
-    Args:
-        split: where they are.
-        indices: (batch,) example numbers.
-        device: where the batch goes.
-    """
+    """Return the batch of the examples with these numbers, (batch,), on a device."""
     lengths = split.lengths[indices]
     layout, within = Ragged.of(lengths, device), positions(lengths)
     source = np.repeat(split.offsets[indices], lengths) + within
@@ -321,27 +307,20 @@ def training_batches(
     *,
     batch_tokens: int | None = None,
 ) -> list[np.ndarray]:
-    """Draw one epoch: every example exactly once, in random batches of similar length.
+    """Return the batches of one epoch: every example once, in batches of similar length.
 
-    A uniform permutation is cut into pools of `POOL_BATCHES` batches; each pool is sorted by length
-    and cut into batches, and all batches are shuffled.
+    A uniform permutation is cut into pools of `POOL_BATCHES` batches. Each pool is sorted by length
+    and cut into batches. Then all batches are shuffled. `rng` alone decides the result.
 
-    Random: the step at which an example is seen (uniform over the epoch, whatever its length; only
-    the batch that holds the remainder is smaller), the pool that it falls into, and the order
-    among equal lengths. Not random: within a pool, neighbours in length meet in a batch. So which
-    examples meet changes from epoch to epoch, but short ones meet long ones less often than in
-    batches drawn without regard to length; a split of fewer than `POOL_BATCHES` batches is one
-    pool, where only equal lengths change places. Everything follows from `rng` alone.
+    The step at which an example is seen is uniform over the epoch, whatever its length. Its pool
+    and the order among equal lengths are random too. Within a pool, examples of similar length
+    share a batch, so short examples meet long ones less often than in uniformly drawn batches. A
+    split of fewer than `POOL_BATCHES` batches is one pool, where only equal lengths change places.
 
-    With `batch_tokens`, a batch has about that many tokens instead of a number of examples: pools
-    and batches are cut at equal shares of the epoch's tokens, an example belonging to the share
-    that its middle falls into. The number of batches is thus the same in every epoch.
-
-    Args:
-        split: its lengths are all that is looked at.
-        batch_size: examples of a batch; the last of a pool may have fewer.
-        rng: of the epoch.
-        batch_tokens: tokens of a batch, at least those of the longest example; not padding.
+    With `batch_tokens`, a batch has about that many tokens, at least those of the longest example,
+    instead of `batch_size` examples. Pools and batches are cut at equal shares of the epoch's
+    tokens; an example belongs to the share that contains its middle. So the number of batches is
+    the same in every epoch.
     """
     num, den = _batch_weight(split, batch_size, batch_tokens)
     weights = split.lengths if batch_tokens else np.ones(len(split), dtype=np.int64)
@@ -356,10 +335,9 @@ def training_batches(
 def _batch_weight(
     split: EncodedSplit, batch_size: int, batch_tokens: int | None
 ) -> tuple[int, int]:
-    """Return the weight of a batch as a fraction: its examples, or its share of all tokens.
+    """Return the weight of a batch, in examples or tokens, as numerator and denominator.
 
-    The share is `batch_tokens` or a little more, so that it is at least one example long and no
-    batch is empty.
+    In tokens it is `batch_tokens` or a little more, at least one example, so no batch is empty.
     """
     if batch_tokens is None:
         return batch_size, 1
@@ -376,12 +354,10 @@ def _shares(weights: np.ndarray, num: int, den: int) -> np.ndarray:
 def evaluation_batches(
     split: EncodedSplit, batch_size: int, *, max_tokens: int
 ) -> list[np.ndarray]:
-    """Cut a split into batches of similar length, longest first.
+    """Return batches of similar length, longest first.
 
-    Args:
-        split: what is evaluated.
-        batch_size: most examples of a batch.
-        max_tokens: most tokens of a batch with more than one example.
+    A batch has at most `batch_size` examples, and at most `max_tokens` tokens, padding included,
+    unless it is a single example.
     """
     order = longest_first(split.lengths)
     batches, start = [], 0
@@ -394,5 +370,5 @@ def evaluation_batches(
 
 
 def longest_first(lengths: np.ndarray) -> np.ndarray:
-    """Number the examples by falling length, equal ones in the order of the data."""
+    """Return the example numbers by falling length; equal lengths stay in the order of the data."""
     return np.argsort(-lengths, kind="stable")

@@ -1,4 +1,4 @@
-"""Where the tokens of a batch lie when they stand end to end, without padding."""
+"""The layout of a batch whose sequences lie end to end, without padding."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 LENGTH_MULTIPLE = 16
-"""Shapes are rounded up, lengths to this and rows to a sixteenth of the next power of two. A
-library of matrix products prepares a kernel for each shape that it meets: on a CPU that takes a
-third of the product's time, and 0.6 MB that it keeps. Sixteen rows fit a vector register or a
-tensor core."""
+"""Lengths are rounded up to a multiple of this, rows to a sixteenth of the next power of two. The
+matrix library prepares a kernel for each new shape: on a CPU this takes a third of the product's
+time and 0.6 MB for good. Sixteen rows fit a vector register or a tensor core."""
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """The layout of sequences end to end, followed by a few rows of no sequence.
+    """The layout of sequences end to end, followed by a few padding rows.
 
     Only attention needs sequences apart: `spread` pads them to one length, `gather` undoes it.
     """
@@ -37,18 +36,17 @@ class Ragged:
     lengths: Tensor
     """Tokens of each sequence, (size,) int64."""
     key_mask: Tensor | None
-    """What is added to attention scores, (size, 1, 1, length) fp32; None where nothing is padded,
-    so that end to end and apart are the same."""
+    """What is added to attention scores, (size, 1, 1, length) fp32. This and the next two are None
+    if no sequence is padded, because then both layouts are the same."""
     places: Tensor | None
-    """Where each row is when sequences are apart, (num_rows,) int64; of no sequence: at the end of
-    a shorter one. None with `key_mask`."""
+    """Place of each row when sequences are apart, (num_rows,) int64. The place of a padding row is
+    the first padding place."""
     sources: Tensor | None
-    """Row at each place, (size * length,) int64; where there is none, the sequence's last. None
-    with `key_mask`."""
+    """Row at each place, (size * length,) int64; for padding, the sequence's last row."""
 
     @classmethod
     def of(cls, lengths: np.ndarray, device: torch.device) -> Ragged:
-        """Lay out sequences of these lengths, (size,) int64."""
+        """Return the layout of sequences of these lengths, (size,) int64."""
         size, num_tokens, longest = len(lengths), int(lengths.sum()), int(lengths.max())
         length = _round_up(longest, LENGTH_MULTIPLE)
         starts = _starts(lengths)
@@ -62,16 +60,14 @@ class Ragged:
         places[:num_tokens] = np.repeat(np.arange(size) * length, lengths) + positions(lengths)
         sources = np.minimum(np.arange(length), lengths[:, None] - 1) + starts[:, None]
         mask = np.where(is_padding, np.float32(-np.inf), np.float32(0))[:, None, None]
-        host = (mask, places, sources.ravel())
-        rest = (to_device(values, device) for values in host)
+        rest = (to_device(values, device) for values in (mask, places, sources.ravel()))
         return cls(size, num_tokens, num_rows, longest, length, *own, *rest)
 
     def spread(self, x: Tensor, *, zeros: bool) -> Tensor:
         """Set sequences apart: (num_rows, width) -> (size * length, width).
 
-        Args:
-            x: one row a token; with `zeros`, zero in the rows of no sequence, as gradients are.
-            zeros: fill with zeros; else with any of the values, which is cheaper.
+        With `zeros`, padding is filled with zeros, and the padding rows of `x` must be zero, as in
+        gradients. Otherwise it gets any of the values, which is cheaper.
         """
         if self.places is None or self.sources is None:
             return x
@@ -83,12 +79,12 @@ class Ragged:
     def gather(self, x: Tensor) -> Tensor:
         """Put sequences end to end: (size * length, width) -> (num_rows, width).
 
-        Rows of no sequence get what stands at a place of padding: zero where that is.
+        Padding rows get the value of a padding place: zero if padding is zero.
         """
         return x if self.places is None else x.index_select(0, self.places)
 
     def pad(self, x: Tensor, value: int) -> Tensor:
-        """Pad one number a token, up to the longest: (num_rows,) -> (size, longest)."""
+        """Pad one number for each token to the longest sequence: (num_rows,) -> (size, longest)."""
         if self.places is None:
             return x.view(self.size, self.length)
         padded = x.new_full((self.size * self.length,), value)
@@ -102,9 +98,9 @@ def positions(lengths: np.ndarray) -> np.ndarray:
 
 
 def to_device(values: np.ndarray, device: torch.device) -> Tensor:
-    """Copy an array to a device without waiting for it."""
+    """Copy an array to a device without waiting for the copy."""
     tensor = torch.from_numpy(values)
-    if device.type == "cuda":  # from other memory the copy would wait for what the GPU has to do
+    if device.type == "cuda":  # a copy from unpinned memory waits for the GPU's pending work
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 

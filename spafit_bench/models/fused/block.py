@@ -71,17 +71,11 @@ class Block:
     def __call__(
         self, x: Tensor, low: Tensor, layout: Ragged, *, training: bool
     ) -> tuple[Tensor, Tensor]:
-        """Apply the block.
+        """Return the block's output in fp32 and in the compute precision.
 
-        Args:
-            x: (num_tokens, hidden) fp32. Compiled kernels overwrite it.
-            low: `x` in the compute precision; in fp32 it may be `x` itself.
-            layout: where the sequences are.
-            training: whether dropout is on.
-
-        Returns:
-            (num_tokens, hidden) fp32, or (size, hidden) if `first_token_only`; and the same in the
-            compute precision.
+        The output is (num_tokens, hidden), or (size, hidden) if `first_token_only`. `x` is
+        (num_tokens, hidden) fp32, which compiled kernels overwrite. `low` is the same in the
+        compute precision, and in fp32 it may be `x` itself. Dropout is on if `training`.
         """
         parameters = self.parameters
         if torch.is_grad_enabled() and (x.requires_grad or parameters):
@@ -129,8 +123,8 @@ class Block:
     ) -> tuple[Tensor, Callable[[Tensor, Tensor | None], tuple[Tensor | None, list[Tensor]]]]:
         """Return attention's output, (num queries, hidden), and its backward pass.
 
-        That goes from the gradient of the output, and the one of the residual stream if the input
-        needs a gradient, to the gradients of the input and of the parameters of `qkv`.
+        The backward pass takes the gradient of the output, and the gradient of the residual stream
+        if the input needs a gradient. It returns the gradients of the input and of `qkv`.
         """
         kernels, heads, qkv, few = self.kernels, self.num_heads, self.qkv, self.first_token_only
         query_scale = 1 / math.sqrt(self.head_size)

@@ -44,11 +44,9 @@ change the forward pass, so the plain engine computes it."""
 
 
 def why_not_fused(config: Mapping[str, Any], plan: Plan) -> str | None:
-    """Return why a run needs the plain engine; None if it does not.
+    """Return why a run needs the plain engine; None if the fast engine supports it.
 
-    Args:
-        config: the checkpoint's `config.json`.
-        plan: what trains.
+    `config` is the checkpoint's `config.json`.
     """
     from transformers import AutoConfig
 
@@ -85,12 +83,10 @@ class FusedEncoder:
     name = "fast"
 
     def __init__(self, model: PreTrainedModel, numerics: Numerics, prefix_layers: int = 0) -> None:
-        """Prepare the products.
+        """Prepare the products of a model that is on its device.
 
-        Args:
-            model: on its device, for which `why_not_fused` is None.
-            numerics: device and compute precision.
-            prefix_layers: first layers without dropout, whose output a batch may already contain.
+        `why_not_fused` must be None for it. The first `prefix_layers` layers have no dropout, and
+        a batch may already contain their output.
         """
         self.model, self.numerics, self.prefix_layers = model, numerics, prefix_layers
         config = model.config
@@ -98,10 +94,11 @@ class FusedEncoder:
         row = get_architecture(self.kind)
         self.embeddings = model.get_submodule(row.embeddings[0])
         if self.kind == "distilbert":
-            hidden, attention = config.dropout, config.attention_dropout
+            hidden, after_attention, attention = config.dropout, 0.0, config.attention_dropout
         else:
-            hidden, attention = config.hidden_dropout_prob, config.attention_probs_dropout_prob
-        self.dropout, attention_dropout = Dropout.of(hidden), Dropout.of(attention)
+            hidden = after_attention = config.hidden_dropout_prob
+            attention = config.attention_probs_dropout_prob
+        self.dropout = Dropout.of(hidden)
         self.kernels = choose_kernels(numerics)
         paths = {matrix.name: matrix.module for matrix in row.matrices}
         layers = list(model.get_submodule(row.layers).children())
@@ -120,9 +117,9 @@ class FusedEncoder:
                 attention_norm=norms[0],
                 output_norm=norms[1],
                 num_heads=config.num_attention_heads,
-                attention_output_dropout=None if self.kind == "distilbert" else self.dropout,
+                attention_output_dropout=Dropout.of(after_attention),
                 output_dropout=self.dropout,
-                attention_dropout=attention_dropout,
+                attention_dropout=Dropout.of(attention),
                 kernels=self.kernels,
                 first_token_only=layer is layers[-1],
             )
@@ -163,10 +160,9 @@ class FusedEncoder:
 
     @torch.no_grad()
     def prefix(self, batch: Batch) -> Tensor:
-        """Apply the embeddings and the first `prefix_layers` blocks without dropout.
+        """Return the output of the first `prefix_layers` blocks, computed without dropout.
 
-        Returns:
-            (num_rows, hidden) in the compute precision, so that results do not depend on caching.
+        It is (num_rows, hidden) in the compute precision, whether it is cached or not.
         """
         x = self._embed(batch, training=False)
         low = x.to(self.numerics.dtype)
@@ -179,7 +175,7 @@ class FusedEncoder:
         inputs["position_ids"] = batch.position_ids[None] + self.first_position
         if batch.token_type_ids is not None:
             inputs["token_type_ids"] = batch.token_type_ids[None]
-        self.embeddings.eval()  # its own dropout is slow
+        self.embeddings.eval()  # without torch's dropout, which is slower than ours
         x: Tensor = self.embeddings(**inputs)[0]
         if training and self.dropout:
             x = self.dropout(x)

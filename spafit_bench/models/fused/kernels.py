@@ -52,8 +52,18 @@ class Dropout:
         return _STEPS / self.threshold
 
     def draw(self, like: Tensor) -> Tensor:
-        """Draw a mask from torch's global generator: int16 in the shape of `like`; -1 keeps."""
-        words = _random_words((like.numel() + 3) // 4, like.device)
+        """Return a random mask, int16 in the shape of `like`: -1 keeps an element, 0 drops it.
+
+        On a CPU a fast generator draws the bits. torch's global generator seeds it each time, so
+        the state that a snapshot stores determines all of them.
+        """
+        count = (like.numel() + 3) // 4
+        if like.device.type == "cpu":
+            drawn = np.random.SFC64(draw_seed()).random_raw(count)
+            words = torch.from_numpy(drawn.view(np.int64))
+        else:
+            words = torch.empty(count, dtype=torch.int64, device=like.device)
+            words.random_(-(2**63), None)
         bits = words.view(torch.int16)[: like.numel()]
         bits = bits.bitwise_and_(_STEPS - 1).sub_(self.threshold).bitwise_right_shift_(15)
         return bits.view(like.shape)
@@ -63,25 +73,13 @@ class Dropout:
         return x * self.draw(x).to(x.dtype).mul_(-self.scale)
 
 
-def _random_words(count: int, device: torch.device) -> Tensor:
-    """Draw 64-bit words, (count,) int64.
-
-    On a CPU a fast generator draws them. torch's generator seeds it each time, so the state that a
-    snapshot stores determines all of them.
-    """
-    if device.type != "cpu":
-        words = torch.empty(count, dtype=torch.int64, device=device)
-        return words.random_(-(2**63), None)
-    return torch.from_numpy(np.random.SFC64(draw_seed()).random_raw(count).view(np.int64))
-
-
 def draw_seed() -> int:
     """Draw 63 bits from torch's global generator of the CPU."""
     return int(torch.empty(1, dtype=torch.int64).random_(0, None).item())
 
 
 def keep(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Set dropped elements to zero, without scaling the others."""
+    """Return `x` with dropped elements set to zero; the others are not scaled."""
     if mask is None:
         return x
     integers = _INTEGER[x.element_size()]
@@ -89,7 +87,7 @@ def keep(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def keep_(x: Tensor, mask: Tensor | None) -> Tensor:
-    """`keep` in place."""
+    """Do `keep` in place."""
     if mask is not None:
         integers = _INTEGER[x.element_size()]
         x.view(integers).bitwise_and_(mask.to(integers))
@@ -111,24 +109,15 @@ class Kernels:
     def split(
         self, x: Tensor, bias: Tensor | None, layout: Ragged, heads: int, count: int, scale: float
     ) -> Tensor:
-        """Separate sequences and heads.
+        """Separate sequences and heads: return (count, size * heads, length, head_size).
 
-        Args:
-            x: (num_rows, count * hidden), sequences end to end, parts side by side; may be
-                overwritten.
-            bias: (count * hidden,).
-            layout: where the sequences are; padding gets any finite values.
-            heads: heads of a part.
-            count: parts.
-            scale: factor of the first part.
-
-        Returns:
-            (count, size * heads, length, head_size).
+        `x` is (num_rows, count * hidden) and may be overwritten: `count` parts (query, key, value)
+        lie side by side. The first part is multiplied by `scale`. Padding gets any finite values.
         """
         return _split(layout.spread(plus(x, bias), zeros=False), layout, heads, count, scale)
 
     def split_gradient(self, x: Tensor, layout: Ragged, heads: int, scale: float) -> Tensor:
-        """`split` with one part, padded with zeros."""
+        """Do `split` with one part; padding gets zeros."""
         return _split(layout.spread(x, zeros=True), layout, heads, 1, scale)[0]
 
     def join(self, parts: Tensor, layout: Ragged, scale: float = 1.0) -> Tensor:
@@ -147,14 +136,12 @@ class Kernels:
     ) -> tuple[Tensor, Again, Callable[[Tensor], Tensor]]:
         """Turn scores into probabilities over a sequence's own keys.
 
-        Args:
-            scores: (size * heads, queries, length) in the compute precision; overwritten.
-            layout: where the sequences are; `queries` is `length`, or one for each sequence.
-            dropout: of the probabilities.
+        `scores` is (size * heads, queries, length) in the compute precision, and is overwritten.
+        `queries` is `length`, or 1 if only the first tokens ask.
 
         Returns:
             Probabilities after dropout, not scaled; the same again; and `backward`, from their
-            gradient to the one of the scores.
+            gradient to the gradient of the scores.
         """
         dtype, scores = scores.dtype, scores.float()
         if layout.key_mask is not None:
@@ -172,17 +159,14 @@ class Kernels:
     def gelu(
         self, u: Tensor, bias: Tensor | None, *, differentiable: bool, output_needed: bool
     ) -> tuple[Tensor, Again, Callable[[Tensor], tuple[Tensor, Tensor | None]]]:
-        """Return GELU of `u`.
+        """Return GELU of `u`, (num_rows, width), which may be overwritten.
 
-        Args:
-            u: (num_rows, width), the input; may be overwritten.
-            bias: (width,).
-            differentiable: whether there will be gradients.
-            output_needed: whether one of them needs the output.
+        `differentiable` says whether there will be gradients, `output_needed` whether one of them
+        needs the output.
 
         Returns:
-            The output; the same again; and `backward`, from its gradient to the one of `u`, and
-            that summed over rows if the kernel has it for free.
+            The output; the same again; and `backward`, from its gradient to the gradient of `u`,
+            and the latter summed over rows if the kernel has it for free.
         """
         del differentiable, output_needed
         u = plus(u, bias)
@@ -200,17 +184,12 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor | None], NormGradients]]:
         """Return `norm(stream + dropout(branch))`, in fp32 and in the compute precision.
 
-        Args:
-            stream: (num_rows, hidden) fp32; may be overwritten, so may `branch`.
-            branch: (num_rows, hidden) in the compute precision.
-            bias: (hidden,).
-            norm: in fp32.
-            dropout: of the branch.
-            differentiable: whether there will be gradients.
+        `stream` is (num_rows, hidden) fp32, `branch` the same in the compute precision; both may be
+        overwritten. `differentiable` says whether there will be gradients.
 
         Returns:
-            Both results, and `backward`, from the gradient of the first, (num_rows, hidden) fp32,
-            and a second one to add, in the compute precision.
+            Both results, and `backward`. Its arguments are the gradient of the first result and
+            another gradient to add to it, in the compute precision, or None.
         """
         del differentiable
         branch = plus(branch, bias)

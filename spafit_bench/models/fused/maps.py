@@ -54,13 +54,7 @@ class FusedMap:
     """
 
     def __init__(self, linears: Sequence[nn.Linear], dtype: torch.dtype, kernels: Kernels) -> None:
-        """Prepare the product.
-
-        Args:
-            linears: maps with the same input, on one device.
-            dtype: the compute precision.
-            kernels: add the bias if they take it, and sum gradients over tokens.
-        """
+        """Prepare the product of maps with the same input; `dtype` is the compute precision."""
         self.linears, self.kernels = tuple(linears), kernels
         self.rows = _stacked([linear.out_features for linear in linears])
         device, num_rows = linears[0].weight.device, self.rows[-1].stop
@@ -143,12 +137,8 @@ class FusedMap:
     ) -> list[Tensor]:
         """Return the gradients of the trained parameters, in the order of `parameters`.
 
-        Args:
-            x: (num_tokens, in) the input of `product`; only used if `needs_input`.
-            gradient: (num_tokens, rows of these maps) of its output.
-            sums: (rows of these maps,) the gradient summed over tokens, if it is known.
-            first: the first of these maps.
-            last: one past the last of them; None for the end.
+        `x` is the input of `product`, only used if `needs_input`; `gradient` is that of its output;
+        `sums` is the gradient summed over tokens, if the caller has it.
         """
         maps = range(len(self.linears))[first:last]
         if sums is None and any(self.linears[number].bias.requires_grad for number in maps):
@@ -173,9 +163,7 @@ class FusedMap:
     ) -> dict[int, tuple[Tensor, Tensor]]:
         """Return gradients of A and B of each adapter; all of A come from one product.
 
-        Args:
-            x: (num_tokens, in) their input.
-            parts: consecutive maps -> (num_tokens, out) the gradient of the output.
+        `parts` maps the number of each of some consecutive maps to the gradient of its output.
         """
         adapters = {number: self.adapters[number] for number in parts if number in self.adapters}
         if not adapters:
