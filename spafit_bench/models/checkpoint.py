@@ -1,6 +1,6 @@
-"""A pretrained encoder on disk: found, checked, and loaded with a task's head.
+"""Finds, checks and reads a pretrained encoder, and loads it with a task's head.
 
-Safetensors only: a pickled checkpoint can run code when it is opened, so it is refused.
+Only safetensors are accepted, because a pickled checkpoint can run code when it is opened.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TOKENIZER_FILES = (
     *("special_tokens_map.json", "added_tokens.json", "spm.model", "sentencepiece.bpe.model"),
     *("spiece.model", "tokenizer.model", "bpe.codes", "dict.txt"),
 )
-"""Files that a tokenizer may be read from. All that are there are part of the run's name."""
+"""Files that a tokenizer may be read from. Those that exist decide the run's name."""
 _REDIRECTIONS = {
     "config.json": ("transformers_weights", "configuration_files"),
     "tokenizer_config.json": ("fast_tokenizer_files",),
@@ -45,7 +45,7 @@ _REDIRECTIONS = {
 """Keys that make transformers read other files than those above."""
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _TENSORS_AT_ONCE = 16
-"""A layer of BERT. What was read of a mapped file takes memory as long as the file is open."""
+"""About a layer of BERT. What was read of a file takes memory until the file is closed."""
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.ckpt")
 
 SHIPPED_MODELS = {"tiny-bert": Path(__file__).parents[1] / "assets" / "tiny-bert"}
@@ -77,21 +77,16 @@ class Checkpoint:
     @cached_property
     def resolved_config(self) -> PretrainedConfig:
         """The configuration with transformers' defaults for keys that `config.json` lacks."""
-        from transformers import AutoConfig
-
-        try:
-            return AutoConfig.from_pretrained(self.path, local_files_only=True)
-        except Exception as error:  # whatever a wrong value makes a configuration class raise
-            raise UserError(f"{self.path / 'config.json'}: {error}") from None
+        return _transformers_config(self.path)
 
     @property
     def has_segments(self) -> bool:
-        """Whether the encoder can tell the two texts of a pair apart by segment ids."""
+        """Whether the encoder has segment ids, which mark the two texts of a pair."""
         return (getattr(self.resolved_config, "type_vocab_size", 0) or 0) > 1
 
     @property
     def needs_segments(self) -> bool:
-        """Whether it was pretrained with them, so that a tokenizer must give them."""
+        """Whether the encoder was pretrained with segment ids, so the tokenizer must give them."""
         return self.has_segments and self.architecture.model_type in ("bert", "electra")
 
     @property
@@ -99,7 +94,7 @@ class Checkpoint:
         """The longest input that the encoder has positions for; None if it has no limit."""
         positions = getattr(self.resolved_config, "max_position_embeddings", None)
         if isinstance(positions, int) and self.architecture.reserves_positions:
-            positions -= int(self.resolved_config.pad_token_id or 0) + 1  # they count from there
+            positions -= int(self.resolved_config.pad_token_id or 0) + 1  # positions start after it
         return positions if isinstance(positions, int) else None
 
 
@@ -149,10 +144,11 @@ def find_checkpoint(
         )
     if weights:
         if not weight_files(path):
-            for pickled in (path / file for file in _PICKLED if (path / file).is_file()):
+            if pickled := [path / file for file in _PICKLED if (path / file).is_file()]:
                 raise UserError(
-                    f"{pickled}: pickled weights are refused, opening them can run code; convert "
-                    "the checkpoint to model.safetensors (save_pretrained does) and use that folder"
+                    f"{pickled[0]}: pickled weights are refused, opening them can run code; "
+                    "convert the checkpoint to model.safetensors (save_pretrained does) and use "
+                    "that folder"
                 )
             raise UserError(f"{path}: no model.safetensors in the checkpoint folder")
         if not any((path / file).is_file() for file in _VOCABULARIES):
@@ -269,20 +265,23 @@ def identities(checkpoint: Checkpoint) -> dict[Path, Identity]:
 
 def model_config(checkpoint: Checkpoint, task: Task) -> PretrainedConfig:
     """Return the checkpoint's configuration with the outputs and label names of a task."""
+    names = dict(enumerate(task.labels or ("score",)))
+    return _transformers_config(
+        checkpoint.path,
+        num_labels=task.num_labels,
+        return_dict=True,  # logits are read by name, also from an export
+        id2label=names,
+        label2id={label: index for index, label in names.items()},
+    )
+
+
+def _transformers_config(path: Path, **changes: object) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    names = dict(enumerate(task.labels or ("score",)))
     try:
-        return AutoConfig.from_pretrained(
-            checkpoint.path,
-            local_files_only=True,
-            num_labels=task.num_labels,
-            return_dict=True,  # logits are read by name, also from an export
-            id2label=names,
-            label2id={label: index for index, label in names.items()},
-        )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{checkpoint.path / 'config.json'}: {error}") from None
+        return AutoConfig.from_pretrained(path, local_files_only=True, **changes)
+    except Exception as error:  # a wrong value can make a configuration class raise anything
+        raise UserError(f"{path / 'config.json'}: {error}") from None
 
 
 def parameter_shapes(checkpoint: Checkpoint, task: Task) -> dict[str, tuple[int, ...]]:
@@ -357,7 +356,7 @@ def load_model(
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """Return a random generator that depends on the seed and a name, and on nothing else."""
+    """Return a random generator that depends only on the seed and a name."""
     import torch
 
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
@@ -365,7 +364,7 @@ def generator(seed: int, name: str) -> torch.Generator:
 
 
 def unreadable_weights(file: Path, error: Exception) -> UserError:
-    """Return the message about a file that safetensors cannot read."""
+    """Return the error for a file that safetensors cannot read."""
     with suppress(OSError), file.open("rb") as opened:
         if opened.read(40).startswith(b"version https://git-lfs"):
             return UserError(
@@ -376,7 +375,7 @@ def unreadable_weights(file: Path, error: Exception) -> UserError:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers from reporting missing head tensors: the plan and record say so."""
+    """Silence transformers' report of missing tensors; the plan and the record name them."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

@@ -16,6 +16,7 @@ typedef int64_t i64;
 
 enum { LANES = 16, AT_ONCE = 64, BITS = 2 * AT_ONCE, ALL = 1 << 15 };
 
+/* In `for EACH(i, count)`, i is 0, 16, 32, ... The mask `rest(count - i)` omits what is past the end. */
 #define EACH(i, count) (i64 i = 0; i < (count); i += LANES)
 #define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads)")
 
@@ -32,6 +33,7 @@ static inline void accumulate(float *sum, __mmask16 m, __m512 x) {
   store(sum, m, _mm512_add_ps(load(sum, m), x));
 }
 
+/* bf16 is the upper half of fp32. `up` converts to fp32, `down` rounds to bf16. */
 static inline __m512 up(const bf16 *x, __mmask16 m) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, x));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
@@ -135,6 +137,7 @@ static inline __mmask16 kept(const uint16_t *bits, i64 threshold) {
   return _mm256_cmplt_epu16_mask(x, _mm256_set1_epi16((short)threshold));
 }
 
+/* `x` becomes gelu(x + bias). `slope` gets the derivative, unless it is NULL. */
 void gelu(bf16 *x, const float *bias, bf16 *slope, i64 rows, i64 width, i64 threads) {
   threads = worthwhile(rows * width, threads);
   PARALLEL
@@ -149,6 +152,7 @@ void gelu(bf16 *x, const float *bias, bf16 *slope, i64 rows, i64 width, i64 thre
   }
 }
 
+/* `gradient`, of GELU's output, becomes that of its input, and `sums` that summed over rows. */
 void gelu_backward(bf16 *gradient, const bf16 *slope, float *sums, i64 rows, i64 width, i64 threads) {
   threads = worthwhile(rows * width, threads);
   PARALLEL
@@ -205,7 +209,9 @@ void add_norm(const bf16 *branch, const float *branch_bias, const float *weight,
   }
 }
 
-/* `z` becomes the gradient of the stream. */
+/* `gradient` and `more` (or NULL) add up to the gradient of `y`. `z`, the sum of the forward pass,
+ * becomes the gradient of the stream, and `branch` that of the branch. `sums` gets the gradients of
+ * the norm's weight and bias, and the branch's gradient summed over rows. */
 void add_norm_backward(const float *gradient, const bf16 *more, const float *mean,
                        const float *inverse_deviation, const float *weight, float *z, bf16 *branch,
                        float *sums, i64 rows, i64 width, float scale, uint64_t seed, i64 threshold,
@@ -249,6 +255,8 @@ void add_norm_backward(const float *gradient, const bf16 *more, const float *mea
   reduce(sums, 3 * width, threads);
 }
 
+/* Copy rows of tokens, (token, part, head, size), to (part, sequence, head, token, size), padded with
+ * zeros. Add `bias`, and multiply part 0 by `scale`. */
 void split_heads(const bf16 *x, const float *bias, bf16 *apart, const i64 *starts, const i64 *lengths,
                  i64 sequences, i64 length, i64 count, i64 heads, i64 size, float scale, i64 threads) {
   i64 width = count * heads * size;
@@ -268,6 +276,7 @@ void split_heads(const bf16 *x, const float *bias, bf16 *apart, const i64 *start
   }
 }
 
+/* Undo split_heads, without a bias; part 0 is multiplied by `scale`. Rows of no sequence become 0. */
 void join_heads(const bf16 *apart, bf16 *x, const i64 *starts, const i64 *lengths, i64 sequences,
                 i64 length, i64 count, i64 heads, i64 size, float scale, i64 rows, i64 threads) {
   i64 width = count * heads * size, used = starts[sequences - 1] + lengths[sequences - 1];
@@ -285,7 +294,9 @@ void join_heads(const bf16 *apart, bf16 *x, const i64 *starts, const i64 *length
   clear(x + used * width, (rows - used) * width);
 }
 
-/* `length` is a multiple of LANES. */
+/* `scores` become probabilities over the tokens of a sequence; padding gets 0. `dropped` gets them
+ * after dropout, not scaled, unless it is NULL. `length` is a multiple of LANES. With one query, only
+ * the first token of each sequence asks. */
 void softmax(bf16 *scores, bf16 *dropped, const i64 *lengths, i64 sequences, i64 heads, i64 queries,
              i64 length, uint64_t seed, i64 threshold, i64 threads) {
   threads = worthwhile(sequences * heads * queries * length, threads);
@@ -326,6 +337,8 @@ void softmax(bf16 *scores, bf16 *dropped, const i64 *lengths, i64 sequences, i64
   }
 }
 
+/* `gradient`, of the probabilities after dropout, becomes the gradient of the scores. An element was
+ * kept if `dropped` is not 0 there. */
 void softmax_backward(bf16 *gradient, const bf16 *probabilities, const bf16 *dropped,
                       const i64 *lengths, i64 sequences, i64 heads, i64 queries, i64 length,
                       i64 threads) {
