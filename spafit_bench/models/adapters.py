@@ -14,12 +14,12 @@ from spafit_bench.methods.treatments import Lora
 class LoraLinear(nn.Linear):
     """y = W x + b + s B A x, with W frozen and s = alpha / r (or alpha / sqrt r).
 
-    `weight` (out, in) and `bias` (out,) are the very parameters of the linear map it replaces, so
-    names in the model do not change; it adds `lora_A` (r, in), Kaiming-uniform with a = sqrt 5, and
+    `weight` (out, in) and `bias` (out,) are the parameters of the linear map that it replaces, so
+    names in the model do not change. It adds `lora_A` (r, in), Kaiming-uniform with a = sqrt 5, and
     `lora_B` (out, r), zero, so that step 0 equals the pretrained model. DoRA (arXiv:2402.09353,
-    section 4.1) adds `lora_magnitude` (out,): y = m (W + s B A) x / ||W + s B A|| + b, with the row
-    norm held constant in the gradient (section 4.3). Dropout acts on the input of what adaptation
-    adds to W x, as in LoRA.
+    section 4.1) adds `lora_magnitude` (out,): y = m (W + s B A) x / ||W + s B A|| + b. The gradient
+    treats the row norm as a constant (section 4.3). As in LoRA, dropout changes only the input of
+    the part that adaptation adds to W x.
     """
 
     def __init__(self, linear: nn.Linear, lora: Lora, generator: torch.Generator) -> None:
@@ -46,16 +46,16 @@ class LoraLinear(nn.Linear):
         gain = self.lora_magnitude / self._row_norm()
         base = F.linear(x, self.weight)
         y: Tensor = gain * (base + update)
-        if drops:  # dropout is on the change alone, never on the pretrained product
+        if drops:  # the pretrained product has no dropout
             y = base + (gain - 1) * F.linear(dropped, self.weight) + gain * update
         y = y if self.bias is None else y + self.bias
-        return y.to(base.dtype)  # under autocast, what a linear map returns
+        return y.to(base.dtype)  # the type that a linear map returns under autocast
 
     @torch.no_grad()
     def _row_norm(self) -> Tensor:
-        """Return ||W + s B A|| of each row, (out,), in fp32 or better whatever the autocast.
+        """Return ||W + s B A|| of each row, (out,), in at least fp32, also under autocast.
 
-        In bf16 its rounding alone would move step 0 away from the pretrained model.
+        Rounding to bf16 would make step 0 differ from the pretrained model.
         """
         with torch.autocast(self.weight.device.type, enabled=False):
             factor = self.lora_B @ self.lora_A

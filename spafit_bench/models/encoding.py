@@ -313,9 +313,10 @@ def training_batches(
     and cut into batches. Then all batches are shuffled. `rng` alone decides the result.
 
     The step at which an example is seen is uniform over the epoch, whatever its length. Its pool
-    and the order among equal lengths are random too. Within a pool, examples of similar length
-    share a batch, so short examples meet long ones less often than in uniformly drawn batches. A
-    split of fewer than `POOL_BATCHES` batches is one pool, where only equal lengths change places.
+    and the order among equal lengths are random too. Only the batch with the remainder is smaller.
+    Within a pool, examples of similar length share a batch, so short examples meet long ones less
+    often than in uniformly drawn batches. A split of fewer than `POOL_BATCHES` batches is one pool,
+    where only equal lengths change places.
 
     With `batch_tokens`, a batch has about that many tokens, at least those of the longest example,
     instead of `batch_size` examples. Pools and batches are cut at equal shares of the epoch's
@@ -346,7 +347,7 @@ def _batch_weight(
 
 
 def _shares(weights: np.ndarray, num: int, den: int) -> np.ndarray:
-    """Number the shares of `num / den` that the middles of consecutive weights fall into."""
+    """Return the number of the share, of size `num / den`, that contains each weight's middle."""
     doubled_middles = 2 * np.cumsum(weights) - weights
     return doubled_middles * den // (2 * num)
 

@@ -119,10 +119,14 @@ class NativeKernels(Kernels):
 
     def _call(self, name: str, *arguments: Tensor | float | None) -> None:
         """Call a kernel with the addresses of tensors, all numbers, and the number of threads."""
-        values = [
-            _address(value, kind) if isinstance(value, Tensor) else value
-            for kind, value in zip(_SIGNATURES[name], arguments, strict=False)
-        ]
+        values: list[float | None] = []
+        for kind, value in zip(_SIGNATURES[name], arguments, strict=False):
+            if isinstance(value, Tensor):  # the address is all that a kernel gets
+                assert value.dtype == _POINTERS[kind], (kind, value.dtype)
+                assert value.is_contiguous(), (kind, value.shape, value.stride())
+                values.append(value.data_ptr())
+            else:
+                values.append(value)
         getattr(self.library, name)(*values, torch.get_num_threads())
 
     def split(
@@ -221,10 +225,3 @@ class NativeKernels(Kernels):
     def add_(self, x: Tensor, more: Tensor) -> Tensor:
         self._call("add", x, more.contiguous(), x.numel())
         return x
-
-
-def _address(tensor: Tensor, kind: str) -> int:
-    """Return the address of a tensor's data, which is all that a kernel gets."""
-    assert tensor.dtype == _POINTERS[kind], (kind, tensor.dtype)
-    assert tensor.is_contiguous(), (kind, tensor.shape, tensor.stride())
-    return tensor.data_ptr()
