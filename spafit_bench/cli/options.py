@@ -75,7 +75,7 @@ Methods = Annotated[
     what(
         "--method",
         help="Methods: names, all, a YAML file, or one line such as "
-        "'0-4:frozen;5-9:bias;10-23:lora(query+value,r=8,alpha=16)'.",
+        "'0-4:frozen;5-9:bias;10-23:full'.",
         autocompletion=complete_methods,
         metavar="M[,M]|all",
     ),

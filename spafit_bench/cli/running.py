@@ -150,7 +150,7 @@ def run(
     ] = None,
     measure_forgetting: Annotated[
         bool,
-        keep(
+        how(
             "--measure-forgetting", help="Record how far each layer moved from the pretrained one."
         ),
     ] = False,

@@ -160,3 +160,4 @@ def test_help_names_values_plainly(
     text = call(*command.split(), "--help").out
     assert not re.search(r"<(bool|str|int|float|list|Path)|list\[|\(\)", text)
     assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text, "a word is too long for its column"
