@@ -8,7 +8,7 @@ order hold on other tasks? The formulas are in `stats.py`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from math import factorial
@@ -325,10 +325,10 @@ class _Bench:
 class _Found:
     """A difference and its tests, which have not met their families yet."""
 
+    samples: tuple[Sample, Sample]
+    """Points of each seed, of the first and the second."""
     over_seeds: OverSeeds
     seeds: Significance | None
-    seed_interval: Callable[[float], Interval | None]
-    """Its interval over seeds at a level."""
     on_predictions: OnPredictions
     resamples: Resamples | None
     collapsed: tuple[str, ...] = ()
@@ -358,46 +358,45 @@ def _compare(bench: _Bench) -> Comparison:
     }
     over_tasks = family({pair: stats.wilcoxon(d) for pair, d in differences.items()}, "tasks")
 
-    def task_comparison(pair: Pair, task: Task) -> TaskComparison:
-        over, on, verdict = judged[pair, task.name]
-        return TaskComparison(
-            task=task.name,
-            title=task.title,
-            note=task.note,
-            first=_side(bench, pair[0], task),
-            second=_side(bench, pair[1], task),
-            over_seeds=over,
-            on_predictions=on,
-            verdict=verdict,
+    pairs = []
+    for pair, shared in bench.shared.items():
+        tasks = []
+        for task in shared:
+            over, on, verdict = judged[pair, task.name]
+            tasks.append(
+                TaskComparison(
+                    task=task.name,
+                    title=task.title,
+                    note=task.note,
+                    first=_side(bench, pair[0], task),
+                    second=_side(bench, pair[1], task),
+                    over_seeds=over,
+                    on_predictions=on,
+                    verdict=verdict,
+                )
+            )
+        overall = None
+        if pair in averaged:
+            over, on, verdict = judged_averages[pair, ""]
+            overall = Overall(
+                tasks=tuple(task.name for task in averaged[pair]),
+                over_seeds=over,
+                on_predictions=on,
+                ahead=int(np.sum(differences[pair] > 0)),
+                over_tasks=over_tasks[pair],
+                verdict=verdict,
+            )
+        first, second = (row.label for row in pair)
+        pairs.append(
+            PairComparison(first=first, second=second, tasks=tuple(tasks), overall=overall)
         )
-
-    def overall(pair: Pair) -> Overall:
-        over, on, verdict = judged_averages[pair, ""]
-        return Overall(
-            tasks=tuple(task.name for task in averaged[pair]),
-            over_seeds=over,
-            on_predictions=on,
-            ahead=int(np.sum(differences[pair] > 0)),
-            over_tasks=over_tasks[pair],
-            verdict=verdict,
-        )
-
-    pairs = tuple(
-        PairComparison(
-            first=pair[0].label,
-            second=pair[1].label,
-            tasks=tuple(task_comparison(pair, task) for task in shared),
-            overall=overall(pair) if pair in averaged else None,
-        )
-        for pair, shared in bench.shared.items()
-    )
     methods = {row.method for row in bench.rows}
     lost = [run for run in bench.group.left_out if run.method in methods]
     return Comparison(
         model=bench.group.model,
         data=bench.group.data,
         methods=tuple(row.label for row in bench.rows),
-        pairs=pairs,
+        pairs=tuple(pairs),
         ranking=_ranking(bench),
         resamples=bench.resamples,
         families=_families(pairs),
@@ -427,9 +426,9 @@ def _differ(bench: _Bench, pair: Pair, task: Task) -> _Found:
     means, seeds = over_seeds(*samples)
     usable, missing = _usable(bench, pair, task)
     found = _Found(
+        samples,
         means,
         seeds,
-        lambda alpha: over_seeds(*samples, alpha)[0].interval,
         OnPredictions(pairs=0, missing=missing),
         None,
         tuple(
@@ -564,33 +563,20 @@ def _in_points(resamples: Resamples, alpha: float) -> Interval:
 def _average(bench: _Bench, pair: Pair, tasks: Sequence[Task], found: Sequence[_Found]) -> _Found:
     """Compare averages over tasks, over the seeds that the tasks share."""
     samples = [[bench.sample(row, task) for task in tasks] for row in pair]
-    first, second = map(average_by_seed, samples)
+    averages = average_by_seed(samples[0]), average_by_seed(samples[1])
     alike = len({frozenset(sample) for side in samples for sample in side}) == 1
+    if alike or min(map(len, averages)) >= stats.LEAST_SEEDS:
+        means, seeds = over_seeds(*averages)
+    else:
+        mean = float(np.mean([part.over_seeds.difference for part in found]))
+        means, seeds = stats.unpaired_difference(mean), None
     lacking = [t.name for t, part in zip(tasks, found, strict=True) if part.resamples is None]
-    missing = (f"none of {', '.join(lacking)}",)
-    mean = float(np.mean([part.over_seeds.difference for part in found]))
-    average = _Found(
-        stats.unpaired_difference(mean),
-        None,
-        lambda _: None,
-        OnPredictions(pairs=0, missing=missing if lacking else ()),
-        None,
-    )
-    if alike or min(len(first), len(second)) >= stats.LEAST_SEEDS:
-        means, seeds = over_seeds(first, second)
-        average = replace(
-            average,
-            over_seeds=means,
-            seeds=seeds,
-            seed_interval=lambda alpha: over_seeds(first, second, alpha)[0].interval,
-        )
-    if not lacking:
-        resamples = stats.mean_resamples([part.resamples for part in found if part.resamples])
-        fewest = min(part.on_predictions.pairs for part in found)
-        average = replace(
-            average, on_predictions=_on_predictions(resamples, fewest), resamples=resamples
-        )
-    return average
+    if lacking:
+        missing = (f"none of {', '.join(lacking)}",)
+        return _Found(averages, means, seeds, OnPredictions(pairs=0, missing=missing), None)
+    resamples = stats.mean_resamples([part.resamples for part in found if part.resamples])
+    fewest = min(part.on_predictions.pairs for part in found)
+    return _Found(averages, means, seeds, _on_predictions(resamples, fewest), resamples)
 
 
 # Verdicts
@@ -610,7 +596,8 @@ def _judged(
     for key, one in found.items():
         over = replace(one.over_seeds, tested=by_seed[key])
         if over.tested.alpha:
-            over = replace(over, corrected_interval=one.seed_interval(over.tested.alpha))
+            interval = over_seeds(*one.samples, over.tested.alpha)[0].interval
+            over = replace(over, corrected_interval=interval)
         on = replace(one.on_predictions, tested=by_example[key])
         if one.resamples and on.tested.alpha:
             on = replace(on, corrected_interval=_in_points(one.resamples, on.tested.alpha))

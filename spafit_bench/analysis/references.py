@@ -45,7 +45,8 @@ class Reference(Frozen):
         if self.task not in TASKS:
             raise ValueError(f"unknown task {self.task!r}: {nearest(self.task, TASKS)}")
         task = get_task(self.task)
-        splits = [*map(_published_name, task.dev_splits), *(test.key for test in task.test_sets)]
+        splits = [split.replace("validation", "dev") for split in task.dev_splits]
+        splits += [test.key for test in task.test_sets]
         if self.split not in splits:
             raise ValueError(f"split {self.split!r} of {self.task}: {nearest(self.split, splits)}")
         metrics = (*task.metrics, MEAN)
@@ -77,10 +78,6 @@ class References(Frozen):
     entries: tuple[Reference, ...]
 
 
-def _published_name(split: str) -> str:
-    return split.replace("validation", "dev")
-
-
 def read_references(file: Path) -> References:
     """Read published scores.
 
@@ -105,9 +102,14 @@ def read_references(file: Path) -> References:
     body = parse_yaml(text, f"--reference {file}")
     if not isinstance(body, list) or not body:
         raise UserError(f"--reference {file}: must be a YAML list of scores (- name: ...)")
-    entries = tuple(_entry(f"{file}, entry {n}", raw) for n, raw in enumerate(body, start=1))
-    _no_duplicates(file, entries)
-    return References(where=path.name, entries=entries)
+    entries = [_entry(f"{file}, entry {n}", raw) for n, raw in enumerate(body, start=1)]
+    seen: dict[tuple[str, ...], int] = {}
+    for number, entry in enumerate(entries, start=1):
+        key = (entry.name, entry.model, entry.task, entry.split, entry.metric)
+        if first := seen.get(key):
+            raise UserError(f"{file}, entry {number}: {', '.join(key)} is already entry {first}")
+        seen[key] = number
+    return References(where=path.name, entries=tuple(entries))
 
 
 def _entry(where: str, raw: Any) -> Reference:
@@ -118,14 +120,3 @@ def _entry(where: str, raw: Any) -> Reference:
     except ValidationError as error:
         _, problem = first_problem(error, Reference.model_fields)
         raise UserError(f"{where}: {problem}") from None
-
-
-def _no_duplicates(file: Path, entries: tuple[Reference, ...]) -> None:
-    seen: dict[tuple[str, ...], int] = {}
-    for number, entry in enumerate(entries, start=1):
-        key = (entry.name, entry.model, entry.task, entry.split, entry.metric)
-        if key in seen:
-            raise UserError(
-                f"{file}, entry {number}: {', '.join(key)} is already entry {seen[key]}"
-            )
-        seen[key] = number
