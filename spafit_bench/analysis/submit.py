@@ -5,7 +5,6 @@ Source of the format: the FAQ of gluebenchmark.com. AX is predicted by the MNLI 
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -316,23 +315,17 @@ def write_zip(path: Path, predictions: Mapping[str, Sequence[str]]) -> None:
     """
     try:
         with replacing(path) as temporary:
-            temporary.write_bytes(_zip(predictions))
+            with zipfile.ZipFile(temporary, "w") as archive:
+                for name, values in predictions.items():
+                    lines = (f"{index}\t{value}" for index, value in enumerate(values))
+                    member = zipfile.ZipInfo(f"{name}.tsv", date_time=_EPOCH)
+                    member.compress_type = zipfile.ZIP_DEFLATED
+                    member.create_system = 3
+                    member.external_attr = 0o644 << 16
+                    archive.writestr(member, "\n".join((_HEADER, *lines, "")))
             check_zip(temporary, {name: len(values) for name, values in predictions.items()})
     except OSError as error:
         raise UserError(f"--out {path}: cannot be written ({error.strerror})") from None
-
-
-def _zip(predictions: Mapping[str, Sequence[str]]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, values in predictions.items():
-            lines = (f"{index}\t{value}" for index, value in enumerate(values))
-            member = zipfile.ZipInfo(f"{name}.tsv", date_time=_EPOCH)
-            member.compress_type = zipfile.ZIP_DEFLATED
-            member.create_system = 3
-            member.external_attr = 0o644 << 16
-            archive.writestr(member, "\n".join((_HEADER, *lines, "")))
-    return buffer.getvalue()
 
 
 def check_zip(path: Path, rows: Mapping[str, int] | None = None) -> None:
