@@ -32,7 +32,7 @@ class Difference:
     value: float
     over_seeds: Interval | None
     on_predictions: Interval | None
-    settled: bool
+    separable: bool
     """Separable over seeds and on predictions."""
 
 
@@ -117,7 +117,7 @@ def _difference(title: str, found: TaskComparison | Overall) -> Difference:
         value=found.over_seeds.difference,
         over_seeds=found.over_seeds.shown_interval,
         on_predictions=found.on_predictions.shown_interval,
-        settled=all(tested),
+        separable=all(tested),
     )
 
 
@@ -202,6 +202,6 @@ def _draw_difference(axes: Axes, found: Difference, y: int, style: LineStyle, re
         side = "left" if found.value < 0 else "right"
         axes.text(clipped(found.value), y - 0.12, f"{found.value:+.1f}", ha=side, va="bottom")
         return
-    fill = style.color if found.settled else PAPER
+    fill = style.color if found.separable else PAPER
     point: dict[str, Any] = {"markersize": 5.5, "markeredgewidth": 1.3, "markerfacecolor": fill}
     axes.plot([found.value], [y], marker=style.marker, color=style.color, **point)

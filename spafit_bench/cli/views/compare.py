@@ -99,8 +99,10 @@ def _answer(pair: PairComparison) -> str:
         for name in (pair.first, pair.second)
     )
     total = len(pair.tasks)
-    open_ = f"{total - first - second} of {total} not separable"
-    said = f"{pair.first} is better on {first}, {pair.second} on {second}, {open_}."
+    said = (
+        f"{pair.first} is better on {first} of {total} tasks, {pair.second} on {second}; "
+        f"{total - first - second} undecided."
+    )
     return f"{said} On average: {pair.overall.verdict}." if pair.overall else said
 
 
