@@ -98,7 +98,7 @@ def run(
     select: Annotated[
         str | None,
         how(
-            help="Which evaluation to report. The best one on dev is optimistic.",
+            help="Report the last evaluation, or the best one on dev (optimistic).",
             metavar="last|best",
         ),
     ] = None,
