@@ -265,7 +265,7 @@ def test_mistakes_are_said_once(tmp_path: Path, arguments: list[Any], checkpoint
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """A machine that seems to have two GPUs, and this process one of several on it."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(numerics, "_has_native_bf16", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
 
     def be(local_rank: int) -> None:
         monkeypatch.setattr(distributed, "local_rank", lambda: local_rank)
