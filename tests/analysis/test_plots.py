@@ -271,6 +271,9 @@ def test_one_far_difference_does_not_flatten_the_others(gallery: Gallery) -> Non
         for d, value in zip(panel.differences, (1.0, -1.0, 1.0, 90.0), strict=True)
     ))  # fmt: skip
     assert _reach([wild]) == 4.0
+    misleading = type(panel.differences[0])("WNLI", 90.0, None, None, False)
+    others = (*wild.differences[:3], misleading)
+    assert _reach([type(panel)(panel.title, panel.style, others)]) == 1.0
 
 
 def test_an_arrowhead_of_either_bar_is_explained(tmp_path: Path) -> None:

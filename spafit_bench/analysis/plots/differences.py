@@ -200,7 +200,8 @@ def _draw_difference(axes: Axes, found: Difference, y: int, style: LineStyle, re
         axes.plot([clipped(end) * 1.04], [y], marker=arrow, color=style.color, markersize=4)
     if abs(found.value) > reach:
         side = "left" if found.value < 0 else "right"
-        axes.text(clipped(found.value), y - 0.12, f"{found.value:+.1f}", ha=side, va="bottom")
+        text = f"{found.value:+.1f}".replace("-", "\N{MINUS SIGN}")  # as on the axis
+        axes.text(clipped(found.value), y - 0.16, text, ha=side, va="bottom")
         return
     fill = style.color if found.separable else PAPER
     point: dict[str, Any] = {"markersize": 5.5, "markeredgewidth": 1.3, "markerfacecolor": fill}

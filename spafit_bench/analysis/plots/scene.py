@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from spafit_bench.analysis.plots.drawing import LineStyle, line_styles
-from spafit_bench.analysis.tables.cells import MARKS, label_notes, marks_of, sample_of
+from spafit_bench.analysis.stats import average_by_seed
+from spafit_bench.analysis.tables.cells import (
+    MARKS,
+    label_notes,
+    marks_of,
+    mean_of,
+    score_sample,
+    sd_of,
+)
 from spafit_bench.analysis.tables.settings import RunGroup, Setting, TaskRuns
 from spafit_bench.base.escaping import printable
 from spafit_bench.data.tasks import Task
@@ -64,16 +72,14 @@ class Scene:
     def average(self, row: Setting) -> Average | None:
         """Average a row over `averaged`; None where it lacks one of them."""
         cells = self.group.rows[row]
-        samples = [scores_of(task, cells.get(task.name, ())) for task in self.averaged]
+        samples = [score_sample(task, cells.get(task.name, ())) for task in self.averaged]
         if not samples or not all(samples):
             return None
-        mean = statistics.fmean(statistics.fmean(sample.values()) for sample in samples)
         sound = not any(run.collapsed for run in self.runs([row], self.averaged))
-        seeds = {frozenset(sample) for sample in samples}
-        if len(seeds) > 1 or len(samples[0]) < 2:
-            return Average(mean, None, sound)
-        by_seed = [statistics.fmean(sample[seed] for sample in samples) for seed in samples[0]]
-        return Average(mean, statistics.stdev(by_seed), sound)
+        if len({frozenset(sample) for sample in samples}) > 1:
+            return Average(statistics.fmean(map(mean_of, samples)), None, sound)
+        by_seed = average_by_seed(samples)
+        return Average(mean_of(by_seed), sd_of(by_seed), sound)
 
     @cached_property
     def shown(self) -> tuple[Setting, ...]:
@@ -143,12 +149,6 @@ class Scene:
             yield f"{count}, {why}; the tables have all."
         elif missing:
             yield f"Not shown: {', '.join(missing)}."
-
-
-def scores_of(task: Task, runs: Iterable[RunRecord]) -> Mapping[int, float]:
-    """Score of each seed, times 100."""
-    found = sample_of(runs, lambda run: task.score(run.metrics))
-    return {seed: 100 * value for seed, value in found.items()}
 
 
 def joined(*sentences: str) -> str:
