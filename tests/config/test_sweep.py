@@ -371,7 +371,7 @@ def test_a_killed_worker_stops_nobody(tmp_path: Path, checkpoint: Path, data: Pa
             "data": str(data),
             "precision": "fp32",
             "predict_test": False,
-            "train": {"epochs": 30, "batch_size": 4, "max_length": 32},
+            "train": {"epochs": 8, "batch_size": 4, "max_length": 32},
         },
     }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(body))
