@@ -33,7 +33,7 @@ paper: $(READY) ## BERT-large-cased, nine tasks, six methods, five seeds: days o
 	$(BIN)/spafit-bench report --results $(PAPER)
 
 test: $(READY) ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-ray: $(READY) ## Install Ray and test sweeps on a cluster of two nodes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
