@@ -151,11 +151,12 @@ def _table_names(
     """Return what tables call each run's model, and its row."""
     models = {run.run_id: {run.model, short_name(run.model)} for run in records}
     rows = {run.run_id: {run.method} for run in records}
-    for group in (*group_runs(records), *group_trials(records)):
+    groups = group_runs(records)
+    for group in (*groups, *group_trials(records, groups)):
         for run in (*group.records, *group.repeated, *group.left_out):
             label = group.setting_of(run).label
             models[run.run_id].add(group.model)
-            names = {name: group.shorts.get(name, name) for name in (label, run.method)}
+            names = {name: group.short(name) for name in (label, run.method)}
             rows[run.run_id] |= names.keys() | names.values()
             rows[run.run_id] |= {f"{name} · {machine_of(run)}" for name in {label, names[label]}}
     return models, rows

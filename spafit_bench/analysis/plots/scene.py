@@ -101,8 +101,7 @@ class Scene:
     @cached_property
     def labels(self) -> Mapping[Setting, str]:
         """Name of each row, short enough to stand beside a line."""
-        shorts = self.group.shorts
-        return {r: printable(shorts.get(r.label, r.label)) for r in self.group.rows}
+        return {row: printable(self.group.short(row.label)) for row in self.group.rows}
 
     def runs(self, rows: Iterable[Setting], tasks: Iterable[Task]) -> list[RunRecord]:
         """Runs of some rows on some tasks."""

@@ -64,7 +64,7 @@ def build_tables(
         for group, part, row in zip(groups, parts, rows, strict=True)
         for table in (scores_table(group, part, row), parameters_table(group), cost_table(group))
     ]
-    return (*main, *map(trials_table, group_trials(records)))
+    return (*main, *map(trials_table, group_trials(records, groups)))
 
 
 def _nothing_to_show(records: Sequence[RunRecord]) -> str:

@@ -29,7 +29,7 @@ def parameters_table(group: RunGroup) -> ResultTable:
     usual, *others = sizes = _head_sizes(group)
     rows = [
         Row(
-            label=group.shorts.get(setting.label, setting.label),
+            label=group.short(setting.label),
             name=setting.label,
             cells=(
                 _count_cell(sizes[usual], runs, lambda run: run.trainable_parameters),
@@ -189,7 +189,7 @@ def cost_table(group: RunGroup) -> ResultTable:
             for machine, runs in by_machine.items():
                 place = machine if len(machines) > 1 else ""
                 after = f" · {place}" if place else ""
-                label = group.shorts.get(setting.label, setting.label) + after
+                label = group.short(setting.label) + after
                 values = (Cell(value=len(runs), text=str(len(runs))), *_costs(runs, quantities))
                 name = setting.label + after
                 rows.append(Row(label=label, name=name, group=task.title, cells=values))

@@ -111,7 +111,7 @@ def scores_table(group: RunGroup, part: Beside, baseline: Setting | None = None)
     ranked = rank_columns(
         [
             Row(
-                label=group.shorts.get(setting.label, setting.label),
+                label=group.short(setting.label),
                 name=setting.label,
                 cells=(
                     *(_score_cell(head, runs.get(head.task.name, ())) for head in heads),

@@ -84,6 +84,10 @@ class RunGroup:
         """Tasks of its runs."""
         return tasks_of(self.records)
 
+    def short(self, label: str) -> str:
+        """Return a label as the tables print it."""
+        return self.shorts.get(label, label)
+
     def setting_of(self, run: RunRecord) -> Setting:
         """Return the row that a run belongs to; runs without a result belong to one, too."""
         keys = self.varying.get(run.method, ())
@@ -98,9 +102,9 @@ def tasks_of(runs: Iterable[RunRecord]) -> tuple[Task, ...]:
     return tuple(sorted(tasks, key=lambda task: order.get(task.name, len(order))))
 
 
-def short_labels(labels: Iterable[str], known: Mapping[str, str] | None = None) -> dict[str, str]:
+def short_labels(labels: Iterable[str], known: Mapping[str, str]) -> dict[str, str]:
     """Add a numbered short form, such as `full [2]`, of each label too long for a column."""
-    shorts = dict(known or {})
+    shorts = dict(known)
     for label in labels:
         if len(label) > _LONGEST_LABEL and label not in shorts:
             method = label.partition(" · ")[0]
@@ -116,9 +120,7 @@ def matching_rows(group: RunGroup, name: str) -> list[Setting]:
     """
     wanted = plain(name)
     exact = [
-        row
-        for row in group.rows
-        if wanted in (plain(row.label), plain(group.shorts.get(row.label, "")))
+        row for row in group.rows if wanted in (plain(row.label), plain(group.short(row.label)))
     ]
     return exact or [row for row in group.rows if plain(row.method) == wanted]
 
@@ -135,18 +137,19 @@ def group_runs(records: Sequence[RunRecord]) -> tuple[RunGroup, ...]:
     served a choice and are in no group.
     """
     groups = _groups([record for record in records if record.holdout is None])
-    shorts = short_labels(row.label for group in groups for row in group.rows)
+    shorts = short_labels((row.label for group in groups for row in group.rows), {})
     return tuple(replace(group, shorts=shorts) for group in groups)
 
 
-def group_trials(records: Sequence[RunRecord]) -> tuple[RunGroup, ...]:
-    """Part the runs on held-out train in the same way, those without a result among them."""
-    trials = [record for record in records if record.holdout is not None]
-    groups = _groups(trials, ("done", "diverged", "failed"))
-    others = group_runs(records) if groups else ()
-    methods = (row.method for group in groups for row in group.rows)  # their tables' labels
-    shorts = short_labels(methods, others[0].shorts if others else None)
-    return tuple(replace(group, shorts=shorts) for group in groups)
+def group_trials(records: Sequence[RunRecord], groups: Sequence[RunGroup]) -> tuple[RunGroup, ...]:
+    """Part the runs on held-out train in the same way, those without a result among them.
+
+    Short forms of labels go on from those of `groups`, the groups of the other runs.
+    """
+    trials = _groups([r for r in records if r.holdout is not None], ("done", "diverged", "failed"))
+    methods = (row.method for group in trials for row in group.rows)  # their tables' labels
+    shorts = short_labels(methods, groups[0].shorts if groups else {})
+    return tuple(replace(group, shorts=shorts) for group in trials)
 
 
 def _groups(records: Sequence[RunRecord], shown: Sequence[str] = ("done",)) -> tuple[RunGroup, ...]:

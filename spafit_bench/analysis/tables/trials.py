@@ -39,7 +39,7 @@ def trials_table(group: RunGroup) -> ResultTable:
     methods = list(dict.fromkeys(setting.method for setting in group.rows))
     rows = [
         Row(
-            label=group.shorts.get(method, method),
+            label=group.short(method),
             name=method,
             group=task.title,
             cells=_cells(task, method, values, group),
